@@ -1,0 +1,142 @@
+//! The operator's side of a store: [`OutboxAdmin`].
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::{AggregateKey, FailureCause, HoldReason, Partition, Sequence, Status, StoreError};
+
+/// Which events an operator means. Conditions are joined by *and*; none is all events.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Only these ids; empty is any.
+    pub ids: Vec<Uuid>,
+    /// Only this status.
+    pub status: Option<Status>,
+    /// Only failures of this cause.
+    pub cause: Option<FailureCause>,
+    /// Only this aggregate type.
+    pub aggregate_type: Option<String>,
+    /// Only this aggregate id.
+    pub aggregate_id: Option<String>,
+    /// Only this event type.
+    pub event_type: Option<String>,
+    /// Only events after this one, for the next page.
+    pub after: Option<Sequence>,
+}
+
+impl EventFilter {
+    /// The event with this id.
+    pub fn id(id: Uuid) -> Self {
+        Self { ids: vec![id], ..Self::default() }
+    }
+
+    /// Events of this status.
+    pub fn status(status: Status) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Events of this aggregate.
+    pub fn aggregate(key: &AggregateKey) -> Self {
+        Self {
+            aggregate_type: Some(key.aggregate_type().to_owned()),
+            aggregate_id: Some(key.aggregate_id().to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
+/// All that a store knows of an event, whatever its status.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EventRecord {
+    /// The idempotency key; `None` where the row has none that can be read.
+    pub id: Option<Uuid>,
+    /// Its position.
+    pub sequence: Sequence,
+    /// Its partition.
+    pub partition: Partition,
+    /// Its aggregate.
+    pub key: AggregateKey,
+    /// What happened.
+    pub event_type: String,
+    /// The version of the payload's schema.
+    pub version: i32,
+    /// The payload.
+    pub payload: Bytes,
+    /// The media type of the payload.
+    pub content_type: Option<String>,
+    /// Headers, as far as they can be read.
+    pub headers: BTreeMap<String, String>,
+    /// The destination, where the writer chose one.
+    pub topic: Option<String>,
+    /// When it was written.
+    pub created_at: DateTime<Utc>,
+    /// When it is scheduled for.
+    pub available_at: Option<DateTime<Utc>>,
+    /// Where it is in its life.
+    pub status: Status,
+    /// Recorded attempts.
+    pub attempts: u32,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Why it was given up.
+    pub cause: Option<FailureCause>,
+    /// When it was acknowledged.
+    pub sent_at: Option<DateTime<Utc>>,
+}
+
+/// A hold as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldRecord {
+    /// The aggregate that waits.
+    pub key: AggregateKey,
+    /// Its partition.
+    pub partition: Partition,
+    /// The event it waits behind.
+    pub sequence: Option<Sequence>,
+    /// How long it still waits by the store's clock; zero when due; `None` without end.
+    pub due_in: Option<Duration>,
+    /// Why.
+    pub reason: HoldReason,
+    /// An operator paused it.
+    pub paused: bool,
+}
+
+/// What an operator does to events and aggregates. Every call is one transaction, takes effect within the relay's next
+/// polls, and needs no relay to be running.
+#[async_trait]
+pub trait OutboxAdmin: Send + Sync + 'static {
+    /// Events in ascending sequence, at most `rows_max`.
+    async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError>;
+
+    /// Holds, in the order in which they become due, at most `rows_max`.
+    async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError>;
+
+    /// Puts failed events back: pending, no attempts, `last_error` kept, and their aggregate held behind the first
+    /// of them with a time of now, so that it is delivered next. Returns how many; events that are not failed are
+    /// left alone. A hold of another event keeps the lower sequence and its own time; a pause stays a pause.
+    async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError>;
+
+    /// Gives events up: those that are failed get the cause `discarded`; those that are pending *and held* become
+    /// failed with that cause, and their hold becomes due. Other pending events are left alone, since one could be on its way.
+    /// Returns how many.
+    async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError>;
+
+    /// Keeps an aggregate back until it is resumed. What is in flight still arrives.
+    async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError>;
+
+    /// Ends a pause or a park: the hold becomes due now. True if there was a hold.
+    async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError>;
+
+    /// Keeps a topic back until it is resumed. What is in flight still arrives.
+    async fn pause_topic(&self, topic: &str) -> Result<(), StoreError>;
+
+    /// Ends the pause of a topic; holds with [`HoldReason::Topic`] become due now. True if it was paused.
+    async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError>;
+
+    /// The topics that are paused.
+    async fn paused_topics(&self) -> Result<Vec<String>, StoreError>;
+}

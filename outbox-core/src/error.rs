@@ -1,0 +1,128 @@
+//! Errors with a kind the caller can act on.
+
+use std::{error::Error, fmt};
+
+/// What a caller can do about a [`StoreError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// The store cannot be reached, or dropped the connection. The outcome of the statement is unknown. Try again.
+    Unavailable,
+    /// The store asks to run the same thing again: a deadlock, a serialisation failure, a busy file.
+    Conflict,
+    /// A table, a column or a whole schema version is missing. Run the migration.
+    Schema,
+    /// The store refuses who asks: a credential or a privilege. Somebody must act.
+    Denied,
+    /// The caller's mistake: enqueue outside a transaction, an identifier that is none.
+    Misuse,
+    /// Anything else.
+    Unexpected,
+}
+
+/// A store could not do what was asked of it.
+#[derive(Debug)]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    what: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error of `kind`; `what` says what was being done, to which object, and the remedy where there is one:
+    /// in lower case, without a full stop.
+    pub fn new(kind: StoreErrorKind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), source: None }
+    }
+
+    /// Keeps the driver's error.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What can be done about it.
+    pub fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// An event was not written. The caller's transaction is untouched by a refused event; after a
+/// [`Store`](Self::Store) error it is what the driver says of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnqueueError {
+    /// The event breaks a limit; refused before anything was sent to the database.
+    #[error(transparent)]
+    Event(#[from] crate::EventError),
+    /// The connection is not inside a transaction, so the event could commit without the change it tells of.
+    #[error("enqueue outside a transaction: begin one, write your change and the event in it, then commit")]
+    NoTransaction,
+    /// An event with this id is there already.
+    #[error("event {0} is already in the outbox: ids are unique")]
+    Duplicate(uuid::Uuid),
+    /// The database refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Works, but not as well or as safely as it could.
+    Warning,
+    /// A guarantee would not hold, or nothing would work. The relay does not start.
+    Error,
+}
+
+/// One thing that `check` found wrong, with its remedy. All findings are reported at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// A stable word for programs, such as `missing-table`.
+    pub code: &'static str,
+    /// What is wrong, with which object.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Finding {
+    /// A finding that keeps the relay from starting.
+    pub fn error(code: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, code, problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// A finding that is reported and no more.
+    pub fn warning(code: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, code, problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity} [{}]: {}; {}", self.code, self.problem, self.remedy)
+    }
+}

@@ -1,0 +1,531 @@
+//! The event: what a service writes beside its own change ([`Event`]) and what a relay reads back
+//! ([`StoredEvent`]).
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
+/// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
+pub type Sequence = i64;
+
+/// The share of the table an event belongs to: `hash(aggregate) mod PARTITIONS`, computed by the store.
+pub type Partition = u16;
+
+/// How many partitions a store with several relays has. A constant, so that nobody can set it differently in
+/// two processes; SQLite, which has one writer, has one partition.
+pub const PARTITIONS: u16 = 64;
+
+/// The content type of a payload whose writer named none.
+pub const CONTENT_TYPE_DEFAULT: &str = "application/json";
+
+/// The longest `aggregate_type`, `aggregate_id`, `event_type`, `topic`, `content_type` or header name, in bytes.
+///
+/// 255 fits an indexed column of every supported database and an AMQP short string.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// The largest sum of all header names and values, in bytes. 16 KiB is well below the defaults of every broker
+/// and leaves room for those that the relay adds.
+pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
+
+/// The default limit of a payload, in bytes: what Apache Kafka accepts by default (`message.max.bytes`,
+/// 1,048,588 bytes) less room for the key and the headers.
+pub const PAYLOAD_BYTES_MAX_DEFAULT: usize = 1_000_000;
+
+/// The aggregate an event belongs to, by type and id: the unit of order.
+///
+/// Cheap to clone: both names share one allocation.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AggregateKey(Arc<KeyText>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct KeyText {
+    text: String,
+    type_bytes: usize,
+}
+
+impl AggregateKey {
+    /// A key from its two names, which are taken as they are: byte for byte, case and all.
+    pub fn new(aggregate_type: &str, aggregate_id: &str) -> Self {
+        let mut text = String::with_capacity(aggregate_type.len() + aggregate_id.len());
+        text.push_str(aggregate_type);
+        text.push_str(aggregate_id);
+        Self(Arc::new(KeyText { text, type_bytes: aggregate_type.len() }))
+    }
+
+    /// The type of the aggregate, such as `order`.
+    pub fn aggregate_type(&self) -> &str {
+        &self.0.text[..self.0.type_bytes]
+    }
+
+    /// The id of the aggregate within its type, such as `4711`.
+    pub fn aggregate_id(&self) -> &str {
+        &self.0.text[self.0.type_bytes..]
+    }
+}
+
+impl fmt::Display for AggregateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.aggregate_type(), self.aggregate_id())
+    }
+}
+
+impl fmt::Debug for AggregateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What is wrong with an event, by field. Nothing was written and the caller's transaction is still usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EventError {
+    /// A field that identifies or routes the event is empty.
+    #[error("{field} is empty: give the event a {field}")]
+    Empty {
+        /// The name of the field.
+        field: &'static str,
+    },
+    /// A field is longer than every database and broker can carry.
+    #[error("{field} has {bytes} bytes, more than the limit of {bytes_max}")]
+    TooLong {
+        /// The name of the field; for the payload, `payload`.
+        field: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The limit it broke.
+        bytes_max: usize,
+    },
+    /// A text holds a control character, which a broker or a database refuses.
+    #[error("{field} {text:?} holds a control character: remove it")]
+    ControlCharacter {
+        /// The name of the field.
+        field: &'static str,
+        /// The offending text.
+        text: String,
+    },
+    /// A header that a broker cannot carry.
+    #[error("header {name:?} {problem}")]
+    Header {
+        /// The header's name.
+        name: String,
+        /// What is wrong with it, and the remedy.
+        problem: &'static str,
+    },
+    /// A version below one.
+    #[error("version is {0}: the version of a payload schema starts at 1")]
+    Version(i32),
+}
+
+/// An event to be written into the outbox, beside the change it tells of.
+///
+/// ```
+/// use outbox_core::Event;
+///
+/// let event = Event::builder("order", "4711", "order.placed")
+///     .payload(br#"{"total": 12}"#.to_vec())
+///     .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+///     .build()?;
+/// assert_eq!(event.version(), 1);
+/// # Ok::<(), outbox_core::EventError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    id: Uuid,
+    aggregate_type: String,
+    aggregate_id: String,
+    event_type: String,
+    version: i32,
+    payload: Bytes,
+    content_type: String,
+    headers: BTreeMap<String, String>,
+    topic: Option<String>,
+    available_at: Option<DateTime<Utc>>,
+}
+
+impl Event {
+    /// Starts an event of `event_type` (`order.placed`) about one aggregate (`order`, `4711`).
+    pub fn builder(
+        aggregate_type: impl Into<String>,
+        aggregate_id: impl Into<String>,
+        event_type: impl Into<String>,
+    ) -> EventBuilder {
+        EventBuilder(Self {
+            id: Uuid::now_v7(),
+            aggregate_type: aggregate_type.into(),
+            aggregate_id: aggregate_id.into(),
+            event_type: event_type.into(),
+            version: 1,
+            payload: Bytes::new(),
+            content_type: CONTENT_TYPE_DEFAULT.to_owned(),
+            headers: BTreeMap::new(),
+            topic: None,
+            available_at: None,
+        })
+    }
+
+    /// The idempotency key: unique among all events of the outbox. A UUIDv7 unless the caller gave one.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The type of the aggregate.
+    pub fn aggregate_type(&self) -> &str {
+        &self.aggregate_type
+    }
+
+    /// The id of the aggregate within its type.
+    pub fn aggregate_id(&self) -> &str {
+        &self.aggregate_id
+    }
+
+    /// What happened.
+    pub fn event_type(&self) -> &str {
+        &self.event_type
+    }
+
+    /// The version of the payload's schema; 1 unless the caller gave one.
+    pub fn version(&self) -> i32 {
+        self.version
+    }
+
+    /// The payload, byte for byte as it will be published.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The media type of the payload.
+    pub fn content_type(&self) -> &str {
+        &self.content_type
+    }
+
+    /// Headers that travel with the message, such as `traceparent`.
+    pub fn headers(&self) -> &BTreeMap<String, String> {
+        &self.headers
+    }
+
+    /// The destination, where it differs from what the relay's topic template gives.
+    pub fn topic(&self) -> Option<&str> {
+        self.topic.as_deref()
+    }
+
+    /// The earliest time of publication; `None` is at once. For scheduling only, never touched by retries.
+    pub fn available_at(&self) -> Option<DateTime<Utc>> {
+        self.available_at
+    }
+
+    /// Checks the payload against the limit of the outbox it is written to. Called by every `enqueue`.
+    pub fn check_payload(&self, payload_bytes_max: usize) -> Result<(), EventError> {
+        check_bytes("payload", self.payload.len(), payload_bytes_max)
+    }
+}
+
+/// Builds an [`Event`]; [`build`](Self::build) validates it.
+#[derive(Debug, Clone)]
+#[must_use = "an event is written only once it is built and enqueued"]
+pub struct EventBuilder(Event);
+
+impl EventBuilder {
+    /// Sets the idempotency key. Give one when the same business fact may be written twice.
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.0.id = id;
+        self
+    }
+
+    /// Sets the version of the payload's schema, from 1.
+    pub fn version(mut self, version: i32) -> Self {
+        self.0.version = version;
+        self
+    }
+
+    /// Sets the payload, any bytes.
+    pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
+        self.0.payload = payload.into();
+        self
+    }
+
+    /// Sets the payload to `value` as JSON.
+    ///
+    /// # Errors
+    /// What `serde_json` says of a value that is no JSON, such as a map with keys that are no strings.
+    pub fn json<T: Serialize + ?Sized>(mut self, value: &T) -> Result<Self, serde_json::Error> {
+        self.0.payload = serde_json::to_vec(value)?.into();
+        self.0.content_type = CONTENT_TYPE_DEFAULT.to_owned();
+        Ok(self)
+    }
+
+    /// Sets the media type of the payload.
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.0.content_type = content_type.into();
+        self
+    }
+
+    /// Adds a header, replacing one of the same name.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sends this event to `topic` instead of where the relay's template says.
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.0.topic = Some(topic.into());
+        self
+    }
+
+    /// Publishes the event no sooner than `at`, by the database's clock.
+    pub fn available_at(mut self, at: DateTime<Utc>) -> Self {
+        self.0.available_at = Some(at);
+        self
+    }
+
+    /// The event, if all of it can be stored and carried by every broker.
+    pub fn build(self) -> Result<Event, EventError> {
+        let event = self.0;
+        check_name("aggregate_type", &event.aggregate_type)?;
+        check_name("aggregate_id", &event.aggregate_id)?;
+        check_name("event_type", &event.event_type)?;
+        check_name("content_type", &event.content_type)?;
+        if let Some(topic) = &event.topic {
+            check_name("topic", topic)?;
+        }
+        if event.version < 1 {
+            return Err(EventError::Version(event.version));
+        }
+        check_headers(&event.headers)?;
+        Ok(event)
+    }
+}
+
+/// Checks headers against what every broker can carry.
+///
+/// Names follow the token rule of HTTP field names (RFC 9110, section 5.6.2), which NATS and CloudEvents
+/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:` and `outbox-` prefixes and
+/// `content-type` belong to the relay.
+pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventError> {
+    let problem = |name: &str, problem| Err(EventError::Header { name: name.to_owned(), problem });
+    let mut bytes = 0;
+    for (name, value) in headers {
+        bytes += name.len() + value.len();
+        if name.is_empty() {
+            return problem(name, "has an empty name: name it");
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return problem(name, "has a name of more than 255 bytes: shorten it");
+        }
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
+            return problem(
+                name,
+                "has a character that no HTTP field name may have: use letters, digits, - and _",
+            );
+        }
+        let lower = name.to_ascii_lowercase();
+        if lower.starts_with("ce_")
+            || lower.starts_with("ce-")
+            || lower.starts_with("outbox-")
+            || lower == "content-type"
+        {
+            return problem(name, "has a name that the relay sets itself: choose another");
+        }
+        if value.chars().any(char::is_control) {
+            return problem(name, "has a control character in its value: encode it");
+        }
+    }
+    check_bytes("headers", bytes, HEADERS_BYTES_MAX)
+}
+
+fn check_name(field: &'static str, text: &str) -> Result<(), EventError> {
+    if text.is_empty() {
+        return Err(EventError::Empty { field });
+    }
+    check_bytes(field, text.len(), NAME_BYTES_MAX)?;
+    if text.chars().any(char::is_control) {
+        return Err(EventError::ControlCharacter { field, text: text.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_bytes(field: &'static str, bytes: usize, bytes_max: usize) -> Result<(), EventError> {
+    if bytes > bytes_max { Err(EventError::TooLong { field, bytes, bytes_max }) } else { Ok(()) }
+}
+
+/// Where an event is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Not yet acknowledged by the broker. Stored as 0.
+    Pending,
+    /// Acknowledged by the broker. Stored as 1.
+    Sent,
+    /// Given up, with a [`FailureCause`]; kept for investigation. Stored as 2.
+    Failed,
+}
+
+impl Status {
+    /// The number a store keeps for this status, the same in every store.
+    pub fn code(self) -> i16 {
+        match self {
+            Self::Pending => 0,
+            Self::Sent => 1,
+            Self::Failed => 2,
+        }
+    }
+
+    /// The status of a stored number.
+    pub fn from_code(code: i16) -> Option<Self> {
+        [Self::Pending, Self::Sent, Self::Failed].into_iter().find(|status| status.code() == code)
+    }
+}
+
+/// Why an event was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureCause {
+    /// Its attempts are used up.
+    Exhausted,
+    /// The broker will never take it, whatever the number of attempts.
+    Permanent,
+    /// The row cannot be read as an event, or cannot be turned into a message.
+    Undecodable,
+    /// Given up by policy or by an operator.
+    Discarded,
+    /// It grew older than the retry policy's age.
+    Expired,
+}
+
+impl FailureCause {
+    /// The word a store keeps for this cause, the same in every store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Permanent => "permanent",
+            Self::Undecodable => "undecodable",
+            Self::Discarded => "discarded",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// The cause of a stored word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Exhausted, Self::Permanent, Self::Undecodable, Self::Discarded, Self::Expired]
+            .into_iter()
+            .find(|cause| cause.as_str() == word)
+    }
+}
+
+/// A pending row as a relay reads it.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Its position.
+    pub sequence: Sequence,
+    /// The partition that the store computed for its aggregate.
+    pub partition: Partition,
+    /// The aggregate, as far as it can be read. A row whose aggregate is not UTF-8 has it with replacement
+    /// characters.
+    pub key: AggregateKey,
+    /// Attempts that are already recorded.
+    pub attempts: u32,
+    /// Now less `created_at`, both by the database's clock, at the time of the read. Zero if in the future.
+    pub age: Duration,
+    /// The event, or why the row is none.
+    pub content: Result<StoredEvent, String>,
+}
+
+impl Row {
+    /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer count.
+    pub fn bytes(&self) -> usize {
+        let content = match &self.content {
+            Ok(event) => {
+                event.payload.len()
+                    + event.event_type.len()
+                    + event.headers.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>()
+            }
+            Err(error) => error.len(),
+        };
+        content + std::mem::size_of::<Self>() + self.key.0.text.len()
+    }
+}
+
+/// The content of a pending row: all that a message is made of.
+#[derive(Debug, Clone)]
+pub struct StoredEvent {
+    /// The idempotency key.
+    pub id: Uuid,
+    /// What happened.
+    pub event_type: String,
+    /// The version of the payload's schema.
+    pub version: i32,
+    /// The payload.
+    pub payload: Bytes,
+    /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`].
+    pub content_type: Option<String>,
+    /// Headers that travel with the message.
+    pub headers: BTreeMap<String, String>,
+    /// The destination, where the writer chose one.
+    pub topic: Option<String>,
+    /// When the event was written, by the database's clock.
+    pub created_at: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_without_a_name_is_refused_by_field() {
+        let empty = |t: &str, i: &str, e: &str| Event::builder(t, i, e).build().unwrap_err();
+        assert_eq!(empty("", "1", "e"), EventError::Empty { field: "aggregate_type" });
+        assert_eq!(empty("t", "", "e"), EventError::Empty { field: "aggregate_id" });
+        assert_eq!(empty("t", "1", ""), EventError::Empty { field: "event_type" });
+        assert_eq!(
+            Event::builder("t", "1", "e").topic("").build().unwrap_err(),
+            EventError::Empty { field: "topic" }
+        );
+    }
+
+    #[test]
+    fn limits_are_named_with_the_size_that_broke_them() {
+        let error = Event::builder("t", "x".repeat(256), "e").build().unwrap_err();
+        assert_eq!(error.to_string(), "aggregate_id has 256 bytes, more than the limit of 255");
+        let event = Event::builder("t", "1", "e").payload(vec![0; 11]).build().unwrap();
+        assert!(event.check_payload(11).is_ok());
+        assert_eq!(
+            event.check_payload(10).unwrap_err().to_string(),
+            "payload has 11 bytes, more than the limit of 10"
+        );
+    }
+
+    #[test]
+    fn headers_that_a_broker_cannot_carry_are_refused() {
+        for (name, value) in [
+            ("", "v"),
+            ("a b", "v"),
+            ("ä", "v"),
+            ("ok", "line\nbreak"),
+            ("ce_id", "v"),
+            ("Content-Type", "v"),
+        ] {
+            let error = Event::builder("t", "1", "e").header(name, value).build().unwrap_err();
+            assert!(matches!(error, EventError::Header { .. }), "{name:?}: {error}");
+        }
+        assert!(Event::builder("t", "1", "e").header("traceparent", "00-ä").build().is_ok());
+    }
+
+    #[test]
+    fn a_key_keeps_its_two_names_apart() {
+        assert_ne!(AggregateKey::new("ab", "c"), AggregateKey::new("a", "bc"));
+        assert_eq!(AggregateKey::new("order", "1").to_string(), "order/1");
+    }
+
+    #[test]
+    fn stored_codes_and_words_are_read_back() {
+        for status in [Status::Pending, Status::Sent, Status::Failed] {
+            assert_eq!(Status::from_code(status.code()), Some(status));
+        }
+        assert_eq!(Status::from_code(7), None);
+        assert_eq!(FailureCause::parse("expired"), Some(FailureCause::Expired));
+        assert_eq!(FailureCause::parse("other"), None);
+    }
+}

@@ -1,0 +1,194 @@
+//! The contract of a broker: [`Publisher`].
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+use crate::{AggregateKey, Finding, Sequence, StoredEvent};
+
+/// What a broker is given: an event with its destination.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// The destination: a topic, an exchange with a routing key, a subject.
+    pub topic: Arc<str>,
+    /// The aggregate: the partition key of brokers that have one.
+    pub key: AggregateKey,
+    /// The event's position in its store.
+    pub sequence: Sequence,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The CloudEvents `source`: where the event comes from, the same for all events of a relay.
+    pub source: Arc<str>,
+    /// The event.
+    pub event: StoredEvent,
+}
+
+/// What a caller should do about a [`PublishError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PublishErrorKind {
+    /// May work next time: hold the aggregate, spend an attempt.
+    Transient,
+    /// Will never work for this message.
+    Permanent,
+    /// Nothing within the scope works at the moment: pause it, spend no attempt.
+    Unavailable,
+}
+
+/// How far a [`PublishError`] reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PublishErrorScope {
+    /// This message.
+    Message,
+    /// Any one of the messages that travelled together; which one is not known.
+    Batch,
+    /// Every message of the same topic.
+    Destination,
+    /// Every message.
+    Broker,
+}
+
+/// Whether the broker may have stored the message all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// Certainly not.
+    No,
+    /// Not known. Never success.
+    Unknown,
+}
+
+/// A message was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishError {
+    /// What to do about it.
+    pub kind: PublishErrorKind,
+    /// How far it reaches.
+    pub scope: PublishErrorScope,
+    /// Whether the message may be there all the same.
+    pub stored: Stored,
+    /// The broker's or driver's own name of the error, such as `MessageSizeTooLarge`.
+    pub code: Cow<'static, str>,
+    /// What happened, for people. Never holds a credential.
+    pub detail: String,
+}
+
+impl PublishError {
+    /// An error of one message that may go away.
+    pub fn transient(code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self {
+            kind: PublishErrorKind::Transient,
+            scope: PublishErrorScope::Message,
+            stored: Stored::Unknown,
+            code: code.into(),
+            detail: detail.into(),
+        }
+    }
+
+    /// An error of one message that stays; the broker did not store it.
+    pub fn permanent(code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self { kind: PublishErrorKind::Permanent, stored: Stored::No, ..Self::transient(code, detail) }
+    }
+
+    /// The broker cannot be reached.
+    pub fn unavailable(code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
+        Self {
+            kind: PublishErrorKind::Unavailable,
+            scope: PublishErrorScope::Broker,
+            ..Self::transient(code, detail)
+        }
+    }
+
+    /// The same with another scope.
+    #[must_use]
+    pub fn scope(mut self, scope: PublishErrorScope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// The same with another answer to whether it was stored.
+    #[must_use]
+    pub fn stored(mut self, stored: Stored) -> Self {
+        self.stored = stored;
+        self
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+/// The outcome of one message of a publish call.
+#[derive(Debug)]
+pub struct Report {
+    /// Which call.
+    pub call: u64,
+    /// Which of the call's messages, from 0.
+    pub index: u32,
+    /// Acknowledged, or why not.
+    pub result: Result<(), PublishError>,
+}
+
+/// Takes the outcomes of one publish call, each as it becomes known. Cheap to clone, callable from any thread.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    call: u64,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Reporter {
+    /// A reporter whose outcomes arrive on `reports` under the number `call`.
+    pub fn new(call: u64, reports: mpsc::UnboundedSender<Report>) -> Self {
+        Self { call, reports }
+    }
+
+    /// Reports message number `index` of the call, from 0. Only the first report of a message counts. A caller that has gone away is no
+    /// error.
+    pub fn report(&self, index: usize, result: Result<(), PublishError>) {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let _ = self.reports.send(Report { call: self.call, index, result });
+    }
+}
+
+/// What a publisher can do. Declared, and disproved by the conformance suite where it is untrue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PublisherCapabilities {
+    /// The largest payload it takes, in bytes, where it knows: larger ones fail alone before they are sent.
+    pub payload_bytes_max: Option<usize>,
+    /// A later message of an aggregate can be stored although an earlier one of it failed. True of every broker
+    /// known to us, which is why a relay keeps one message in flight per aggregate.
+    pub overtaking: bool,
+}
+
+impl Default for PublisherCapabilities {
+    fn default() -> Self {
+        Self { payload_bytes_max: None, overtaking: true }
+    }
+}
+
+/// What a relay asks of a broker.
+#[async_trait]
+pub trait Publisher: Send + Sync + 'static {
+    /// What this publisher can do.
+    fn capabilities(&self) -> PublisherCapabilities {
+        PublisherCapabilities::default()
+    }
+
+    /// Looks for whatever would keep messages from these topics (those that are known beforehand) and names all of
+    /// it at once. A broker that cannot be reached is a finding.
+    async fn check(&self, topics: &[String]) -> Vec<Finding>;
+
+    /// Sends the messages and reports one outcome for each, as it becomes known: successors wait for it.
+    ///
+    /// Success is the broker's positive acknowledgement of that very message. `timeout` is the time that the relay
+    /// waits; what is not reported by then counts as unknown. After this returns, is dropped, or has timed out,
+    /// nothing of it may still be sent. Calls run concurrently, with messages of different aggregates.
+    async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter);
+
+    /// Lets go of the connection. Called once, after the last publish has returned.
+    async fn close(&self) {}
+}
