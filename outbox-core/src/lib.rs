@@ -7,6 +7,9 @@ mod error;
 mod event;
 mod memory;
 mod publisher;
+mod relay;
+mod retry;
+mod routing;
 mod store;
 
 pub use admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin};
@@ -23,6 +26,9 @@ pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
     Reporter, Stored,
 };
+pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
+pub use retry::{GiveUp, RetryDecision, RetryPolicy};
+pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{
     Claimed, Disposal, DueHold, Epoch, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, Membership,
     OutboxReader, OutboxStore, Outcome, Owner, PartitionView, PurgeRequest, Purged, RelayId, SettleRequest,

@@ -1,0 +1,236 @@
+//! The relay's settings: [`RelayConfig`], validated as a whole before anything starts.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{Disposal, RetryPolicy, TopicTemplate, WhenSent};
+
+/// What happens to rows in a final state, in time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retention {
+    /// What the settle itself does with a sent row. Default: it stays.
+    pub when_sent: WhenSent,
+    /// Sent rows that stayed are removed at this age. Default: deleted after 3 days.
+    pub sent: Option<(Duration, Disposal)>,
+    /// Failed rows are removed at this age. Default: never, they await investigation.
+    pub failed: Option<(Duration, Disposal)>,
+    /// How often to look. Default 10 s.
+    pub interval: Duration,
+    /// Rows removed in one transaction. Default 1,000.
+    pub batch_max: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            when_sent: WhenSent::Keep,
+            sent: Some((Duration::from_secs(3 * 24 * 3600), Disposal::Delete)),
+            failed: None,
+            interval: Duration::from_secs(10),
+            batch_max: 1_000,
+        }
+    }
+}
+
+/// The settings of a relay. Every default suits a service of ordinary size; [`validate`](Self::validate) refuses what
+/// does not fit together, all of it at once.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RelayConfig {
+    /// Where a message goes. Default `{aggregate_type}`.
+    pub topic: TopicTemplate,
+    /// The CloudEvents `source` of every message. Default `/outbox`.
+    pub source: Arc<str>,
+    /// How long a relay that has died keeps its partitions. Default 15 s.
+    pub lease_ttl: Duration,
+    /// How often the lease is renewed. Default 3 s.
+    pub beat_interval: Duration,
+    /// How often the other relays are looked at: how soon a second relay takes over after a clean stop. Default
+    /// 250 ms.
+    pub membership_interval: Duration,
+    /// How long a publish may take before its outcome counts as unknown. Default 5 s.
+    pub publish_timeout: Duration,
+    /// How much of the lease must remain beyond the publish time-out when a publish starts. Default 1 s.
+    pub lease_margin: Duration,
+    /// Events that are published and not yet settled: the most that a crash can duplicate. Default 4,096.
+    pub in_flight_max: usize,
+    /// Events that are with the broker and not yet acknowledged. Default 2,000.
+    pub publish_max: usize,
+    /// Events in memory, in flight or waiting. Default 8,192.
+    pub buffer_events_max: usize,
+    /// Bytes in memory of events that wait or are in flight. Default 16 MiB.
+    pub buffer_bytes_max: usize,
+    /// Events read at once. Default 2,000.
+    pub fetch_events_max: usize,
+    /// Outcomes recorded at once. Default 2,000.
+    pub settle_events_max: usize,
+    /// The pause between two reads of a table that had something new within the last half second. Default 3 ms.
+    pub poll_min: Duration,
+    /// The pause between two reads of a table that is idle. Default 100 ms.
+    pub poll_max: Duration,
+    /// When failed events are tried again, and when they are given up.
+    pub retry: RetryPolicy,
+    /// What happens to rows in a final state.
+    pub retention: Retention,
+    /// How long events of a paused topic are held before the relay looks again. Resuming the topic ends the wait at
+    /// once. Default 30 s.
+    pub topic_recheck: Duration,
+    /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to 5 s.
+    pub unavailable_delay: (Duration, Duration),
+    /// How long a shutdown waits for what is in flight. Default 10 s.
+    pub shutdown_timeout: Duration,
+    /// The seed of the relay's random numbers (jitter, the order of claims); `None` draws one.
+    pub seed: Option<u64>,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            topic: TopicTemplate::default(),
+            source: Arc::from("/outbox"),
+            lease_ttl: Duration::from_secs(15),
+            beat_interval: Duration::from_secs(3),
+            membership_interval: Duration::from_millis(250),
+            publish_timeout: Duration::from_secs(5),
+            lease_margin: Duration::from_secs(1),
+            in_flight_max: 4_096,
+            publish_max: 2_000,
+            buffer_events_max: 8_192,
+            buffer_bytes_max: 16 * 1024 * 1024,
+            fetch_events_max: 2_000,
+            settle_events_max: 2_000,
+            poll_min: Duration::from_millis(3),
+            poll_max: Duration::from_millis(100),
+            retry: RetryPolicy::default(),
+            retention: Retention::default(),
+            topic_recheck: Duration::from_secs(30),
+            unavailable_delay: (Duration::from_millis(100), Duration::from_secs(5)),
+            shutdown_timeout: Duration::from_secs(10),
+            seed: None,
+        }
+    }
+}
+
+/// Everything that is wrong with a [`RelayConfig`], each with the setting's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// One sentence a problem.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the relay's settings do not work: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl RelayConfig {
+    /// Checks every setting by itself and against the others.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        self.check_times(&mut problems);
+        self.check_sizes(&mut problems);
+        if self.source.is_empty() || self.source.chars().any(char::is_whitespace) {
+            problems.push(format!("source {:?} must be a URI reference, such as /shop", self.source));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+
+    fn check_times(&self, problems: &mut Vec<String>) {
+        let times = [
+            ("lease_ttl", self.lease_ttl),
+            ("beat_interval", self.beat_interval),
+            ("membership_interval", self.membership_interval),
+            ("publish_timeout", self.publish_timeout),
+            ("poll_min", self.poll_min),
+            ("poll_max", self.poll_max),
+            ("retention.interval", self.retention.interval),
+            ("retry.delay_min", self.retry.delay_min),
+            ("topic_recheck", self.topic_recheck),
+            ("unavailable_delay", self.unavailable_delay.0),
+        ];
+        for (name, time) in times {
+            if time.is_zero() {
+                problems.push(format!("{name} must be above zero"));
+            }
+            if time > Duration::from_secs(365 * 24 * 3600) {
+                problems.push(format!("{name} is {time:?}, more than a year"));
+            }
+        }
+        let needed = self.publish_timeout + self.lease_margin + self.beat_interval;
+        if needed >= self.lease_ttl {
+            problems.push(format!(
+                "lease_ttl ({:?}) must be above publish_timeout + lease_margin + beat_interval ({:?} + {:?} + {:?} = \
+                 {needed:?}), else nothing could ever be published",
+                self.lease_ttl, self.publish_timeout, self.lease_margin, self.beat_interval
+            ));
+        }
+        let ordered = [
+            ("poll_min", self.poll_min, "poll_max", self.poll_max),
+            ("retry.delay_min", self.retry.delay_min, "retry.delay_max", self.retry.delay_max),
+            (
+                "unavailable_delay.0",
+                self.unavailable_delay.0,
+                "unavailable_delay.1",
+                self.unavailable_delay.1,
+            ),
+        ];
+        for (low_name, low, high_name, high) in ordered {
+            if low > high {
+                problems.push(format!("{low_name} ({low:?}) must not be above {high_name} ({high:?})"));
+            }
+        }
+    }
+
+    fn check_sizes(&self, problems: &mut Vec<String>) {
+        let sizes = [
+            ("in_flight_max", self.in_flight_max),
+            ("publish_max", self.publish_max),
+            ("buffer_events_max", self.buffer_events_max),
+            ("buffer_bytes_max", self.buffer_bytes_max),
+            ("fetch_events_max", self.fetch_events_max),
+            ("settle_events_max", self.settle_events_max),
+            ("retention.batch_max", self.retention.batch_max as usize),
+            ("retry.attempts_max", self.retry.attempts_max as usize),
+        ];
+        for (name, size) in sizes {
+            if size == 0 {
+                problems.push(format!("{name} must be at least 1"));
+            }
+        }
+        if self.in_flight_max > self.buffer_events_max {
+            problems.push(format!(
+                "in_flight_max ({}) must not be above buffer_events_max ({})",
+                self.in_flight_max, self.buffer_events_max
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        RelayConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn all_problems_are_named_at_once() {
+        let config = RelayConfig {
+            lease_ttl: Duration::from_secs(2),
+            poll_min: Duration::from_secs(1),
+            in_flight_max: 0,
+            source: Arc::from(""),
+            ..RelayConfig::default()
+        };
+        let problems = config.validate().unwrap_err().problems;
+        for name in ["lease_ttl", "poll_min", "in_flight_max", "source"] {
+            assert!(problems.iter().any(|problem| problem.contains(name)), "{name} is not in {problems:?}");
+        }
+        assert_eq!(problems.len(), 4, "{problems:?}");
+    }
+}

@@ -1,0 +1,166 @@
+//! The relay on the in-memory store and publisher, under Tokio's clock.
+
+use std::{sync::Arc, time::Duration};
+
+use outbox_core::{
+    AggregateKey, Event, EventFilter, FailureCause, GiveUp, MemoryPublisher, MemoryStore, OutboxAdmin, Phase,
+    PublishError, Relay, RelayConfig, RelayHandle, RelayStatus, Status, TokioClock,
+};
+
+struct World {
+    store: MemoryStore,
+    publisher: MemoryPublisher,
+    handle: RelayHandle,
+    task: tokio::task::JoinHandle<RelayStatus>,
+}
+
+impl World {
+    fn start(change: impl FnOnce(&mut RelayConfig)) -> Self {
+        let store = MemoryStore::new(Arc::new(TokioClock::default()));
+        let publisher = MemoryPublisher::new();
+        let mut config = RelayConfig::default();
+        config.membership_interval = Duration::from_millis(5);
+        config.retry.delay_min = Duration::from_millis(5);
+        config.retry.delay_max = Duration::from_millis(5);
+        change(&mut config);
+        let relay =
+            Relay::new(Arc::new(store.clone()), Arc::new(publisher.clone()), config).expect("valid settings");
+        let handle = relay.handle();
+        let task = tokio::spawn(relay.run());
+        Self { store, publisher, handle, task }
+    }
+
+    fn enqueue(&self, aggregate: &str, count: usize) {
+        let mut tx = self.store.begin();
+        for number in 0..count {
+            tx.enqueue(&event(aggregate, number)).expect("enqueue");
+        }
+        tx.commit();
+    }
+
+    fn delivered(&self, aggregate: &str) -> Vec<String> {
+        let of = |id: &str| id == aggregate;
+        self.publisher
+            .delivered()
+            .iter()
+            .filter(|message| of(message.key.aggregate_id()))
+            .map(|message| message.event.event_type.clone())
+            .collect()
+    }
+
+    async fn stop(self) -> RelayStatus {
+        self.handle.shutdown();
+        self.task.await.expect("the relay ends without a panic")
+    }
+}
+
+fn event(aggregate: &str, number: usize) -> Event {
+    Event::builder("order", aggregate, number.to_string()).build().expect("a valid event")
+}
+
+fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+#[tokio::test]
+async fn everything_is_delivered_in_order_and_marked_sent() {
+    let mut world = World::start(|_| {});
+    for aggregate in ["a", "b", "c"] {
+        world.enqueue(aggregate, 50);
+    }
+    world.handle.caught_up().await;
+    for aggregate in ["a", "b", "c"] {
+        assert_eq!(world.delivered(aggregate), numbers(0..50));
+    }
+    let sent = world.store.list(&EventFilter::status(Status::Sent), 1000).await.expect("list");
+    assert_eq!(sent.len(), 150);
+    let status = world.stop().await;
+    assert_eq!((status.phase, status.sent, status.retried), (Phase::Stopped, 150, 0));
+}
+
+#[tokio::test]
+async fn a_failing_event_holds_back_its_own_aggregate_only() {
+    let mut world = World::start(|_| {});
+    let slow = AggregateKey::new("order", "slow");
+    world.publisher.fail_next(&slow, PublishError::transient("Busy", "try later"), 2);
+    world.enqueue("slow", 5);
+    world.enqueue("fast", 5);
+    world.handle.wait_for(|status| status.sent == 10).await;
+    assert_eq!(world.delivered("slow"), numbers(0..5));
+    assert_eq!(world.delivered("fast"), numbers(0..5));
+    let status = world.stop().await;
+    assert_eq!((status.retried, status.failed), (2, 0));
+}
+
+#[tokio::test]
+async fn an_exhausted_event_is_stored_and_its_successors_go_on_or_wait_as_policy_says() {
+    for (give_up, expected) in [(GiveUp::Store, numbers(1..3)), (GiveUp::Park, numbers(0..0))] {
+        let mut world = World::start(|config| {
+            config.retry.attempts_max = 2;
+            config.retry.give_up = give_up;
+        });
+        let key = AggregateKey::new("order", "a");
+        world.publisher.fail_next(&key, PublishError::transient("Busy", "try later"), 2);
+        world.enqueue("a", 3);
+        world.handle.wait_for(|status| status.failed == 1).await;
+        world.handle.caught_up().await;
+        assert_eq!(world.delivered("a"), expected, "{give_up:?}");
+        let failed = world.store.list(&EventFilter::status(Status::Failed), 10).await.expect("list");
+        assert_eq!(failed.len(), 1);
+        assert_eq!((failed[0].cause, failed[0].attempts), (Some(FailureCause::Exhausted), 2));
+
+        let requeued = world.store.requeue(&EventFilter::status(Status::Failed)).await.expect("requeue");
+        assert_eq!(requeued, 1);
+        world.handle.wait_for(|status| status.sent == 3).await;
+        let mut all = world.delivered("a");
+        all.sort();
+        assert_eq!(all, numbers(0..3));
+        if give_up == GiveUp::Park {
+            assert_eq!(world.delivered("a"), numbers(0..3), "a park keeps the original place");
+        }
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_undecodable_row_fails_alone() {
+    let mut world = World::start(|_| {});
+    let mut tx = world.store.begin();
+    tx.enqueue(&event("a", 0)).expect("enqueue");
+    tx.enqueue_undecodable(&AggregateKey::new("order", "a"), "headers are no JSON object");
+    tx.enqueue(&event("a", 1)).expect("enqueue");
+    tx.commit();
+    world.handle.wait_for(|status| status.sent == 2 && status.failed == 1).await;
+    assert_eq!(world.delivered("a"), numbers(0..2));
+    let failed = world.store.list(&EventFilter::status(Status::Failed), 10).await.expect("list");
+    assert_eq!(failed[0].cause, Some(FailureCause::Undecodable));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn two_relays_share_the_work_and_a_clean_stop_hands_it_over() {
+    let mut first = World::start(|_| {});
+    first.handle.wait_for(|status| status.partitions == 64).await;
+    let mut config = RelayConfig::default();
+    config.membership_interval = Duration::from_millis(5);
+    let second = Relay::new(Arc::new(first.store.clone()), Arc::new(first.publisher.clone()), config)
+        .expect("valid settings");
+    let mut handle = second.handle();
+    let task = tokio::spawn(second.run());
+    handle.wait_for(|status| status.partitions == 32).await;
+    first.handle.wait_for(|status| status.partitions == 32).await;
+    for aggregate in 0..20 {
+        first.enqueue(&aggregate.to_string(), 10);
+    }
+    let (store, publisher) = (first.store.clone(), first.publisher.clone());
+    publisher.delivered_at_least(200).await;
+    first.stop().await;
+    handle.wait_for(|status| status.partitions == 64).await;
+    let mut tx = store.begin();
+    tx.enqueue(&event("last", 0)).expect("enqueue");
+    tx.commit();
+    publisher.delivered_at_least(201).await;
+    assert_eq!(publisher.delivered().len(), 201, "a clean hand-over duplicates nothing");
+    handle.shutdown();
+    task.await.expect("the relay ends without a panic");
+}
