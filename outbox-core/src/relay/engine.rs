@@ -50,6 +50,12 @@ struct Flight {
     alone: bool,
 }
 
+impl Flight {
+    fn lease(&self) -> Lease {
+        Lease { partition: self.item.partition, epoch: self.epoch }
+    }
+}
+
 #[derive(Debug)]
 struct Call {
     flights: Vec<Option<Flight>>,
@@ -91,6 +97,9 @@ pub(crate) struct Engine {
     /// An alone event is with the publisher.
     alone_in_flight: bool,
     suspects_left: usize,
+    /// Messages in flight whose lease is gone. Their partitions, should they come back, are not read before these
+    /// have ended: else one event could be in flight twice.
+    strays: HashMap<Partition, usize>,
     outcomes: Vec<Settlement>,
     unholds: Vec<Unhold>,
     settling: Option<SettleRequest>,
@@ -121,6 +130,7 @@ impl Engine {
             attempting: None,
             alone_in_flight: false,
             suspects_left: 0,
+            strays: HashMap::new(),
             outcomes: Vec::new(),
             unholds: Vec::new(),
             settling: None,
@@ -183,11 +193,14 @@ impl Engine {
         if gone.is_empty() {
             return;
         }
-        self.leases.retain(|partition, _| !gone.contains(partition));
-        self.lanes.drop_partitions(false, |partition| gone.contains(&partition));
-        for outcome in self.outcomes.extract_if(.., |outcome| gone.contains(&outcome.partition)) {
-            self.lanes.forget(outcome.sequence, 0);
+        let flights =
+            self.calls.values().flat_map(|call| call.flights.iter().flatten()).chain(&self.attempting);
+        for flight in flights.filter(|flight| leases.contains(&flight.lease())) {
+            *self.strays.entry(flight.item.partition).or_default() += 1;
         }
+        self.leases.retain(|partition, _| !gone.contains(partition));
+        self.lanes.lose_partitions(|partition| gone.contains(&partition));
+        self.outcomes.retain(|outcome| !gone.contains(&outcome.partition));
         self.unholds.retain(|unhold| !gone.contains(&unhold.partition));
         self.ended_holds.retain(|end| !gone.contains(&end.partition));
         self.status.partitions = self.leases.len();
@@ -202,7 +215,7 @@ impl Engine {
         }
         let leases = &self.leases;
         let draining = |partition| leases.get(&partition).is_some_and(|state| state.draining);
-        self.lanes.drop_partitions(true, draining);
+        self.lanes.drain_partitions(draining);
         self.ended_holds.retain(|end| !draining(end.partition));
     }
 
@@ -251,7 +264,7 @@ impl Engine {
         self.lanes.fetch_ended();
         self.polling.read(now, found, fetched.more, fetched.next_due);
         self.status.fetches += 1;
-        if !found && !fetched.more && self.lanes.known().is_empty() {
+        if !found && !fetched.more && self.lanes.known_count() == 0 {
             self.status.idle_reads += 1;
         }
     }
@@ -306,15 +319,19 @@ impl Engine {
         if self.stopping || self.fetching.is_some() || !self.has_room() || now < self.polling.next() {
             return None;
         }
-        let leases: Vec<Lease> =
-            self.leases.values().filter(|state| !state.draining).map(|state| state.lease).collect();
+        let leases: Vec<Lease> = self
+            .leases
+            .values()
+            .filter(|state| !state.draining && !self.strays.contains_key(&state.lease.partition))
+            .map(|state| state.lease)
+            .collect();
         if leases.is_empty() {
             return None;
         }
-        let room = self.config.buffer_events_max - self.lanes.known().len();
+        let room = self.config.buffer_events_max - self.lanes.known_count();
         let request = FetchRequest {
             leases: leases.clone(),
-            known: self.lanes.known().iter().copied().collect(),
+            known: self.lanes.known().collect(),
             ended_holds: std::mem::take(&mut self.ended_holds),
             events_max: room.min(self.config.fetch_events_max),
             bytes_max: self.config.buffer_bytes_max.saturating_sub(self.lanes.bytes()).max(1),
@@ -327,7 +344,7 @@ impl Engine {
 
     /// Small reads cost as much as large ones, so a full buffer is emptied by a part before it is filled again.
     fn has_room(&self) -> bool {
-        let known = self.lanes.known().len();
+        let known = self.lanes.known_count();
         let room_min = self.config.fetch_events_max.min(self.config.buffer_events_max.div_ceil(4));
         self.config.buffer_events_max.saturating_sub(known) >= room_min
             && self.lanes.bytes() < self.config.buffer_bytes_max
@@ -394,7 +411,7 @@ impl Engine {
                 return self.call(vec![flight]);
             }
             self.suspects_left = self.suspects_left.saturating_sub(1);
-            let lease = Lease { partition: flight.item.partition, epoch: flight.epoch };
+            let lease = flight.lease();
             let (sequence, attempts) = (flight.item.sequence, flight.item.attempts.saturating_add(1));
             self.attempting = Some(flight);
             return Some(Command::BeginAttempt(relay, lease, sequence, attempts));
@@ -405,14 +422,14 @@ impl Engine {
     /// The attempt is recorded, or its lease is lost: publish the event alone, or drop it.
     pub(crate) fn attempt_begun(&mut self, now: Monotonic, recorded: bool) -> Option<Command> {
         let flight = self.attempting.take()?;
-        let lease = Lease { partition: flight.item.partition, epoch: flight.epoch };
-        if !recorded {
-            self.lanes.forget(flight.item.sequence, flight.item.bytes);
-            self.lost(&[lease]);
+        let lease = flight.lease();
+        if !self.owns(lease) {
+            self.stray_ended(&flight.item);
             return None;
         }
-        if !self.owns(lease) {
-            self.lanes.forget(flight.item.sequence, flight.item.bytes);
+        if !recorded {
+            self.lanes.free_bytes(flight.item.bytes);
+            self.lost(&[lease]);
             return None;
         }
         if !self.lease_suffices(now) || self.stopping {
@@ -422,6 +439,16 @@ impl Engine {
         }
         self.alone_in_flight = true;
         self.call(vec![flight])
+    }
+
+    fn stray_ended(&mut self, item: &Item) {
+        self.lanes.free_bytes(item.bytes);
+        if let Some(left) = self.strays.get_mut(&item.partition) {
+            *left -= 1;
+            if *left == 0 {
+                self.strays.remove(&item.partition);
+            }
+        }
     }
 
     fn owns(&self, lease: Lease) -> bool {
@@ -573,10 +600,10 @@ impl Engine {
         {
             topic.probing = false;
         }
-        let Flight { item, epoch, alone } = flight;
-        let lease = Lease { partition: item.partition, epoch };
-        if !self.owns(lease) {
-            self.lanes.forget(item.sequence, item.bytes);
+        let owned = self.owns(flight.lease());
+        let Flight { item, alone, .. } = flight;
+        if !owned {
+            self.stray_ended(&item);
             return;
         }
         match result {
@@ -707,8 +734,8 @@ impl Engine {
         self.status.fenced += fenced.len() as u64;
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
         for settlement in request.settlements {
-            self.lanes.forget(settlement.sequence, 0);
             if owned.contains(&settlement.partition) {
+                self.lanes.forget(settlement.sequence, 0);
                 self.deactivate(settlement.partition);
                 self.committed(settlement);
             }
@@ -786,7 +813,7 @@ impl Engine {
     pub(crate) fn stop(&mut self) {
         self.stopping = true;
         self.unholds.clear();
-        self.lanes.drop_partitions(true, |_| true);
+        self.lanes.drain_partitions(|_| true);
     }
 
     /// True once nothing is in flight, being recorded or to be recorded.
@@ -830,7 +857,7 @@ impl Engine {
     }
 
     pub(crate) fn refresh_status(&mut self) {
-        self.status.buffered = self.lanes.known().len();
+        self.status.buffered = self.lanes.known_count();
         self.status.in_flight = self.in_flight;
         self.status.broker_available = self.broker.failures == 0;
     }

@@ -12,7 +12,7 @@
 //! A lane never leaves `Settling` before the store has committed: releasing a successor first is what inverts order.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -100,7 +100,7 @@ pub(crate) struct Lanes {
     lanes: HashMap<AggregateKey, Lane>,
     ready: VecDeque<AggregateKey>,
     alone: VecDeque<AggregateKey>,
-    known: BTreeSet<Sequence>,
+    known: BTreeMap<Sequence, Partition>,
     bytes: usize,
     /// The fetch that is running.
     fetch: Option<u64>,
@@ -110,8 +110,12 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     /// Sequences that are held in memory, in flight, being settled, or settled while a fetch is running.
-    pub(crate) fn known(&self) -> &BTreeSet<Sequence> {
-        &self.known
+    pub(crate) fn known(&self) -> impl Iterator<Item = Sequence> {
+        self.known.keys().copied()
+    }
+
+    pub(crate) fn known_count(&self) -> usize {
+        self.known.len()
     }
 
     /// Bytes of the items in memory.
@@ -159,14 +163,14 @@ impl Lanes {
 
     /// Takes a row in. False: it is known already, or its aggregate is held.
     pub(crate) fn insert(&mut self, item: Item) -> bool {
-        if self.known.contains(&item.sequence) {
+        if self.known.contains_key(&item.sequence) {
             return false;
         }
         let lane = self.lanes.entry(item.key.clone()).or_insert_with(|| Lane::new(item.partition));
         if lane.hold.is_some() || matches!(lane.state, LaneState::Held { .. }) {
             return false;
         }
-        self.known.insert(item.sequence);
+        self.known.insert(item.sequence, item.partition);
         self.bytes += item.bytes;
         let key = item.key.clone();
         // Rows come in order but for those that committed late or have just become due.
@@ -191,7 +195,7 @@ impl Lanes {
         }
         if matches!(lane.state, LaneState::Held { .. })
             || sequence.is_some_and(|sequence| {
-                self.known.contains(&sequence) && !lane.queue.iter().any(|item| item.sequence == sequence)
+                self.known.contains_key(&sequence) && !lane.queue.iter().any(|item| item.sequence == sequence)
             })
         {
             return HoldTaken::Stale;
@@ -208,7 +212,7 @@ impl Lanes {
             }
         }
         if let Some((sequence, bytes)) = item_known {
-            self.known.insert(sequence);
+            self.known.insert(sequence, partition);
             self.bytes += bytes;
         }
         self.offer(key);
@@ -327,9 +331,19 @@ impl Lanes {
         hold_waits
     }
 
-    /// Drops the lanes of partitions that are no longer owned, or only what waits in them while what is in flight
-    /// is to be finished.
-    pub(crate) fn drop_partitions(&mut self, keep_in_flight: bool, gone: impl Fn(Partition) -> bool) {
+    /// Forgets everything of partitions that are no longer owned: what is still in flight or being settled of them is
+    /// nobody's any more, and is read anew should the partition come back.
+    pub(crate) fn lose_partitions(&mut self, gone: impl Fn(Partition) -> bool) {
+        self.drop_waiting(false, &gone);
+        self.known.retain(|_, partition| !gone(*partition));
+    }
+
+    /// Drops what waits in the lanes of these partitions, while what is in flight is to be finished.
+    pub(crate) fn drain_partitions(&mut self, drained: impl Fn(Partition) -> bool) {
+        self.drop_waiting(true, drained);
+    }
+
+    fn drop_waiting(&mut self, keep_in_flight: bool, gone: impl Fn(Partition) -> bool) {
         let mut dropped = Vec::new();
         self.lanes.retain(|_, lane| {
             if !gone(lane.partition) {

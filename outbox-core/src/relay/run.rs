@@ -79,6 +79,7 @@ impl Loop {
             rng: rng.fork(),
             tell: tell.clone(),
             releases: release_orders,
+            paused_topics: Vec::new(),
         };
         let clock = Arc::clone(&parts.clock);
         let mut tasks = vec![

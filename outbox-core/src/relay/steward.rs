@@ -31,6 +31,8 @@ pub(crate) struct Steward {
     pub(crate) tell: mpsc::UnboundedSender<Happening>,
     /// Leases that the engine has done with.
     pub(crate) releases: mpsc::UnboundedReceiver<Vec<Lease>>,
+    /// The paused topics that the engine was told last; it keeps them under a new relay id.
+    pub(crate) paused_topics: Vec<String>,
 }
 
 /// What the steward believes to own. The truth is the store's.
@@ -38,7 +40,6 @@ pub(crate) struct Steward {
 struct Owned {
     leases: BTreeMap<Partition, Epoch>,
     draining: Vec<Partition>,
-    paused_topics: Vec<String>,
 }
 
 impl Steward {
@@ -135,8 +136,8 @@ impl Steward {
 
     async fn look_around(&mut self, relay: RelayId, owned: &mut Owned) -> Result<(), StoreError> {
         let membership = self.store.membership(relay).await?;
-        if membership.paused_topics != owned.paused_topics {
-            owned.paused_topics.clone_from(&membership.paused_topics);
+        if membership.paused_topics != self.paused_topics {
+            self.paused_topics.clone_from(&membership.paused_topics);
             self.say(Standing::PausedTopics(membership.paused_topics.clone()));
         }
         self.notice_changes(&membership, owned);
