@@ -137,7 +137,8 @@ impl Checker {
     /// A process has been told that its settle of this event, as sent or failed, has committed.
     pub(crate) fn closed(&self, process: Process, sequence: Sequence) {
         self.with(|ledger| {
-            if ledger.state.get(&sequence) != Some(&Status::Pending)
+            // Put back between the commit and the news of it, it is open again.
+            if !ledger.requeued.contains(&sequence)
                 && let Some(event) = ledger.committed.get(&sequence)
             {
                 let id = event.id;

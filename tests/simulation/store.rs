@@ -49,6 +49,8 @@ pub(crate) struct Database {
     pub bug: Option<Bug>,
     /// Rows that a planted bug has deleted.
     pub vanished: Mutex<BTreeSet<Sequence>>,
+    /// Rows that an eager settle believes to be settled.
+    pub hidden: Mutex<BTreeSet<Sequence>>,
     pub relays: Mutex<BTreeSet<RelayId>>,
 }
 
@@ -249,9 +251,13 @@ impl OutboxStore for SimStore {
             Some(Bug::LostSettle) if self.database.sim.chance(0.1) => Settled::default(),
             Some(Bug::EagerRelease) => {
                 let (store, request) = (self.clone(), request.clone());
+                let sequences = request.settlements.iter().map(|settlement| settlement.sequence);
+                self.database.hidden.lock().expect("hidden").extend(sequences);
                 self.database.sim.spawn(WORLD, async move {
                     store.database.sim.sleep(store.database.sim.millis(0..400)).await;
                     let _ = store.database.settle(process, &request).await;
+                    let mut hidden = store.database.hidden.lock().expect("hidden");
+                    request.settlements.iter().for_each(|settlement| _ = hidden.remove(&settlement.sequence));
                 });
                 Settled::default()
             }
@@ -299,7 +305,8 @@ impl OutboxReader for SimReader {
         if database.fault() {
             return Err(unavailable("fetch: answer lost"));
         }
-        let vanished = database.vanished.lock().expect("vanished").clone();
+        let mut vanished = database.vanished.lock().expect("vanished").clone();
+        vanished.extend(database.hidden.lock().expect("hidden").iter());
         fetched.rows.retain(|row| !vanished.contains(&row.sequence));
         for hold in &mut fetched.due_holds {
             hold.row.take_if(|row| vanished.contains(&row.sequence));
@@ -310,7 +317,7 @@ impl OutboxReader for SimReader {
                 self.position = fetched.rows.iter().map(|row| row.sequence).fold(position, Sequence::max);
                 fetched.rows.retain(|row| row.sequence > position);
             }
-            Some(Bug::DueHoldReadmitted) => readmit(&database.memory, &mut fetched).await?,
+            Some(Bug::DueHoldReadmitted) => readmit(&database, &mut fetched).await?,
             _ => {}
         }
         Ok(fetched)
@@ -318,14 +325,14 @@ impl OutboxReader for SimReader {
 }
 
 /// The planted bug: what stands behind the held event is returned in its place.
-async fn readmit(memory: &MemoryStore, fetched: &mut Fetched) -> Result<(), StoreError> {
+async fn readmit(database: &Database, fetched: &mut Fetched) -> Result<(), StoreError> {
     for hold in std::mem::take(&mut fetched.due_holds) {
         let filter = EventFilter {
             status: Some(Status::Pending),
             after: hold.sequence,
             ..EventFilter::aggregate(&hold.key)
         };
-        let behind = memory.list(&filter, 10).await?;
+        let behind = database.memory.list(&filter, 10).await?;
         if behind.is_empty() {
             fetched.due_holds.push(hold);
             continue;

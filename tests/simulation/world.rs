@@ -26,7 +26,7 @@ use super::{
 /// How long things go wrong.
 const TROUBLE: Duration = Duration::from_secs(15);
 /// By when everything must have been dealt with once nothing goes wrong any more.
-const END: Duration = Duration::from_secs(400);
+const END: Duration = Duration::from_secs(120);
 const PUBLISH_MAX: usize = 8;
 
 /// What a run found.
@@ -69,6 +69,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Run {
         down: Mutex::new(false),
         bug,
         vanished: Mutex::default(),
+        hidden: Mutex::default(),
         relays: Mutex::default(),
     });
     let broker = Arc::new(Broker {

@@ -423,6 +423,10 @@ impl Engine {
     pub(crate) fn attempt_begun(&mut self, now: Monotonic, recorded: bool) -> Option<Command> {
         let flight = self.attempting.take()?;
         let lease = flight.lease();
+        let publishes = recorded && self.owns(lease) && self.lease_suffices(now) && !self.stopping;
+        if !publishes {
+            self.probe_ended(&flight.item);
+        }
         if !self.owns(lease) {
             self.stray_ended(&flight.item);
             return None;
@@ -432,13 +436,21 @@ impl Engine {
             self.lost(&[lease]);
             return None;
         }
-        if !self.lease_suffices(now) || self.stopping {
-            self.deactivate(lease.partition);
-            self.lanes.restore(flight.item, true);
+        if !publishes {
+            self.put_back(flight.item, true);
             return None;
         }
         self.alone_in_flight = true;
         self.call(vec![flight])
+    }
+
+    /// If the message was its topic's probe, another may follow.
+    fn probe_ended(&mut self, item: &Item) {
+        if let Ok(message) = &item.content
+            && let Some(topic) = self.topics.get_mut(&message.topic)
+        {
+            topic.probing = false;
+        }
     }
 
     fn stray_ended(&mut self, item: &Item) {
@@ -550,7 +562,8 @@ impl Engine {
             scope.probing = scope.failures > 0;
             return None;
         }
-        let after = backoff(min, max, scope.failures, self.rng.f64()).max(scope.until.saturating_sub(now));
+        let after =
+            backoff(min, max, scope.failures, self.rng.f64()).max(min).max(scope.until.saturating_sub(now));
         let error = format!("topic {} is unavailable", message.topic);
         Some((item.attempts, Outcome::Retry { after, error, reason: HoldReason::Topic }))
     }
@@ -595,11 +608,7 @@ impl Engine {
         if flight.alone {
             self.alone_in_flight = false;
         }
-        if let Ok(message) = &flight.item.content
-            && let Some(topic) = self.topics.get_mut(&message.topic)
-        {
-            topic.probing = false;
-        }
+        self.probe_ended(&flight.item);
         let owned = self.owns(flight.lease());
         let Flight { item, alone, .. } = flight;
         if !owned {
