@@ -2,10 +2,13 @@
 
 mod admin;
 mod clock;
+pub mod cloudevents;
 mod enqueue;
 mod error;
 mod event;
+mod jsonlines;
 mod publisher;
+mod routing;
 mod store;
 
 pub use admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin};
@@ -17,10 +20,12 @@ pub use event::{
     NAME_BYTES_MAX, PARTITIONS, PAYLOAD_BYTES_MAX_DEFAULT, Partition, Row, Sequence, Status, StoredEvent,
     check_headers,
 };
+pub use jsonlines::JsonLinesPublisher;
 pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
     Reporter, Stored,
 };
+pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{
     Claimed, Disposal, DueHold, Epoch, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, Membership,
     OutboxReader, OutboxStore, Outcome, Owner, PartitionView, PurgeRequest, Purged, RelayId, SettleRequest,
