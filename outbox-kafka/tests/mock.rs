@@ -165,7 +165,8 @@ async fn an_unknown_topic_is_that_topics_and_is_found_once_it_is_there() {
 async fn a_broker_that_is_down_is_unavailable_and_comes_back_by_itself() {
     let cluster = cluster();
     let publisher = publisher(config(&cluster.bootstrap_servers()).delivery_timeout(Duration::from_secs(1)));
-    assert_eq!(publish_one(&publisher, message(TOPIC, "1", "{}")).await, Ok(()));
+    // The first message waits for a connection and a producer id, which may take longer than this timeout.
+    succeeds(&publisher, TOPIC).await;
     cluster.broker_down(1).unwrap();
     let result = publish_one(&publisher, message(TOPIC, "1", "{}")).await;
     assert!(result.as_ref().unwrap_err().detail.contains("last heard"), "{result:?}");
