@@ -40,7 +40,8 @@ impl Worker {
                 }
             })
             .map_err(|error| {
-                StoreError::new(StoreErrorKind::Unavailable, "could not start a thread for sqlite").with_source(error)
+                StoreError::new(StoreErrorKind::Unavailable, "could not start a thread for sqlite")
+                    .with_source(error)
             })?;
         Ok(Self { config: config.clone(), jobs })
     }
@@ -63,7 +64,8 @@ impl Worker {
             // A caller that has gone away does not need the answer.
             let _ = reply.send(work(slot));
         });
-        let gone = || StoreError::new(StoreErrorKind::Unexpected, "the sqlite thread failed; its log has the panic");
+        let gone =
+            || StoreError::new(StoreErrorKind::Unexpected, "the sqlite thread failed; its log has the panic");
         self.jobs.send(job).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }

@@ -70,10 +70,15 @@ impl SqliteOutbox {
     ///
     /// # Errors
     /// As [`enqueue`](Self::enqueue).
-    pub fn enqueue_all(&self, connection: &Connection, events: &[Event]) -> Result<Vec<Sequence>, EnqueueError> {
+    pub fn enqueue_all(
+        &self,
+        connection: &Connection,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError> {
         self.admit(connection, events)?;
         let mut statement = self.prepare(connection)?;
-        let savepoint = |sql| connection.execute_batch(sql).map_err(|error| store_error("set a savepoint", error));
+        let savepoint =
+            |sql| connection.execute_batch(sql).map_err(|error| store_error("set a savepoint", error));
         savepoint("SAVEPOINT outbox_enqueue_all")?;
         let inserted = events.iter().map(|event| self.insert(&mut statement, event)).collect();
         // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint with it.
@@ -146,7 +151,9 @@ fn headers_json(event: &Event) -> Result<Option<String>, EnqueueError> {
         return Ok(None);
     }
     serde_json::to_string(event.headers()).map(Some).map_err(|error| {
-        StoreError::new(StoreErrorKind::Unexpected, "could not write the headers as JSON").with_source(error).into()
+        StoreError::new(StoreErrorKind::Unexpected, "could not write the headers as JSON")
+            .with_source(error)
+            .into()
     })
 }
 

@@ -84,7 +84,9 @@ mod tests {
         let error = connection.prepare("SELECT 1 FROM outbox").map(drop).unwrap_err();
         assert_eq!(classify(&error), StoreErrorKind::Schema, "{error:?}");
         connection.execute_batch("CREATE TABLE outbox (a)").unwrap();
-        for sql in ["SELECT b FROM outbox", "INSERT INTO outbox (b) VALUES (1)", "SELECT 1 FROM outbox INDEXED BY i"] {
+        for sql in
+            ["SELECT b FROM outbox", "INSERT INTO outbox (b) VALUES (1)", "SELECT 1 FROM outbox INDEXED BY i"]
+        {
             let error = connection.prepare(sql).map(drop).unwrap_err();
             assert_eq!(classify(&error), StoreErrorKind::Schema, "{error:?}");
         }

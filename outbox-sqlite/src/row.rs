@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent, check_headers,
+    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent,
+    check_headers,
 };
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
@@ -41,9 +42,8 @@ impl Pending<'_> {
         Ok((AggregateKey::new(&lossy(aggregate_type), &lossy(aggregate_id)), valid))
     }
 
-    /// The whole row.
-    pub(crate) fn row(&self, now: i64) -> rusqlite::Result<Row> {
-        let (key, _) = self.key()?;
+    /// The whole row, whose key has been read already.
+    pub(crate) fn row(&self, key: AggregateKey, now: i64) -> rusqlite::Result<Row> {
         let created_at = self.0.get_ref(11)?;
         Ok(Row {
             sequence: self.sequence()?,
@@ -168,7 +168,11 @@ fn name<'a>(field: &str, value: ValueRef<'a>) -> Result<&'a str, String> {
 }
 
 fn optional_name(field: &str, value: ValueRef<'_>) -> Result<Option<String>, String> {
-    if matches!(value, ValueRef::Null) { Ok(None) } else { name(field, value).map(|text| Some(text.to_owned())) }
+    if matches!(value, ValueRef::Null) {
+        Ok(None)
+    } else {
+        name(field, value).map(|text| Some(text.to_owned()))
+    }
 }
 
 fn uuid(value: ValueRef<'_>) -> Result<Uuid, String> {
@@ -176,7 +180,9 @@ fn uuid(value: ValueRef<'_>) -> Result<Uuid, String> {
         ValueRef::Text(bytes) => Uuid::try_parse_ascii(bytes)
             .map_err(|error| format!("id {:?} is no UUID: {error}", String::from_utf8_lossy(bytes))),
         ValueRef::Blob(bytes) => Uuid::from_slice(bytes).map_err(|error| format!("id is no UUID: {error}")),
-        other => Err(format!("id is of type {}, not a UUID as text or as a blob of 16 bytes", other.data_type())),
+        other => {
+            Err(format!("id is of type {}, not a UUID as text or as a blob of 16 bytes", other.data_type()))
+        }
     }
 }
 

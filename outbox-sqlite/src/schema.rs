@@ -99,7 +99,7 @@ CREATE TABLE IF NOT EXISTS {p}_holds (
   aggregate_type TEXT    NOT NULL,
   aggregate_id   TEXT    NOT NULL,
   sequence       INTEGER, -- the event that is held; null: a plain pause
-  until          INTEGER, -- null: without end
+  until          INTEGER CHECK (typeof(until) IN ('integer', 'null')), -- null: without end
   reason         TEXT    NOT NULL,
   paused_at      INTEGER, -- null: not paused by an operator
   PRIMARY KEY (aggregate_type, aggregate_id)
@@ -228,7 +228,11 @@ pub(crate) fn check(config: &SqliteConfig) -> Result<Vec<Finding>, StoreError> {
     let path = config.path().display();
     if !config.path().exists() {
         let problem = format!("there is no file {path}");
-        return Ok(vec![Finding::error("missing-file", problem, "correct the path, or run the migration to create it")]);
+        return Ok(vec![Finding::error(
+            "missing-file",
+            problem,
+            "correct the path, or run the migration to create it",
+        )]);
     }
     match connection::open(config, OpenFlags::empty()).and_then(|connection| inspect(config, &connection)) {
         Ok(findings) => Ok(findings),
@@ -237,12 +241,19 @@ pub(crate) fn check(config: &SqliteConfig) -> Result<Vec<Finding>, StoreError> {
             format!("{path} is not a SQLite database, or an encrypted one"),
             "correct the path",
         )]),
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => Ok(vec![Finding::error(
-            "corrupt",
-            format!("{path} is damaged: {error}"),
-            "restore it from a backup, or recover it with the sqlite3 shell's .recover",
-        )]),
-        Err(error) if matches!(crate::error::classify(&error), StoreErrorKind::Unavailable | StoreErrorKind::Denied) => {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+            Ok(vec![Finding::error(
+                "corrupt",
+                format!("{path} is damaged: {error}"),
+                "restore it from a backup, or recover it with the sqlite3 shell's .recover",
+            )])
+        }
+        Err(error)
+            if matches!(
+                crate::error::classify(&error),
+                StoreErrorKind::Unavailable | StoreErrorKind::Denied
+            ) =>
+        {
             Ok(vec![Finding::error(
                 "unreadable",
                 format!("{path} cannot be opened: {error}"),
@@ -299,13 +310,18 @@ fn inspect_schema(
         let missing = missing_columns(connection, &table, columns)?;
         if !missing.is_empty() {
             let problem = format!("table {table} has no column {}", missing.join(", "));
-            findings.push(Finding::error("missing-column", problem, "rename that table, then run the migration"));
+            findings.push(Finding::error(
+                "missing-column",
+                problem,
+                "rename that table, then run the migration",
+            ));
         }
     }
     for suffix in INDEXES {
         // An index of a table that is missing is no news.
         let table = if suffix.starts_with("_holds") { format!("{prefix}_holds") } else { prefix.to_owned() };
-        if exists(connection, "table", &table)? && !exists(connection, "index", &format!("{prefix}{suffix}"))? {
+        if exists(connection, "table", &table)? && !exists(connection, "index", &format!("{prefix}{suffix}"))?
+        {
             let problem = format!("there is no index {prefix}{suffix}, which the reader names");
             findings.push(Finding::error("missing-index", problem, MIGRATE));
         }
@@ -346,7 +362,8 @@ fn missing_columns(
         return Ok(Vec::new());
     }
     let mut statement = connection.prepare("SELECT lower(name) FROM pragma_table_info(?1)")?;
-    let present = statement.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    let present =
+        statement.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
     Ok(columns.iter().copied().filter(|column| !present.iter().any(|name| name == column)).collect())
 }
 
@@ -370,7 +387,8 @@ mod tests {
         migrate(&config).unwrap();
         // Opened read-only, since the permissions of a file do not stop a test that runs as root.
         let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let codes: Vec<_> = inspect(&config, &connection).unwrap().iter().map(|finding| finding.code).collect();
+        let codes: Vec<_> =
+            inspect(&config, &connection).unwrap().iter().map(|finding| finding.code).collect();
         assert_eq!(codes, ["read-only"]);
         drop(connection);
         for suffix in ["", "-wal", "-shm"] {

@@ -1,8 +1,8 @@
 //! Recording what became of events, and the rules of holds.
 
 use outbox_core::{
-    AggregateKey, FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    Successors, Unhold, WhenSent,
+    AggregateKey, FailureCause, HoldReason, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest,
+    Settled, Settlement, Successors, Unhold, WhenSent,
 };
 use rusqlite::{Connection, Transaction, params};
 
@@ -16,8 +16,9 @@ pub(crate) fn holds_lease(
     relay: RelayId,
     lease: Lease,
 ) -> rusqlite::Result<bool> {
-    let sql = config
-        .sql("SELECT EXISTS(SELECT 1 FROM {p}_partitions WHERE partition = ?1 AND epoch = ?2 AND owner = ?3)");
+    let sql = config.sql(
+        "SELECT EXISTS(SELECT 1 FROM {p}_partitions WHERE partition = ?1 AND epoch = ?2 AND owner = ?3)",
+    );
     let parameters = params![lease.partition, lease.epoch, relay.0.to_string()];
     transaction.query_row(&sql, parameters, |row| row.get(0))
 }
@@ -33,34 +34,32 @@ pub(crate) fn settle(
     transaction: &Transaction<'_>,
     request: &SettleRequest,
 ) -> rusqlite::Result<Settled> {
-    let mut held = Vec::with_capacity(request.leases.len());
-    let mut settled = Settled::default();
-    let named = request.settlements.iter().map(|settlement| settlement.partition);
-    for partition in named.clone().chain(request.unholds.iter().map(|unhold| unhold.partition)) {
-        if held.contains(&partition) || settled.fenced.contains(&partition) {
-            continue;
-        }
-        let lease = request.leases.iter().find(|lease| lease.partition == partition);
-        match lease {
-            Some(&lease) if holds_lease(config, transaction, request.relay, lease)? => held.push(partition),
-            _ => settled.fenced.push(partition),
-        }
-    }
-    for lease in &request.leases {
-        // A lease without events is asked about all the same: the relay learns early that it is lost.
-        let known = held.contains(&lease.partition) || settled.fenced.contains(&lease.partition);
-        if !known && !holds_lease(config, transaction, request.relay, *lease)? {
-            settled.fenced.push(lease.partition);
+    let mut named: Vec<Partition> = request.leases.iter().map(|lease| lease.partition).collect();
+    named.extend(request.settlements.iter().map(|settlement| settlement.partition));
+    named.extend(request.unholds.iter().map(|unhold| unhold.partition));
+    named.sort_unstable();
+    named.dedup();
+    let mut fenced = Vec::new();
+    for partition in named {
+        let mut leases = request.leases.iter().filter(|lease| lease.partition == partition);
+        let held = |lease: &Lease| holds_lease(config, transaction, request.relay, *lease);
+        if !leases.try_fold(false, |any, lease| Ok::<_, rusqlite::Error>(any || held(lease)?))? {
+            fenced.push(partition);
         }
     }
+    // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
+    let is_ours = |partition| !fenced.contains(&partition);
+    let mut settlements: Vec<_> =
+        request.settlements.iter().filter(|settlement| is_ours(settlement.partition)).collect();
+    settlements.sort_by_key(|settlement| settlement.sequence);
     let mut settling = Settling::new(config, transaction, request.when_sent)?;
-    for settlement in request.settlements.iter().filter(|settlement| held.contains(&settlement.partition)) {
+    for settlement in settlements {
         settling.settlement(settlement)?;
     }
-    for unhold in request.unholds.iter().filter(|unhold| held.contains(&unhold.partition)) {
+    for unhold in request.unholds.iter().filter(|unhold| is_ours(unhold.partition)) {
         settling.unhold(unhold)?;
     }
-    Ok(settled)
+    Ok(Settled { fenced })
 }
 
 /// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can have
@@ -168,7 +167,9 @@ impl<'a> Settling<'a> {
         const WHERE: &str = "WHERE aggregate_type = ?1 AND aggregate_id = ?2 AND sequence = ?3";
         let parameters = params![key.aggregate_type(), key.aggregate_id(), sequence];
         self.execute(&format!("DELETE FROM {{p}}_holds {WHERE} AND paused_at IS NULL"), parameters)?;
-        self.execute(&format!("UPDATE {{p}}_holds SET sequence = NULL, until = NULL {WHERE}"), parameters)?;
+        let plain =
+            format!("UPDATE {{p}}_holds SET sequence = NULL, until = NULL, reason = 'paused' {WHERE}");
+        self.execute(&plain, parameters)?;
         Ok(())
     }
 
@@ -181,17 +182,15 @@ impl<'a> Settling<'a> {
         reason: HoldReason,
     ) -> rusqlite::Result<()> {
         self.any_hold = true;
-        // In order: a pause keeps its time and reason; the hold of the same event takes the new ones; of two
-        // events, the later time counts, with its reason. The bare columns are those of the hold that is there.
+        // The hold of the same event takes the new time and reason. Of two events, the later time counts, and the reason
+        // goes with it. Whether it is paused does not change.
         let sql = "INSERT INTO {p}_holds AS h (aggregate_type, aggregate_id, sequence, until, reason) \
              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (aggregate_type, aggregate_id) DO UPDATE SET \
              sequence = min(coalesce(h.sequence, excluded.sequence), excluded.sequence), \
-             until = CASE WHEN h.paused_at IS NOT NULL THEN h.until \
-               WHEN h.sequence = excluded.sequence OR excluded.until IS NULL OR excluded.until > h.until \
+             until = CASE WHEN h.sequence = excluded.sequence OR excluded.until IS NULL OR excluded.until > h.until \
                THEN excluded.until ELSE h.until END, \
-             reason = CASE WHEN h.paused_at IS NOT NULL THEN h.reason \
-               WHEN h.sequence = excluded.sequence OR (excluded.until IS NULL AND h.until IS NOT NULL) \
-                 OR excluded.until > h.until \
+             reason = CASE WHEN h.sequence IS NULL OR h.sequence = excluded.sequence \
+                 OR (excluded.until IS NULL AND h.until IS NOT NULL) OR excluded.until > h.until \
                THEN excluded.reason ELSE h.reason END";
         let parameters = params![key.aggregate_type(), key.aggregate_id(), sequence, until, reason.as_str()];
         self.execute(sql, parameters)?;
@@ -202,7 +201,8 @@ impl<'a> Settling<'a> {
     fn unhold(&self, unhold: &Unhold) -> rusqlite::Result<()> {
         let sql = "DELETE FROM {p}_holds AS h WHERE aggregate_type = ?1 AND aggregate_id = ?2 AND sequence IS ?3 \
              AND paused_at IS NULL AND until <= ?4 AND NOT EXISTS (SELECT 1 FROM {p} AS o WHERE \
-             o.sequence = h.sequence AND o.status = 0 AND (o.available_at IS NULL OR o.available_at <= ?4 \
+             o.sequence = h.sequence AND o.status = 0 AND o.aggregate_type = h.aggregate_type \
+             AND o.aggregate_id = h.aggregate_id AND (o.available_at IS NULL OR o.available_at <= ?4 \
              OR typeof(o.available_at) <> 'integer'))";
         let key = &unhold.key;
         let parameters = params![key.aggregate_type(), key.aggregate_id(), unhold.sequence, self.now];

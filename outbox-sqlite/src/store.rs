@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use outbox_core::{
     Claimed, Disposal, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Owner, Partition,
-    PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreStats,
+    PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities,
+    StoreError, StoreStats,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
@@ -111,8 +111,11 @@ impl OutboxStore for SqliteStore {
     async fn join(&self, ttl: Duration) -> Result<RelayId, StoreError> {
         let relay = RelayId(Uuid::now_v7());
         self.write("enter a relay", move |config, transaction| {
-            let sql = config.sql("INSERT INTO {p}_relays (relay_id, expires_at, ttl) VALUES (?1, {now} + ?2, ?2)");
-            transaction.execute(&sql, params![relay.0.to_string(), ttl_micros(ttl)]).doing("enter a relay")?;
+            let sql =
+                config.sql("INSERT INTO {p}_relays (relay_id, expires_at, ttl) VALUES (?1, {now} + ?2, ?2)");
+            transaction
+                .execute(&sql, params![relay.0.to_string(), ttl_micros(ttl)])
+                .doing("enter a relay")?;
             Ok(relay)
         })
         .await
@@ -123,15 +126,18 @@ impl OutboxStore for SqliteStore {
         self.write(WHAT, move |config, transaction| {
             let bury = format!("DELETE FROM {{p}}_relays AS r WHERE NOT ({ALIVE})");
             transaction.execute(&config.sql(&bury), []).doing(WHAT)?;
-            let sql = config.sql("UPDATE {p}_relays SET expires_at = {now} + ?2, ttl = ?2 WHERE relay_id = ?1");
-            let alive = transaction.execute(&sql, params![relay.0.to_string(), ttl_micros(ttl)]).doing(WHAT)?;
+            let sql =
+                config.sql("UPDATE {p}_relays SET expires_at = {now} + ?2, ttl = ?2 WHERE relay_id = ?1");
+            let alive =
+                transaction.execute(&sql, params![relay.0.to_string(), ttl_micros(ttl)]).doing(WHAT)?;
             Ok(alive == 1)
         })
         .await
     }
 
     async fn membership(&self, relay: RelayId) -> Result<Membership, StoreError> {
-        self.read("read the membership", move |config, connection| membership(config, connection, relay)).await
+        self.read("read the membership", move |config, connection| membership(config, connection, relay))
+            .await
     }
 
     async fn claim(&self, relay: RelayId, seen: &[(Partition, Epoch)]) -> Result<Vec<Claimed>, StoreError> {
@@ -220,7 +226,11 @@ fn ttl_micros(ttl: Duration) -> i64 {
     to_micros(ttl).min(i64::MAX / 8)
 }
 
-fn membership(config: &SqliteConfig, connection: &Connection, relay: RelayId) -> rusqlite::Result<Membership> {
+fn membership(
+    config: &SqliteConfig,
+    connection: &Connection,
+    relay: RelayId,
+) -> rusqlite::Result<Membership> {
     let me = relay.0.to_string();
     let live = format!("SELECT count(*) FROM {{p}}_relays r WHERE {ALIVE}");
     let relays_live = connection.query_row(&config.sql(&live), [], |row| row.get(0))?;
@@ -243,7 +253,8 @@ fn membership(config: &SqliteConfig, connection: &Connection, relay: RelayId) ->
 
 /// The topics that are paused.
 pub(crate) fn paused_topics(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut statement = connection.prepare_cached(&config.sql("SELECT topic FROM {p}_topics ORDER BY topic"))?;
+    let mut statement =
+        connection.prepare_cached(&config.sql("SELECT topic FROM {p}_topics ORDER BY topic"))?;
     statement.query_map([], |row| row.get(0))?.collect()
 }
 
@@ -264,7 +275,9 @@ fn claim(
     );
     let (free, take) = (
         config.sql(&free),
-        config.sql("UPDATE {p}_partitions SET owner = ?2, epoch = epoch + 1 WHERE partition = ?1 RETURNING epoch"),
+        config.sql(
+            "UPDATE {p}_partitions SET owner = ?2, epoch = epoch + 1 WHERE partition = ?1 RETURNING epoch",
+        ),
     );
     let mut claimed = Vec::new();
     for &(partition, epoch) in seen {
@@ -305,7 +318,9 @@ fn purge(
 fn stats(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<StoreStats> {
     let number = |sql: &str| connection.query_row(&config.sql(sql), [], |row| row.get::<_, i64>(0));
     let oldest: Option<i64> = connection.query_row(
-        &config.sql("SELECT {now} - min(created_at) FROM {p} WHERE status = 0 AND typeof(created_at) = 'integer'"),
+        &config.sql(
+            "SELECT {now} - min(created_at) FROM {p} WHERE status = 0 AND typeof(created_at) = 'integer'",
+        ),
         [],
         |row| row.get(0),
     )?;
