@@ -143,7 +143,8 @@ async fn the_trait_writes_in_the_transaction_and_its_futures_are_send() {
     let database = TestDatabase::new();
     let (outbox, mut connection) = (SqliteOutbox::new(&database.config), database.connect());
     let mut transaction = connection.transaction().unwrap();
-    let one = is_send(Enqueue::enqueue(&outbox, &mut transaction, &event("0")));
+    let first = event("0");
+    let one = is_send(Enqueue::enqueue(&outbox, &mut transaction, &first));
     one.await.unwrap();
     assert_eq!(place(&outbox, &mut transaction).await, 4);
     transaction.commit().unwrap();
