@@ -2,6 +2,7 @@
 //! the conformance suite.
 
 mod common;
+mod contract;
 mod enqueue;
 mod reader;
 mod schema;
