@@ -17,7 +17,7 @@ use rusqlite::Connection;
 
 use crate::common::{TestDatabase, TestRelay, key, retry};
 
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 16;
 const STEPS: usize = 250;
 const AGGREGATES: usize = 5;
 
@@ -37,6 +37,8 @@ async fn random_operations_keep_the_fetch_contract_and_lose_nothing() {
     for seed in 0..SEEDS {
         let database = TestDatabase::new();
         let connection = database.connect();
+        // Nobody pulls the plug on the writer here, and its flushes would be most of the test.
+        connection.pragma_update(None, "synchronous", "OFF").unwrap();
         let relay = TestRelay::new(database.store()).await;
         let random = fastrand::Rng::with_seed(seed);
         let mut world = World {
@@ -87,9 +89,12 @@ impl World {
 
     async fn fetch(&mut self) {
         let known = self.known();
+        // The end of a hold may be told late: until then, the rest of its aggregate stays away.
+        let random = &mut self.random;
+        let told = self.ended.extract_if(.., |_| random.u8(..3) > 0).collect();
         let request = FetchRequest {
             known: known.iter().copied().collect(),
-            ended_holds: std::mem::take(&mut self.ended),
+            ended_holds: told,
             events_max: self.random.usize(1..8),
             ..self.relay.request()
         };
@@ -147,7 +152,8 @@ impl World {
         let mut last: BTreeMap<&AggregateKey, Sequence> = BTreeMap::new();
         for row in &fetched.rows {
             assert!(!held.contains(&row.key), "seed {seed}: {} is held: {}", row.key, row.sequence);
-            let given = self.holds.iter().any(|(key, ..)| *key == row.key);
+            let given = self.holds.iter().any(|(key, ..)| *key == row.key)
+                || self.ended.iter().any(|end| end.key == row.key);
             assert!(!given, "seed {seed}: the hold of {} is not answered: {}", row.key, row.sequence);
             let before = last.insert(&row.key, row.sequence).unwrap_or(0);
             assert!(before < row.sequence, "seed {seed}: {} before {}", before, row.sequence);
@@ -247,9 +253,9 @@ impl World {
         for id in 0..AGGREGATES {
             self.relay.store.resume(&key(&id.to_string())).await.unwrap();
         }
-        // Twenty thousand rounds are some seconds: far more than the milliseconds that anything here is scheduled or
-        // held for.
-        for _ in 0..20_000 {
+        // Ten times the rounds that are ever needed, and well below the time after which a reader starts again from
+        // the beginning, which would hide a row that its position has lost.
+        for _ in 0..1_000 {
             self.fetch().await;
             self.settle_some(true).await;
             let pending = self.relay.store.list(&EventFilter::status(Status::Pending), 100).await.unwrap();
