@@ -1,3 +1,12 @@
-//! A transactional outbox for Rust services, and for every service that can write a row.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use outbox_core::*;
+
+/// The SQLite store (feature `sqlite`).
+#[cfg(feature = "sqlite")]
+pub use outbox_sqlite as sqlite;
+
+/// The Apache Kafka publisher (feature `kafka`).
+#[cfg(feature = "kafka")]
+pub use outbox_kafka as kafka;
