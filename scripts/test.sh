@@ -24,17 +24,18 @@ say 'tools'
 lacking=()
 command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
 command -v cargo >/dev/null || die 'there is no Rust: install it from https://rustup.rs'
-# librdkafka and SQLite are built from source.
+# librdkafka, SQLite and, with all features, OpenSSL are built from source.
 command -v cc >/dev/null || lacking+=(gcc)
 command -v c++ >/dev/null || lacking+=(g++)
 command -v make >/dev/null || lacking+=(make)
+perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null || lacking+=(perl)
 [ -e /usr/include/zlib.h ] || export LIBZ_SYS_STATIC=1
 if [ ${#lacking[@]} -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing: ${lacking[*]}"
     { apt-get -y -qq install "${lacking[@]}" || { apt-get -qq update && apt-get -y -qq install "${lacking[@]}"; }; } >/dev/null
   else
-    die "a C and C++ compiler and make are needed; on Debian: sudo apt-get install ${lacking[*]}"
+    die "a C and C++ compiler, make and perl are needed; on Debian: sudo apt-get install ${lacking[*]}"
   fi
 fi
 for component in rustfmt clippy; do

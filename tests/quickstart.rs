@@ -17,7 +17,8 @@ async fn the_quickstart_keeps_its_promises() {
 fn the_quickstart_notices_what_is_lost_invented_out_of_order_or_left_behind() {
     let pair = |order: &str, what: &str| (order.to_owned(), what.to_owned());
     let promised = BTreeMap::from([("a".to_owned(), vec!["placed".to_owned(), "paid".to_owned()])]);
-    let problems = |arrived: &[(String, String)], pending| quickstart::compare(&promised, arrived, pending).len();
+    let problems =
+        |arrived: &[(String, String)], pending| quickstart::compare(&promised, arrived, pending).len();
     let good = [pair("a", "placed"), pair("a", "placed"), pair("a", "paid")];
     assert_eq!(problems(&good, 0), 0, "duplicates are allowed");
     assert_eq!(problems(&good[..1], 0), 1, "an event is lost");
