@@ -120,8 +120,8 @@ pub trait OutboxAdmin: Send + Sync + 'static {
     /// left alone. A hold of another event keeps the lower sequence and its own time; a pause stays a pause.
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 
-    /// Gives events up: those that are failed get the cause `discarded`; those that are pending *and held* become
-    /// failed with that cause, and their hold becomes due. Other pending events are left alone, since one could be on its way.
+    /// Gives events up: those that are failed get the cause `discarded`; those that are pending
+    /// and named by their aggregate's hold become failed with that cause, and the hold becomes due. Other pending events are left alone, since one could be on its way.
     /// Returns how many.
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 

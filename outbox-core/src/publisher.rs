@@ -162,11 +162,14 @@ pub struct PublisherCapabilities {
     /// A later message of an aggregate can be stored although an earlier one of it failed. True of every broker
     /// known to us, which is why a relay keeps one message in flight per aggregate.
     pub overtaking: bool,
+    /// How long the publisher itself goes on trying. A relay whose publish time-out is not longer is refused, since every slow
+    /// message would have an unknown outcome.
+    pub delivery_timeout: Option<Duration>,
 }
 
 impl Default for PublisherCapabilities {
     fn default() -> Self {
-        Self { payload_bytes_max: None, overtaking: true }
+        Self { payload_bytes_max: None, overtaking: true, delivery_timeout: None }
     }
 }
 

@@ -377,7 +377,7 @@ pub trait OutboxStore: Send + Sync + 'static {
     async fn reader(&self, relay: RelayId) -> Result<Box<dyn OutboxReader>, StoreError>;
 
     /// Records that the event is about to be attempted, as attempt number `attempts`, under the lease. False:
-    /// fenced, nothing was recorded.
+    /// fenced, nothing was recorded. An event that is no longer pending is left alone, and that is true as well.
     async fn begin_attempt(
         &self,
         relay: RelayId,
@@ -390,7 +390,7 @@ pub trait OutboxStore: Send + Sync + 'static {
     ///
     /// The lease row is locked or written, and matched by owner and epoch; merely reading it is not enough. A
     /// settlement applies only to a row that is still pending; one that is not is left alone, so that repeating a
-    /// settle whose answer was lost changes nothing. Holds follow these rules, `hold` being the aggregate's row:
+    /// settle whose answer was lost changes nothing. Settlements apply in ascending sequence, then unholds. Holds follow these rules, `hold` being the aggregate's row:
     ///
     /// - `Sent`, or `Failed` with [`Successors::Release`]: if `hold.sequence` is this event's, the hold is removed,
     ///   unless it is paused, in which case it stays as a plain pause.

@@ -51,7 +51,8 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("retry.backoff.max.ms", "500"),
 ];
 
-const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// A second less than a relay's default publish time-out, which must be longer.
+const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4);
 const DELIVERY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(900);
 
@@ -236,7 +237,7 @@ impl fmt::Debug for KafkaConfig {
 pub struct KafkaConfigBuilder(KafkaConfig);
 
 impl KafkaConfigBuilder {
-    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 5 s unless
+    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 4 s unless
     /// set. librdkafka repeats a request until then. Keep it below the relay's publish timeout by half a second or
     /// more: a call that is given up before costs its producer.
     pub fn delivery_timeout(mut self, timeout: Duration) -> Self {

@@ -90,6 +90,7 @@ impl Publisher for KafkaPublisher {
     fn capabilities(&self) -> PublisherCapabilities {
         let mut capabilities = PublisherCapabilities::default();
         capabilities.payload_bytes_max = self.config.message_bytes_max();
+        capabilities.delivery_timeout = Some(self.config.delivery_timeout());
         capabilities
     }
 

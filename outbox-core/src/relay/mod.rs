@@ -59,7 +59,18 @@ impl Relay {
         config: RelayConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
-        config.validate()?;
+        let mut problems = config.validate().err().map(|error| error.problems).unwrap_or_default();
+        if let Some(delivery) = publisher.capabilities().delivery_timeout
+            && config.publish_timeout <= delivery
+        {
+            problems.push(format!(
+                "publish_timeout ({:?}) must be above the publisher's own delivery time-out ({delivery:?})",
+                config.publish_timeout
+            ));
+        }
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
         let (signals, handle) = Signals::pair();
         Ok(Self { parts: Parts { store, publisher, clock, config }, signals, handle })
     }
