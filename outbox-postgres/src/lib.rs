@@ -1,0 +1,10 @@
+//! The PostgreSQL store of the outbox framework.
+
+mod config;
+mod enqueue;
+mod error;
+mod schema;
+
+pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
+pub use enqueue::PostgresOutbox;
+pub use schema::migration_sql;
