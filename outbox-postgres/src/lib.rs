@@ -3,8 +3,12 @@
 mod config;
 mod enqueue;
 mod error;
+mod reader;
 mod schema;
+mod session;
+mod store;
 
 pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
 pub use enqueue::PostgresOutbox;
 pub use schema::migration_sql;
+pub use store::PostgresStore;

@@ -1,7 +1,7 @@
 //! The tables: printed for one's own migration tool, or applied.
 
 use outbox_core::{StoreError, StoreErrorKind};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{PostgresConfig, config::Tables, error::store_error};
 
@@ -45,11 +45,11 @@ pub(crate) async fn migrate(
     let what = format!("migrate the tables of {}", config.tables.outbox());
     let fail = |error| store_error(&what, error);
     let tables = &config.tables;
-    // The tasks are one transaction with the lock, which ends with it.
-    sqlx::raw_sql("BEGIN").execute(&mut *connection).await.map_err(fail)?;
-    let result = migrate_locked(&mut *connection, config).await;
-    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-    sqlx::raw_sql(end).execute(&mut *connection).await.map_err(fail)?;
+    let mut transaction = connection.begin().await.map_err(fail)?;
+    let result = migrate_locked(&mut transaction, config).await;
+    if matches!(result, Ok(None)) {
+        transaction.commit().await.map_err(fail)?;
+    }
     match result {
         Ok(Some(newer)) => Err(newer_version(tables, newer)),
         Ok(None) => Ok(()),
