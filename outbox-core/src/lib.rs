@@ -5,6 +5,7 @@ mod clock;
 mod enqueue;
 mod error;
 mod event;
+mod memory;
 mod publisher;
 mod store;
 
@@ -17,6 +18,7 @@ pub use event::{
     NAME_BYTES_MAX, PARTITIONS, PAYLOAD_BYTES_MAX_DEFAULT, Partition, Row, Sequence, Status, StoredEvent,
     check_headers,
 };
+pub use memory::{MemoryPublisher, MemoryStore, MemoryTransaction};
 pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
     Reporter, Stored,

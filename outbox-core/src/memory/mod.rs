@@ -1,0 +1,21 @@
+//! The reference store and publisher, in memory: [`MemoryStore`] and [`MemoryPublisher`].
+//!
+//! They keep the whole contract, and nothing survives the process. They are what an application tests its own code
+//! with, what the simulation runs on, and what an implementer reads where the prose of the contract leaves a doubt.
+//!
+//! Nothing in here is random and nothing waits: the same calls in the same order give the same answers, relay ids
+//! and order of rows included, so that a simulation can replay a run exactly.
+
+mod admin;
+mod publisher;
+mod reader;
+mod settle;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+mod transaction;
+
+pub use publisher::MemoryPublisher;
+pub use store::MemoryStore;
+pub use transaction::MemoryTransaction;
