@@ -1,8 +1,10 @@
 //! The PostgreSQL store of the outbox framework.
 
+mod admin;
 mod config;
 mod enqueue;
 mod error;
+mod micros;
 mod reader;
 mod schema;
 mod session;

@@ -43,7 +43,7 @@ pub(crate) use self::{keys::Inherited, statements::Statements};
 use self::{
     batch::Batch,
     bound::Bound,
-    decode::{COLUMN_COUNT, Micros, decode},
+    decode::{COLUMN_COUNT, decode},
     keys::Keys,
     leases::Leases,
     schedule::Schedule,
@@ -51,6 +51,7 @@ use self::{
 };
 use crate::{
     error::{CALL_TIMEOUT, silent, store_error},
+    micros::Micros,
     session::{Purpose, Session},
     store::{Inner, partition_of},
 };

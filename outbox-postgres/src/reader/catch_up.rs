@@ -7,12 +7,15 @@ use outbox_core::{Lease, Partition, Sequence};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{
-    Batch, Bound, COLUMN_COUNT, Known, Micros, PostgresReader, Probe, decode, keys,
+    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, keys,
     leases::Phase,
     limit,
     schedule::COLLECTED_MAX,
 };
-use crate::store::{partition_code, partition_of};
+use crate::{
+    micros::Micros,
+    store::{partition_code, partition_of},
+};
 
 /// The most numbers that one step of a pass goes over, sent and foreign rows included: about 10 ms.
 const STEP: Sequence = 20_000;

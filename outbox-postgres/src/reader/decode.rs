@@ -1,25 +1,18 @@
 //! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event fails alone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, check_headers};
-use sqlx::{
-    Decode, Encode, Postgres, Row as _, Type, ValueRef as _,
-    encode::IsNull,
-    error::BoxDynError,
-    postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, PgValueRef},
-};
+use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
 use uuid::Uuid;
 
-use crate::store::partition_of;
+use crate::{micros::Micros, store::partition_of};
 
-/// Payloads up to this many bytes are read with their rows; larger ones by a second statement, and only as many as
-/// fit. So a batch of rows that turn out large costs little memory and little traffic that is thrown away.
-pub(super) const INLINE_BYTES_MAX: usize = 8192;
-
-/// The columns of a read, in the order in which [`decode`] takes them.
+/// Payloads up to 8 KiB are read with their rows; larger ones by a second statement, and only as many as
+/// fit. So a batch of rows that turn out large costs little memory, and little traffic that is thrown away.
+///
+/// These are the columns of a read, in the order in which [`decode`] takes them.
 pub(super) const COLUMNS: &str = "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, \
      o.event_type, o.version, CASE WHEN octet_length(o.payload) <= 8192 THEN o.payload END AS payload, \
      octet_length(o.payload) AS payload_bytes, o.content_type, o.headers, o.topic, o.created_at";
@@ -30,49 +23,6 @@ pub(super) const NO_COLUMNS: &str = "0::bigint, 0::smallint, NULL::text, NULL::t
 
 /// How many columns that are.
 pub(super) const COLUMN_COUNT: usize = 14;
-
-/// A time as PostgreSQL has it, microseconds since 2000-01-01 or an infinity, which chrono has no value for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Micros(pub(super) i64);
-
-impl Micros {
-    pub(super) const MIN: Self = Self(i64::MIN);
-
-    /// 2000-01-01 in microseconds since 1970-01-01.
-    const EPOCH: i64 = 946_684_800_000_000;
-
-    fn utc(self) -> Option<DateTime<Utc>> {
-        self.0.checked_add(Self::EPOCH).and_then(DateTime::from_timestamp_micros)
-    }
-
-    /// From the earlier to this; zero if it is none.
-    fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
-    }
-
-    pub(super) fn minus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
-    }
-}
-
-impl Type<Postgres> for Micros {
-    fn type_info() -> PgTypeInfo {
-        <DateTime<Utc> as Type<Postgres>>::type_info()
-    }
-}
-
-impl Encode<'_, Postgres> for Micros {
-    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
-        buffer.extend_from_slice(&self.0.to_be_bytes());
-        Ok(IsNull::No)
-    }
-}
-
-impl<'r> Decode<'r, Postgres> for Micros {
-    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        Ok(Self(i64::from_be_bytes(value.as_bytes()?.try_into()?)))
-    }
-}
 
 /// A row that was read, perhaps still without its payload.
 #[derive(Debug)]
@@ -178,17 +128,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_inline_limit_is_the_one_in_the_statement() {
-        assert!(COLUMNS.contains(&format!("<= {INLINE_BYTES_MAX} ")));
+    fn a_row_that_is_none_has_as_many_columns() {
         assert_eq!(NO_COLUMNS.split(", ").count(), COLUMN_COUNT);
-    }
-
-    #[test]
-    fn infinities_are_no_times_and_have_no_age() {
-        assert_eq!(Micros(i64::MAX).utc(), None);
-        assert_eq!(Micros(i64::MIN).utc(), None);
-        assert_eq!(Micros(0).since(Micros(i64::MAX)), Duration::ZERO);
-        assert_eq!(Micros(0).utc().map(|t| t.to_rfc3339()).as_deref(), Some("2000-01-01T00:00:00+00:00"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use outbox_core::{AggregateKey, Partition, Sequence};
 
-use super::decode::Micros;
+use crate::micros::Micros;
 
 /// The most numbers that one look collects, and that wait to be read: 8 bytes each.
 pub(super) const COLLECTED_MAX: usize = 20_000;

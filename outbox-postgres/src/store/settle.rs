@@ -145,7 +145,7 @@ async fn settle_sent(
          {change} \
          SELECT (SELECT found FROM h) AS found, ARRAY(SELECT part FROM l) AS held, (SELECT count(*) FROM u) AS done"
     );
-    let (parts, epochs) = lease_arrays(&request.leases);
+    let (parts, epochs) = lease_codes(request);
     let sequences: Vec<Sequence> = request.settlements.iter().map(|s| s.sequence).collect();
     let query = sqlx::query(inner.tables().sql(&sql))
         .bind(parts)
@@ -179,7 +179,8 @@ fn attempts_code(attempts: u32) -> i32 {
     i32::try_from(attempts).unwrap_or(i32::MAX)
 }
 
-/// The lease that a partition's changes are made under, as arrays; a partition without one is fenced.
+/// The leases of the partitions that something is recorded in, as arrays; a partition without one is fenced.
 fn lease_codes(request: &SettleRequest) -> (Vec<i16>, Vec<i64>) {
-    request.leases.iter().map(|lease| (partition_code(lease.partition), lease.epoch)).unzip()
+    let parts = partitions(request);
+    lease_arrays(request.leases.iter().filter(|lease| parts.binary_search(&lease.partition).is_ok()))
 }

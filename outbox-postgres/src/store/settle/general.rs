@@ -241,9 +241,8 @@ impl Settling<'_> {
                      until = CASE WHEN h.paused THEN h.until \
                                   WHEN h.sequence = excluded.sequence THEN excluded.until \
                                   ELSE greatest(h.until, excluded.until) END, \
-                     reason = CASE WHEN h.paused THEN h.reason \
-                                   WHEN h.sequence = excluded.sequence OR excluded.until > h.until \
-                                   THEN excluded.reason ELSE h.reason END, \
+                     reason = CASE WHEN h.sequence IS NULL OR h.sequence = excluded.sequence \
+                                     OR excluded.until > h.until THEN excluded.reason ELSE h.reason END, \
                      changed_at = excluded.changed_at";
         let query = sqlx::query(self.inner.tables().sql(sql)).bind(parts).bind(types).bind(ids);
         let query = query.bind(sequences).bind(froms).bind(afters).bind(reasons);
