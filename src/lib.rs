@@ -3,6 +3,10 @@
 
 pub use outbox_core::*;
 
+/// The PostgreSQL store (feature `postgres`).
+#[cfg(feature = "postgres")]
+pub use outbox_postgres as postgres;
+
 /// The SQLite store (feature `sqlite`).
 #[cfg(feature = "sqlite")]
 pub use outbox_sqlite as sqlite;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 #[path = "../examples/quickstart.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_attributes)]
 mod quickstart;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

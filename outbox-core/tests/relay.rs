@@ -1,4 +1,5 @@
 //! The relay on the in-memory store and publisher, under Tokio's clock.
+#![allow(clippy::expect_used, reason = "a test that fails should panic, and say so")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -2,6 +2,12 @@
 //! die and freeze, statements and messages fail, hang and lose their answers, clocks jump and operators interfere.
 //!
 //! `OUTBOX_SEEDS=n` runs that many seeds instead of 2,000; `OUTBOX_SEED=s` runs that one and prints its schedule.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test that fails should panic, and say so"
+)]
 
 mod checker;
 mod executor;

@@ -194,7 +194,7 @@ impl World {
 
     fn key(&self, aggregates: u64) -> AggregateKey {
         let number = self.sim.pick(0..aggregates);
-        AggregateKey::new(if number % 2 == 0 { "order" } else { "stock" }, &number.to_string())
+        AggregateKey::new(if number.is_multiple_of(2) { "order" } else { "stock" }, &number.to_string())
     }
 
     /// Transactions that lock their aggregates, write events, stay open for a while, and commit or roll back.
@@ -299,7 +299,8 @@ impl World {
                     self.start_relay();
                 }
                 5 => {
-                    self.outage("the database", |down| *self.database.down.lock().expect("down") = down).await
+                    let set = |down| *self.database.down.lock().expect("down") = down;
+                    self.outage("the database", set).await;
                 }
                 6 => self.outage("the broker", |down| self.broker.down.store(down, Ordering::Relaxed)).await,
                 7 => {
