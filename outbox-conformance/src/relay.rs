@@ -126,16 +126,25 @@ impl<'a> Relay<'a> {
         self.fetch(10_000, 64 << 20).await
     }
 
-    /// Asks until all the rows have come, and a little longer, and returns them in the order in which they came.
-    /// Any other row, and any due hold, is a violation.
+    /// Asks until all the rows have come, and a little longer, and returns them as the sequences were given. Any
+    /// other row and any due hold is a violation, and so is a descending order within an aggregate.
     pub(crate) async fn expect_rows(&mut self, what: &str, sequences: &[Sequence]) -> Verdict<Vec<Row>> {
-        let (rows, due) = self.poll(|rows, _| rows.len() >= sequences.len()).await?;
+        let (mut rows, due) = self.poll(|rows, _| rows.len() >= sequences.len()).await?;
         let found: Vec<_> = rows.iter().map(|row| row.sequence).collect();
         same_sequences(what, sequences, &found)?;
-        match due.first() {
-            None => Ok(rows),
-            Some(hold) => Err(Violation::new(format!("{what}: no due hold"), format!("{hold:?}"))),
+        if let Some(hold) = due.first() {
+            return Err(Violation::new(format!("{what}: no due hold"), format!("{hold:?}")));
         }
+        let mut last: BTreeMap<&AggregateKey, Sequence> = BTreeMap::new();
+        for row in &rows {
+            if let Some(before) = last.insert(&row.key, row.sequence).filter(|before| *before > row.sequence)
+            {
+                let expected = format!("{what}: event {} of {} before {before}", row.sequence, row.key);
+                return Err(Violation::new(expected, format!("{found:?}")));
+            }
+        }
+        rows.sort_by_key(|row| sequences.iter().position(|sequence| *sequence == row.sequence));
+        Ok(rows)
     }
 
     pub(crate) async fn expect_row(&mut self, what: &str, sequence: Sequence) -> Verdict<Row> {

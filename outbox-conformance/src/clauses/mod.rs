@@ -1,7 +1,11 @@
 //! The table of clauses, from which both [`STORE_CLAUSES`] and [`store_suite!`](crate::store_suite) are made.
 
+mod holding;
+mod operating;
 mod reading;
 mod relays;
+mod retaining;
+mod settling;
 mod writing;
 
 use crate::Clause;
@@ -104,4 +108,86 @@ store_clauses! { $
         "a release under an old lease, or by another relay, leaves the partition alone";
     relays::leaving_releases_everything
         "a relay that leaves releases its partitions and is no longer counted";
+
+    settling::sent_rows_are_kept
+        "with Keep, a sent row stays as sent, with its time and attempts, and is not returned again";
+    settling::sent_rows_are_deleted
+        "with Delete, a sent row is gone with the settle, and is not in the archive";
+    settling::sent_rows_are_archived
+        "with Archive, a sent row is in the archive with the settle, and nowhere else";
+    settling::a_failed_event_releases_its_successors
+        "an event that failed with Release is kept with its cause, and its successors go on";
+    settling::outcomes_are_recorded_together
+        "one settle records many outcomes of every kind, each to its own event";
+    settling::settling_twice_counts_once
+        "a settle that is repeated changes nothing, and neither does one of an event that is not pending";
+    settling::a_stale_lease_is_fenced_and_the_others_are_recorded
+        "nothing is changed under a lost lease, which is named, and everything else of the settle is recorded";
+    settling::a_settle_needs_the_owner_and_the_epoch
+        "a lease is matched by owner and epoch: another relay, an old epoch and a released lease are fenced";
+    settling::an_attempt_is_recorded_under_the_lease
+        "begin_attempt records the number of attempts, and without the lease it records nothing";
+
+    holding::a_retry_holds_its_aggregate_alone
+        "after a Retry its aggregate is not returned, by any reader, and others are";
+    holding::a_due_hold_is_returned_alone
+        "a due hold is returned with its event and nothing else of its aggregate, until it has been dealt with";
+    holding::a_hold_that_goes_on_becomes_due_again
+        "a due hold whose event is held again is returned again when that time comes";
+    holding::every_due_hold_gets_its_turn
+        "due holds count as rows for events_max, and all of them come in the end";
+    holding::the_longest_due_hold_comes_first
+        "due holds come in the order in which they became due";
+    holding::a_hold_outlives_its_relay
+        "a hold and its attempts are inherited by the next owner of the partition";
+    holding::a_parked_aggregate_waits_for_an_operator
+        "a park holds the aggregate without end; resumed, it is a due hold without an event";
+    holding::a_hold_keeps_the_lower_sequence_and_the_later_time
+        "a Retry beside a hold of another event keeps the lower sequence and the later time; of its own event, its own";
+    holding::the_end_of_another_event_leaves_the_hold
+        "a hold is removed by the end of its own event only";
+    holding::an_unhold_removes_only_what_holds_nothing
+        "an unhold removes a hold that is due, unchanged, not paused, and whose event is not pending";
+
+    operating::a_requeued_event_is_delivered_next
+        "a failed event that is requeued is pending without attempts and comes next, as a due hold";
+    operating::requeued_events_come_in_order
+        "of several events of an aggregate that are requeued the first is held, and the others follow it";
+    operating::a_requeue_beside_a_hold_keeps_its_time
+        "a requeue beside a hold of another event keeps the lower sequence and the hold's time; a pause stays a pause";
+    operating::only_failed_events_are_requeued
+        "events that are pending, held or sent are not touched by a requeue";
+    operating::a_discarded_event_is_given_up
+        "failed and held events can be discarded, and the successors of a held one go on";
+    operating::a_plain_pending_event_is_not_discarded
+        "events that are pending without being held, or sent, are not touched by a discard";
+    operating::a_paused_aggregate_is_kept_back
+        "a paused aggregate is not returned, and after resume it comes as a due hold without an event";
+    operating::a_pause_is_told_to_the_reader
+        "an aggregate that is paused while a reader is at work is among its paused ones";
+    operating::a_pause_outlasts_its_event
+        "a pause stays a pause through the end or the retry of an event that was in flight";
+    operating::a_pause_keeps_the_hold_beneath_it
+        "an aggregate that is paused while it is held comes back with its held event";
+    operating::resume_says_whether_there_was_a_hold
+        "resume answers true if there was a hold, and false if there was none";
+    operating::a_paused_topic_is_in_the_membership
+        "a paused topic is named by the membership and the operator's list, until it is resumed";
+    operating::resuming_a_topic_makes_its_holds_due
+        "resume_topic makes holds for a topic due, and no others";
+    operating::a_list_is_filtered_and_paged
+        "the operator's list keeps to every condition of its filter, to rows_max, and to ascending sequence";
+    operating::holds_are_listed_as_they_become_due
+        "the operator's holds are listed in the order in which they become due, at most rows_max";
+
+    retaining::a_purge_removes_what_is_old_and_asked_for
+        "a purge removes rows of the state that was asked, older than the age, at most rows_max";
+    retaining::a_purge_can_archive
+        "a purge moves rows to the archive where that was asked";
+    retaining::a_requeued_event_is_not_purged
+        "an event that is requeued, before a purge or beside it, is not removed by it";
+    retaining::stats_count_what_is_there
+        "stats count events by status, holds, live relays and owned partitions";
+    retaining::a_fresh_store_has_no_findings
+        "check finds nothing wrong with a store that was just migrated, nor with one in use";
 }

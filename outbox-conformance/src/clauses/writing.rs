@@ -57,12 +57,9 @@ pub(super) async fn sequences_ascend_in_the_order_given(stage: &Stage<'_>) -> Ve
     that(sequences[0] > 0, "sequences above zero", sequences[0])?;
     that(sequences.is_sorted_by(|left, right| left < right), "ascending sequences", &sequences)?;
     let rows = relay.expect_rows("all events", &sequences).await?;
-    for (id, sequence) in ids.iter().zip(&together) {
-        let row = rows.iter().find(|row| row.sequence == *sequence);
-        let found = row.and_then(|row| row.content.as_ref().ok()).map(|event| event.id);
-        equal("the id at the sequence that was returned for it", Some(*id), found)?;
-    }
-    Ok(())
+    let found: Vec<Uuid> =
+        rows[..together.len()].iter().filter_map(|row| Some(row.content.as_ref().ok()?.id)).collect();
+    equal("the ids at the sequences that were returned for them", ids, found)
 }
 
 pub(super) async fn every_field_is_returned_as_written(stage: &Stage<'_>) -> Verdict {
@@ -163,9 +160,8 @@ pub(super) async fn keys_that_look_alike_stay_apart(stage: &Stage<'_>) -> Verdic
     let events = keys.iter().map(|(kind, id)| build(Event::builder(*kind, *id, "order.placed"))).collect();
     let sequences = stage.commit_events(events).await?;
     let rows = relay.expect_rows("one event of each aggregate", &sequences).await?;
-    for (sequence, (kind, id)) in sequences.iter().zip(&keys) {
-        let row = rows.iter().find(|row| row.sequence == *sequence).map(|row| row.key.clone());
-        equal("aggregate", Some(AggregateKey::new(kind, id)), row)?;
+    for (row, (kind, id)) in rows.iter().zip(&keys) {
+        equal("aggregate", &AggregateKey::new(kind, id), &row.key)?;
     }
     // A pause of one of them is a pause of that one alone.
     let paused = AggregateKey::new("order", "a");
@@ -183,14 +179,17 @@ pub(super) async fn a_duplicate_id_is_refused(stage: &Stage<'_>) -> Verdict {
     let first = event("a");
     let sequence = stage.commit_events(vec![first.clone()]).await?[0];
     let again = build(Event::builder("order", "b", "order.placed").id(first.id()));
-    let beside = event("c");
-    let answer = stage.harness.commit(vec![beside.clone(), again]).await;
+    let answer = stage.harness.commit(vec![again.clone()]).await;
     that(
         matches!(&answer, Err(EnqueueError::Duplicate(id)) if *id == first.id()),
         format!("the error Duplicate({})", first.id()),
         &answer,
     )?;
-    relay.expect_rows("the first event and nothing of the second transaction", &[sequence]).await?;
+    // Of many events the database may not say which one it was.
+    let beside = event("c");
+    let answer = stage.harness.commit(vec![beside.clone(), again]).await;
+    that(answer.is_err(), "an error", &answer)?;
+    relay.expect_rows("the first event and nothing of the refused transactions", &[sequence]).await?;
     equal(
         "rows of the second transaction",
         0,
