@@ -2,9 +2,11 @@
 
 mod admin;
 mod clock;
+pub mod cloudevents;
 mod enqueue;
 mod error;
 mod event;
+mod jsonlines;
 mod memory;
 mod publisher;
 mod relay;
@@ -21,6 +23,7 @@ pub use event::{
     NAME_BYTES_MAX, PARTITIONS, PAYLOAD_BYTES_MAX_DEFAULT, Partition, Row, Sequence, Status, StoredEvent,
     check_headers,
 };
+pub use jsonlines::JsonLinesPublisher;
 pub use memory::{MemoryPublisher, MemoryStore, MemoryTransaction};
 pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
