@@ -46,6 +46,7 @@ pub(crate) fn that(condition: bool, expected: impl Into<String>, found: impl fmt
 }
 
 /// Holds if both are the same.
+#[allow(clippy::needless_pass_by_value, reason = "callers hand over what they have just asked for")]
 pub(crate) fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, found: T) -> Verdict {
     if expected == found {
         return Ok(());
@@ -55,8 +56,7 @@ pub(crate) fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, found: T
 
 /// Holds if both are the same sequences, in any order; names those that are missing and those that are too many.
 pub(crate) fn same_sequences(what: &str, expected: &[Sequence], found: &[Sequence]) -> Verdict {
-    let expected_set: BTreeSet<_> = expected.iter().copied().collect();
-    let mut missing = expected_set.clone();
+    let mut missing: BTreeSet<_> = expected.iter().copied().collect();
     let mut extra = Vec::new();
     for sequence in found {
         if !missing.remove(sequence) {

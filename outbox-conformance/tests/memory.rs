@@ -1,4 +1,5 @@
 //! The whole suite on the reference store.
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod common;
 

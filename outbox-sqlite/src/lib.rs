@@ -31,6 +31,7 @@ mod reader;
 mod row;
 mod schema;
 mod settle;
+mod snapshot;
 mod store;
 
 pub use config::{BUSY_TIMEOUT_DEFAULT, ConfigError, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};

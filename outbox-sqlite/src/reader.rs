@@ -24,17 +24,16 @@ use std::{
 };
 
 use async_trait::async_trait;
-use outbox_core::{
-    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Row, Sequence, StoreError,
-};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use outbox_core::{AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError};
+use rusqlite::{Connection, params};
 
 use crate::{
     SqliteConfig,
     connection::Worker,
     error::Context,
-    row::{PARTITION, PENDING_COLUMNS, Pending, lossy, micros},
+    row::{PARTITION, PENDING_COLUMNS, Pending, lossy},
     settle::now,
+    snapshot::{At, Page},
 };
 
 /// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
@@ -341,109 +340,5 @@ impl Place {
         let told = std::mem::replace(&mut self.pauses, pauses.collect::<rusqlite::Result<_>>()?);
         let new = self.pauses.iter().filter(|(key, paused_at)| told.get(*key) != Some(*paused_at));
         Ok(new.map(|(key, _)| key.clone()).collect())
-    }
-}
-
-/// What one fetch looks at.
-struct At<'a> {
-    config: &'a SqliteConfig,
-    snapshot: &'a Transaction<'a>,
-    now: i64,
-    known: &'a [Sequence],
-}
-
-impl At<'_> {
-    fn is_known(&self, sequence: Sequence) -> bool {
-        self.known.binary_search(&sequence).is_ok()
-    }
-
-    fn is_held(&self, key: &AggregateKey) -> rusqlite::Result<bool> {
-        let sql = "SELECT EXISTS(SELECT 1 FROM {p}_holds WHERE aggregate_type = ?1 AND aggregate_id = ?2)";
-        let mut statement = self.snapshot.prepare_cached(&self.config.sql(sql))?;
-        statement.query_row([key.aggregate_type(), key.aggregate_id()], |row| row.get(0))
-    }
-
-    /// The event of a hold, if it is one of that aggregate, pending and due.
-    fn held_row(&self, key: &AggregateKey, sequence: Sequence) -> rusqlite::Result<Option<Row>> {
-        let sql = format!("SELECT {PENDING_COLUMNS} FROM {{p}} o WHERE o.sequence = ?1 AND o.status = 0");
-        let mut statement = self.snapshot.prepare_cached(&self.config.sql(&sql))?;
-        let row = statement.query_row([sequence], |row| {
-            let pending = Pending(row);
-            let is_due = pending.due(self.now)? && pending.key()? == (key.clone(), true);
-            if is_due { pending.row(key.clone(), self.now).map(Some) } else { Ok(None) }
-        });
-        Ok(row.optional()?.flatten())
-    }
-
-    /// Adds the rows of one aggregate after and up to a sequence, at most `events_max`. The answer is where to go on,
-    /// if there may be more.
-    fn rows_of(
-        &self,
-        key: &AggregateKey,
-        (mut after, up_to): (Sequence, Sequence),
-        mut events_max: usize,
-        page: &mut Page,
-    ) -> rusqlite::Result<Option<Sequence>> {
-        let mut rows = self.snapshot.prepare_cached(&self.config.sql(&format!(
-            "SELECT {PENDING_COLUMNS} FROM {{p}} o INDEXED BY {{p}}_by_key WHERE o.status = 0 \
-             AND o.aggregate_type = ?1 AND o.aggregate_id = ?2 AND o.sequence > ?3 AND o.sequence <= ?4 \
-             ORDER BY o.sequence"
-        )))?;
-        let mut rows = rows.query(params![key.aggregate_type(), key.aggregate_id(), after, up_to])?;
-        while let Some(row) = rows.next()? {
-            let pending = Pending(row);
-            let sequence = pending.sequence()?;
-            if !self.is_known(sequence) && pending.due(self.now)? {
-                if events_max == 0 || page.is_full() {
-                    return Ok(Some(after));
-                }
-                events_max -= 1;
-                page.add(pending.row(key.clone(), self.now)?);
-            }
-            after = sequence;
-        }
-        Ok(None)
-    }
-
-    fn next_due(&self) -> rusqlite::Result<Option<Duration>> {
-        let first = |sql: &str| -> rusqlite::Result<Option<i64>> {
-            let mut statement = self.snapshot.prepare_cached(&self.config.sql(sql))?;
-            statement.query_row(params![self.now, i64::MAX], |row| row.get(0)).optional()
-        };
-        // The upper bound leaves out what is no number, which sorts after all numbers.
-        let hold = first(
-            "SELECT until FROM {p}_holds INDEXED BY {p}_holds_due \
-             WHERE paused_at IS NULL AND until IS NOT NULL AND until > ?1 AND until < ?2 ORDER BY until LIMIT 1",
-        )?;
-        let scheduled = first(
-            "SELECT available_at FROM {p} INDEXED BY {p}_scheduled WHERE status = 0 AND available_at IS NOT NULL \
-             AND available_at > ?1 AND available_at < ?2 ORDER BY available_at LIMIT 1",
-        )?;
-        Ok([hold, scheduled].into_iter().flatten().min().map(|at| micros(at - self.now)))
-    }
-}
-
-/// What one answer holds and still has room for.
-struct Page {
-    rows: Vec<Row>,
-    events_left: usize,
-    bytes_left: usize,
-    more: bool,
-}
-
-impl Page {
-    /// No further row fits. The first one always does.
-    fn is_full(&self) -> bool {
-        self.events_left == 0 || self.bytes_left == 0
-    }
-
-    fn count(&mut self, row: &Row) {
-        self.events_left = self.events_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
-    }
-
-    fn add(&mut self, row: Row) {
-        self.count(&row);
-        self.rows.push(row);
     }
 }

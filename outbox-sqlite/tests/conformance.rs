@@ -1,4 +1,5 @@
 //! The contract that all stores share.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

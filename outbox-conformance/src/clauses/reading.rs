@@ -202,9 +202,9 @@ pub(super) async fn only_rows_of_the_leases_are_returned(stage: &Stage<'_>) -> V
     for sequence in sequences {
         let partition = stage.record_of(sequence).await?.partition;
         if partition < half {
-            mine.push(sequence)
+            mine.push(sequence);
         } else {
-            others.push(sequence)
+            others.push(sequence);
         };
     }
     relay.expect_rows(&format!("rows of the partitions below {half}"), &mine).await?;

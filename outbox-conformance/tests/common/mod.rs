@@ -1,5 +1,5 @@
 //! The harness of the store in memory, with a clock that moves only when it is told to.
-#![allow(unreachable_pub, reason = "a module that several test programs share")]
+#![allow(dead_code, unreachable_pub, reason = "a module that several test programs share")]
 
 use std::{
     sync::{
@@ -15,7 +15,7 @@ use futures::{FutureExt, future::BoxFuture};
 use outbox_conformance::{OpenTransaction, StoreHarness};
 use outbox_core::{
     AggregateKey, Clock, EnqueueError, Event, MemoryStore, MemoryTransaction, Monotonic, OutboxAdmin,
-    OutboxStore, Sequence, Task,
+    OutboxStore, Sequence, Task, TokioClock,
 };
 use uuid::Uuid;
 
@@ -39,6 +39,51 @@ impl Clock for ManualClock {
 pub struct MemoryHarness {
     clock: Arc<ManualClock>,
     pub memory: MemoryStore,
+}
+
+/// The same with a clock that only time moves.
+pub struct WaitingHarness(MemoryHarness);
+
+#[async_trait]
+impl StoreHarness for WaitingHarness {
+    async fn fresh() -> Option<Self> {
+        let memory = MemoryStore::new(Arc::new(TokioClock::default()));
+        Some(Self(MemoryHarness { clock: Arc::default(), memory }))
+    }
+
+    async fn cleanup(self) {}
+
+    fn store(&self) -> Arc<dyn OutboxStore> {
+        self.0.store()
+    }
+
+    fn admin(&self) -> Arc<dyn OutboxAdmin> {
+        self.0.admin()
+    }
+
+    async fn commit(&self, events: Vec<Event>) -> Result<Vec<Sequence>, EnqueueError> {
+        self.0.commit(events).await
+    }
+
+    async fn begin(&self, events: Vec<Event>) -> Box<dyn OpenTransaction> {
+        self.0.begin(events).await
+    }
+
+    async fn insert_undecodable(&self, key: &AggregateKey) -> Option<Sequence> {
+        self.0.insert_undecodable(key).await
+    }
+
+    async fn archived(&self) -> Vec<Uuid> {
+        self.0.archived().await
+    }
+
+    async fn now(&self) -> DateTime<Utc> {
+        self.0.now().await
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
 }
 
 impl Default for MemoryHarness {

@@ -105,6 +105,21 @@ async fn a_paused_aggregate_is_passed_by_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_hold_that_was_deleted_by_hand_lets_nothing_overtake() {
+    let database = TestDatabase::new();
+    enqueue(&database, &["a", "b"]);
+    let mut relay = TestRelay::new(database.store()).await;
+    relay.store.pause(&key("a")).await.unwrap();
+    assert_eq!(sequences(&relay.fetch().await.rows), [2]);
+    assert_eq!(database.connect().execute("DELETE FROM outbox_holds", []).unwrap(), 1);
+    enqueue(&database, &["a", "b"]);
+    let request = FetchRequest { known: vec![2], ..relay.request() };
+    assert_eq!(sequences(&relay.reader.fetch(request).await.unwrap().rows), [4]);
+    relay.reader = relay.store.reader(relay.id).await.unwrap();
+    assert_eq!(sequences(&relay.fetch().await.rows), [1, 2, 3, 4]);
+}
+
+#[tokio::test]
 async fn a_new_lease_starts_from_the_beginning() {
     let database = TestDatabase::new();
     enqueue(&database, &["a", "b"]);
