@@ -179,14 +179,14 @@ fn a_closed_pipe_is_an_unavailable_broker_and_loses_nothing() {
     let events: Vec<Value> =
         lines.by_ref().take(20).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
     assert_eq!(arrivals(&events), expected(0..20));
+    relay.signal("TERM");
+    let ended = relay.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(
         service(&folder).query_row("SELECT max(attempts) FROM outbox", [], |row| row.get(0)),
         Ok(1),
         "no attempt was spent on it"
     );
-    relay.signal("TERM");
-    let end = relay.ended();
-    assert_eq!(end.code, Some(0), "{end:?}");
 }
 
 #[test]

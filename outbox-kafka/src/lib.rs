@@ -35,7 +35,8 @@
 //!
 //! # Features
 //! None by default: a plain-text connection with gzip, snappy and lz4. `ssl` adds TLS and SASL (OpenSSL from source),
-//! `ssl-system` the same with the system's OpenSSL, `gssapi` Kerberos, `zstd` that compression.
+//! `zstd` that compression. For the system's OpenSSL or Kerberos, depend on `rdkafka` as well, with its features
+//! `ssl` or `gssapi`: cargo joins the features of both.
 
 mod check;
 mod config;

@@ -1,0 +1,42 @@
+# The tasks of this project. `just` lists them; `just verify` never writes, `just fix` may.
+
+# Lists the tasks.
+list:
+    @just --list
+
+# Checks format, lints, each feature alone, docs and all tests: what CI runs.
+verify:
+    scripts/test.sh
+
+# Corrects format and lints where that can be done by a machine.
+fix:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
+
+# Runs the tests against real servers, which it starts if need be.
+test:
+    scripts/test.sh test
+
+# Checks format, lints and docs, without any server.
+lint:
+    scripts/test.sh format lint docs
+
+# Runs the benchmarks.
+bench *ARGS:
+    cargo bench --workspace --all-features {{ARGS}}
+
+# Starts, stops, kills or lists the servers: `just services up all`.
+services *ARGS:
+    @scripts/services.sh {{ARGS}}
+
+# Opens the documentation of all crates.
+docs:
+    cargo doc --workspace --all-features --no-deps --open
+
+# Checks licences, advisories and duplicate versions. Needs `cargo install --locked cargo-deny`.
+deny:
+    cargo deny --all-features check
+
+# Checks the spelling. Needs `cargo install --locked typos-cli`.
+typos:
+    typos

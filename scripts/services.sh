@@ -1,0 +1,376 @@
+#!/usr/bin/env bash
+# Real servers for the tests and examples, on loopback, without Docker or systemd.
+#
+#   scripts/services.sh up NAME...|all    install what is missing, start, wait until each answers
+#   scripts/services.sh down [NAME...]    stop (all when no name is given); data stays
+#   scripts/services.sh kill NAME...      SIGKILL, for crash tests; `up` starts it again on the same data
+#   scripts/services.sh wipe [NAME...]    stop and delete the data; downloads stay
+#   scripts/services.sh status            one line per server
+#   scripts/services.sh env [NAME...]     export lines for the servers that answer: eval "$(scripts/services.sh env)"
+#
+# NAMES: postgres kafka
+#
+# Settings (environment):
+#   SVC_DIR        where data, logs, sockets and pid files live   (/var/tmp/outbox-services)
+#   SVC_PKG_DIR    where downloads live; may be a cache           ($SVC_DIR/pkg)
+#   SVC_PORT_BASE  first of the ports                             (25000)
+#   SVC_WAIT       seconds to wait for one server                 (90)
+#   KAFKA_VERSION  the version of Apache Kafka                    (4.1.1)
+#   PG_BIN         the folder of PostgreSQL's programs            (the newest in /usr/lib/postgresql)
+#
+# A new server is five functions, found by its name, and a word in ALL:
+#   missing_X  prints the Debian packages that it lacks     fetch_X  gets what apt does not have
+#   init_X     makes its data folder, once                  run_X    starts it, by `launch`
+#   probe_X    is true when it really answers               url_X    prints NAME=value for `env`
+# and post_X where something is to be made after its start.
+set -euo pipefail
+SELF=$(realpath "$0")
+
+ALL=(postgres kafka)
+: "${SVC_DIR:=/var/tmp/outbox-services}" "${SVC_PORT_BASE:=25000}" "${SVC_WAIT:=90}" "${KAFKA_VERSION:=4.1.1}"
+: "${SVC_PKG_DIR:=$SVC_DIR/pkg}"
+SVC_DIR=$(realpath -m "$SVC_DIR") PKG=$(realpath -m "$SVC_PKG_DIR")
+DATA=$SVC_DIR/data RUN=$SVC_DIR/run LOG=$SVC_DIR/log
+HOST=127.0.0.1 USER_=outbox PASSWORD=outbox DATABASE=outbox
+PORT_postgres=$((SVC_PORT_BASE + 432)) PORT_kafka=$((SVC_PORT_BASE + 92)) PORT_kafka_controller=$((SVC_PORT_BASE + 93))
+# Root is needed to install packages only; PostgreSQL refuses to be root and gets a user of its own then.
+ROOT=
+[ "$(id -u)" != 0 ] || ROOT=1
+
+die() { echo "services: $*" >&2; exit 1; }
+say() { echo "services: $*" >&2; }
+port() { local name=PORT_$1; echo "${!name}"; }
+listens() { (exec 3<>"/dev/tcp/$HOST/$1") 2>/dev/null; }
+has_function() { declare -F "$1" >/dev/null; }
+
+# ---- processes: a pid file holds "pid starttime", so that a pid which was used again is not taken for ours ----
+start_time() {
+  local stat
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+  # The name, in brackets, may hold spaces: count fields after it.
+  # shellcheck disable=SC2086
+  set -- ${stat##*) }
+  [ "$1" != Z ] || return 1
+  echo "${20}"
+}
+alive() {
+  local pid time
+  read -r pid time 2>/dev/null <"$RUN/$1.pid" || return 1
+  [ "$(start_time "$pid")" = "$time" ]
+}
+pid_of() { cut -d' ' -f1 "$RUN/$1.pid"; }
+launch() { # launch NAME COMMAND...
+  # A small shell stays as the parent and reaps the server: where process 1 is slow to reap, PostgreSQL takes its
+  # own dead postmaster for a live one and refuses to start after a kill. The lock (9) is not inherited.
+  local name=$1 pid i
+  shift
+  rm -f "$RUN/$name.pid" "$RUN/$name.new"
+  setsid bash -c '"${@:2}" & echo $! >"$1.tmp" && mv "$1.tmp" "$1"; wait' _ "$RUN/$name.new" "$@" \
+    </dev/null >>"$LOG/$name.log" 2>&1 9>&- &
+  for ((i = 0; i < 250; i++)); do
+    [ ! -e "$RUN/$name.new" ] || break
+    sleep 0.02
+  done
+  [ -e "$RUN/$name.new" ] || die "$name: could not be started, see $LOG/$name.log"
+  pid=$(cat "$RUN/$name.new")
+  rm -f "$RUN/$name.new"
+  echo "$pid $(start_time "$pid" || echo 0)" >"$RUN/$name.pid"
+}
+halt() { # halt NAME SIGNAL SECONDS
+  local pid i
+  if alive "$1"; then
+    pid=$(pid_of "$1")
+    kill -"$2" "$pid" 2>/dev/null || true
+    for ((i = 0; i < $3 * 20; i++)); do
+      alive "$1" || break
+      sleep 0.05
+    done
+    if alive "$1"; then
+      say "$1: no exit after $3 s, killing pid $pid"
+      kill -KILL "$pid" 2>/dev/null || true
+      sleep 0.3
+    fi
+  fi
+  rm -f "$RUN/$1.pid"
+}
+await() {
+  local i
+  for ((i = 0; i < SVC_WAIT * 10; i++)); do
+    ! "probe_$1" >/dev/null 2>&1 || return 0
+    alive "$1" || { tail -n 15 "$LOG/$1.log" >&2; say "$1: exited while starting"; return 1; }
+    sleep 0.1
+  done
+  tail -n 15 "$LOG/$1.log" >&2
+  say "$1: no answer in $SVC_WAIT s"
+  return 1
+}
+
+# ---- downloads ----
+retry() { # retry COMMAND...: three times, because mirrors and proxies have bad moments
+  local attempt
+  for attempt in 1 2 3; do
+    ! "$@" || return 0
+    [ "$attempt" = 3 ] || { say "failed, trying again: $1"; sleep $((attempt * 3)); }
+  done
+  return 1
+}
+apt_install() { # in one transaction; nothing that it installs is started
+  [ -n "$ROOT" ] || die "these packages are missing, and only root can install them: $*"
+  command -v apt-get >/dev/null || die "these are missing, and there is no apt to install them: $*"
+  local failed='' policy='' conf=/etc/postgresql-common/createcluster.d/zz-outbox.conf
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+    policy=1
+  fi
+  mkdir -p "${conf%/*}"
+  echo 'create_main_cluster = false' >"$conf"
+  say "installing: $*"
+  retry apt_transaction "$@" || failed=1
+  rm -f "$conf"
+  [ -z "$policy" ] || rm -f /usr/sbin/policy-rc.d
+  [ -z "$failed" ] || { tail -n 20 "$LOG/apt.log" >&2; die "apt-get install $* failed"; }
+}
+apt_transaction() {
+  local options=(-y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3
+    -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold)
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get "${options[@]}" install "$@" || { apt-get -qq update && apt-get "${options[@]}" install "$@"; }; } \
+    >>"$LOG/apt.log" 2>&1 </dev/null 9>&-
+}
+
+# ---- PostgreSQL ----
+postgres_bin() { # of the newest version that is installed, with server and client
+  local folder
+  [ -z "${PG_BIN:-}" ] || { echo "$PG_BIN"; return; }
+  for folder in /usr/lib/postgresql/*/bin; do
+    [ ! -x "$folder/postgres" ] || [ ! -x "$folder/psql" ] || echo "$folder"
+  done | sort -V | tail -n 1
+}
+as_postgres() { if [ -n "$ROOT" ]; then setpriv --reuid=postgres --regid=postgres --init-groups "$@"; else "$@"; fi; }
+missing_postgres() { [ -n "$(postgres_bin)" ] || echo postgresql; }
+init_postgres() {
+  local data=$DATA/postgres password=$RUN/postgres.password
+  [ ! -e "$data/PG_VERSION" ] || return 0
+  rm -rf "$data"
+  mkdir -p "$data"
+  echo "$PASSWORD" >"$password"
+  if [ -n "$ROOT" ]; then
+    chown postgres: "$data" "$password"
+    as_postgres test -x "$data" || die "the user postgres cannot reach $data: choose another SVC_DIR"
+  fi
+  as_postgres "$(postgres_bin)/initdb" -D "$data" -U "$USER_" --pwfile="$password" --auth-local=trust \
+    --auth-host=scram-sha-256 -E UTF8 --locale=C.UTF-8 --no-sync >>"$LOG/postgres.log" 2>&1
+  rm -f "$password"
+  # Durable as in production, because that is what is measured and crashed; logical, for log tailing.
+  cat >>"$data/postgresql.conf" <<END
+listen_addresses = '$HOST'
+wal_level = logical
+max_wal_senders = 20
+max_replication_slots = 20
+max_connections = 300
+shared_buffers = 256MB
+max_wal_size = 2GB
+timezone = 'UTC'
+END
+}
+run_postgres() {
+  local as=()
+  mkdir -p "$RUN/postgres"
+  if [ -n "$ROOT" ]; then
+    chown postgres: "$RUN/postgres"
+    as=(setpriv --reuid=postgres --regid=postgres --init-groups)
+  fi
+  launch postgres "${as[@]}" "$(postgres_bin)/postgres" -D "$DATA/postgres" -p "$PORT_postgres" -k "$RUN/postgres"
+}
+psql_() { PGPASSWORD=$PASSWORD "$(postgres_bin)/psql" -X -qAt -h "$HOST" -p "$PORT_postgres" -U "$USER_" -d postgres "$@"; }
+probe_postgres() { [ "$(psql_ -c 'select 1')" = 1 ]; }
+post_postgres() {
+  [ "$(psql_ -c "select count(*) from pg_database where datname = '$DATABASE'")" = 1 ] ||
+    psql_ -c "create database $DATABASE"
+}
+url_postgres() { echo "POSTGRES_URL=postgres://$USER_:$PASSWORD@$HOST:$PORT_postgres/$DATABASE"; }
+STOP_postgres=INT
+
+# ---- Apache Kafka: one node that is broker and controller ----
+KAFKA_JARS=$PKG/kafka-$KAFKA_VERSION
+java_() { "${JAVA_HOME:+$JAVA_HOME/bin/}java" "$@"; }
+missing_kafka() {
+  command -v "${JAVA_HOME:+$JAVA_HOME/bin/}java" >/dev/null || echo default-jre-headless
+  [ -e "$KAFKA_JARS/.ready" ] || command -v mvn >/dev/null || echo maven
+}
+fetch_kafka() {
+  [ ! -e "$KAFKA_JARS/.ready" ] || return 0
+  mkdir -p "$KAFKA_JARS"
+  # The broker's own jar leaves out its logging backend, without which it does not start.
+  cat >"$KAFKA_JARS/pom.xml" <<END
+<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
+  </dependencies></project>
+END
+  say "kafka: fetching version $KAFKA_VERSION"
+  retry fetch_kafka_jars || { tail -n 20 "$LOG/fetch.log" >&2; die "kafka: fetching its jars by Maven failed"; }
+  touch "$KAFKA_JARS/.ready"
+}
+fetch_kafka_jars() {
+  (cd "$KAFKA_JARS" && mvn -q -B dependency:copy-dependencies -DincludeScope=runtime \
+    -DoutputDirectory="$KAFKA_JARS/libs") >>"$LOG/fetch.log" 2>&1 </dev/null 9>&-
+}
+init_kafka() {
+  local data=$DATA/kafka id
+  mkdir -p "$data"
+  cat >"$data/server.properties" <<END
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@$HOST:$PORT_kafka_controller
+listeners=PLAINTEXT://$HOST:$PORT_kafka,CONTROLLER://$HOST:$PORT_kafka_controller
+advertised.listeners=PLAINTEXT://$HOST:$PORT_kafka
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs=$data/log
+num.partitions=3
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=3
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=3
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=true
+END
+  [ ! -e "$data/log/meta.properties" ] || return 0
+  # The cluster's id is 16 bytes in URL-safe base64 without padding.
+  id=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d '=')
+  java_ -Xmx256m -cp "$KAFKA_JARS/libs/*" kafka.tools.StorageTool format -t "$id" -c "$data/server.properties" \
+    >>"$LOG/kafka.log" 2>&1 9>&- || { tail -n 15 "$LOG/kafka.log" >&2; die "kafka: format failed"; }
+}
+run_kafka() {
+  launch kafka "${JAVA_HOME:+$JAVA_HOME/bin/}java" -Xms256m -Xmx512m -XX:+UseG1GC -Djava.awt.headless=true \
+    -cp "$KAFKA_JARS/libs/*" kafka.Kafka "$DATA/kafka/server.properties"
+}
+probe_kafka() { # asks for the supported API versions; the answer must carry correlation id 7 and error code 0
+  [ "$( (exec 3<>"/dev/tcp/$HOST/$PORT_kafka"; printf '\0\0\0\x0d\0\x12\0\0\0\0\0\x07\0\x03svc' >&3
+    timeout 3 head -c 10 <&3 | tail -c 6 | od -An -tx1 | tr -d ' \n') 2>/dev/null)" = 000000070000 ]
+}
+url_kafka() { echo "KAFKA_BROKERS=$HOST:$PORT_kafka"; }
+STOP_kafka=TERM
+
+# ---- commands ----
+names() { # checks and expands names; none is all
+  local name known
+  [ $# -gt 0 ] && [ "$*" != all ] || set -- "${ALL[@]}"
+  known=" ${ALL[*]} "
+  for name; do
+    [[ $known == *" $name "* ]] || die "unknown server: $name (known: ${ALL[*]})"
+    echo "$name"
+  done
+}
+lock() {
+  mkdir -p "$DATA" "$RUN" "$LOG" "$PKG"
+  chmod 755 "$SVC_DIR" "$DATA" "$RUN"
+  exec 9>"$RUN/lock"
+  flock -w 900 9 || die "another run holds $RUN/lock"
+}
+start() { # a server from nothing to answering
+  local name=$1
+  if alive "$name" && "probe_$name" >/dev/null 2>&1; then
+    say "$name: already up"
+    return
+  fi
+  ! has_function "fetch_$name" || "fetch_$name"
+  if ! alive "$name"; then
+    ! listens "$(port "$name")" || die "$name: port $(port "$name") is taken by a process that is not ours: set SVC_PORT_BASE"
+    "init_$name"
+    "run_$name"
+  fi
+  await "$name"
+  ! has_function "post_$name" || "post_$name"
+  say "$name: up on $HOST:$(port "$name")"
+}
+up() {
+  local list name missing failed='' pids=()
+  [ $# -gt 0 ] || die "up what? (${ALL[*]} | all)"
+  list=$(names "$@")
+  lock
+  missing=$(for name in $list; do "missing_$name"; done)
+  # shellcheck disable=SC2086
+  [ -z "$missing" ] || apt_install $missing
+  for name in $list; do
+    (start "$name") &
+    pids+=($!)
+  done
+  for name in "${pids[@]}"; do wait "$name" || failed=1; done
+  [ -z "$failed" ]
+}
+down() {
+  local list name stop
+  list=$(names "$@")
+  lock
+  for name in $list; do
+    stop=STOP_$name
+    halt "$name" "${!stop}" 30 &
+  done
+  wait
+}
+kill_() {
+  local list name pid i
+  [ $# -gt 0 ] || die "kill what?"
+  list=$(names "$@")
+  for name in $list; do
+    alive "$name" || { say "$name: not running"; continue; }
+    pid=$(pid_of "$name")
+    kill -KILL "$pid"
+    # PostgreSQL's children leave by themselves once the postmaster is gone; the port says when.
+    for ((i = 0; i < 500; i++)); do
+      alive "$name" || listens "$(port "$name")" || break
+      sleep 0.02
+    done
+    rm -f "$RUN/$name.pid"
+    say "$name: killed pid $pid"
+  done
+}
+wipe() {
+  local list name
+  list=$(names "$@")
+  # shellcheck disable=SC2086
+  down $list
+  for name in $list; do rm -rf "${DATA:?}/$name" "$LOG/$name.log"; done
+}
+status() {
+  local name state
+  for name in "${ALL[@]}"; do
+    state=down
+    ! alive "$name" || state=starting
+    [ "$state" = down ] || ! "probe_$name" >/dev/null 2>&1 || state=up
+    printf '%-9s %-8s port %s  data %s\n' "$name" "$state" "$(port "$name")" "$DATA/$name"
+  done
+}
+env_() {
+  local list name url
+  list=$(names "$@")
+  for name in $list; do
+    alive "$name" && "probe_$name" >/dev/null 2>&1 || continue
+    url=$("url_$name")
+    echo "export OUTBOX_TEST_${url%%=*}='${url#*=}'"
+  done
+}
+
+# Servers must not keep the caller's folder busy.
+cd /
+command=${1:-help}
+[ $# = 0 ] || shift
+case $command in
+  up) up "$@" ;;
+  down) down "$@" ;;
+  kill) kill_ "$@" ;;
+  wipe) wipe "$@" ;;
+  status) status ;;
+  env) env_ "$@" ;;
+  help | -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$SELF" ;;
+  *) die "unknown command: $command (up down kill wipe status env)" ;;
+esac

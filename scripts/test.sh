@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is merged: format, lints, each feature alone, docs, all tests against real
+# servers. The same command on a laptop and in CI.
+#
+#   scripts/test.sh            all of it
+#   scripts/test.sh STEP...    only these: format lint features docs test
+#
+# Servers that it started are stopped at the end; those that were up stay. A server whose address is set
+# (OUTBOX_TEST_POSTGRES_URL, OUTBOX_TEST_KAFKA_BROKERS) is used as it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+die() { echo "test: $*" >&2; exit 1; }
+
+[ $# -gt 0 ] || set -- format lint features docs test
+for step; do
+  case $step in format | lint | features | docs | test) ;; *) die "unknown step: $step (format lint features docs test)" ;; esac
+done
+# A warning is an error, but only in this project's code: the flag would rebuild the dependencies.
+warnings_denied=(-D warnings)
+
+say 'tools'
+lacking=()
+command -v cargo >/dev/null || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH=$HOME/.cargo/bin:$PATH
+command -v cargo >/dev/null || die 'there is no Rust: install it from https://rustup.rs'
+# librdkafka, SQLite and, with all features, OpenSSL are built from source.
+command -v cc >/dev/null || lacking+=(gcc)
+command -v c++ >/dev/null || lacking+=(g++)
+command -v make >/dev/null || lacking+=(make)
+perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null || lacking+=(perl)
+[ -e /usr/include/zlib.h ] || export LIBZ_SYS_STATIC=1
+if [ ${#lacking[@]} -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing: ${lacking[*]}"
+    { apt-get -y -qq install "${lacking[@]}" || { apt-get -qq update && apt-get -y -qq install "${lacking[@]}"; }; } >/dev/null
+  else
+    die "a C and C++ compiler, make and perl are needed; on Debian: sudo apt-get install ${lacking[*]}"
+  fi
+fi
+for component in rustfmt clippy; do
+  cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$component"
+done
+cargo --version
+
+format() { cargo fmt --all --check; }
+lint() { cargo clippy --workspace --all-targets --all-features -- "${warnings_denied[@]}"; }
+features() {
+  # The facade's features, as cargo knows them; `default` is the build without any.
+  local feature
+  cargo metadata --no-deps --format-version 1 | features_of_facade | while read -r feature; do
+    echo "feature: $feature"
+    cargo check --package outbox --no-default-features --features "$feature"
+  done
+}
+features_of_facade() {
+  # The package is the one whose manifest stands at the root; its features are the keys of one flat object.
+  grep -o '"features":{[^}]*},"manifest_path":"'"$PWD"'/Cargo.toml"' | grep -o '"[A-Za-z0-9_-]*":\[' | tr -d '":[' | sort
+}
+docs() { RUSTDOCFLAGS="${warnings_denied[*]}" cargo doc --workspace --all-features --no-deps; }
+test_() {
+  local name started=()
+  need() { # need NAME VARIABLE
+    if [ -n "${!2:-}" ]; then
+      echo "$1: $2 is set, using it"
+    elif [ -n "$(scripts/services.sh env "$1")" ]; then
+      echo "$1: already up"
+    else
+      started+=("$1")
+    fi
+  }
+  need postgres OUTBOX_TEST_POSTGRES_URL
+  need kafka OUTBOX_TEST_KAFKA_BROKERS
+  if [ ${#started[@]} -gt 0 ]; then
+    # shellcheck disable=SC2064
+    trap "scripts/services.sh down ${started[*]}" EXIT
+    scripts/services.sh up "${started[@]}"
+  fi
+  # What the caller has set wins over what the script started.
+  local exports
+  exports=$(export -p | grep ' OUTBOX_TEST_' || true)
+  eval "$(scripts/services.sh env)"
+  eval "$exports"
+  env | grep '^OUTBOX_TEST_' | cut -d= -f1
+  OUTBOX_REQUIRE_SERVERS=1 cargo test --workspace --all-features
+}
+
+for step; do
+  say "$step"
+  case $step in test) test_ ;; *) "$step" ;; esac
+done
+say 'all is well'

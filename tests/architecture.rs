@@ -1,0 +1,116 @@
+//! The direction of dependencies, read from `cargo metadata`: adapters depend on the core, never on each other, and
+//! the core knows no database and no broker.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// Packages that speak to a database or a broker. Of each, packages that merely start with the name count as well.
+const DRIVERS: [&str; 18] = [
+    "sqlx",
+    "rusqlite",
+    "libsqlite3-sys",
+    "tokio-postgres",
+    "postgres",
+    "pgwire-replication",
+    "mysql",
+    "mysql_async",
+    "mongodb",
+    "bson",
+    "rdkafka",
+    "lapin",
+    "async-nats",
+    "redis",
+    "diesel",
+    "sea-orm",
+    "tiberius",
+    "pulsar",
+];
+
+/// Packages that may know several adapters.
+const COMPOSITION: [&str; 2] = ["outbox", "outbox-cli"];
+
+/// Packages of the workspace that are no adapter.
+const SHARED: [&str; 2] = ["outbox-core", "outbox-conformance"];
+
+/// The workspace: each package with what it depends on, by kind (`normal`, `dev`, `build`), optional ones included.
+fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap_or("normal").to_owned();
+    let dependencies = |package: &Value| {
+        let all = package["dependencies"].as_array().unwrap();
+        all.iter().map(|dependency| (text(&dependency["name"]), text(&dependency["kind"]))).collect()
+    };
+    let packages = metadata["packages"].as_array().unwrap();
+    packages.iter().map(|package| (text(&package["name"]), dependencies(package))).collect()
+}
+
+fn is_driver(name: &str) -> bool {
+    DRIVERS.iter().any(|driver| name == *driver || name.starts_with(&format!("{driver}-")))
+}
+
+#[test]
+fn the_workspace_is_seen() {
+    let names: BTreeSet<_> = workspace().into_keys().collect();
+    for name in ["outbox", "outbox-core", "outbox-kafka"] {
+        assert!(names.contains(name), "{name} is not among {names:?}");
+    }
+    assert!(
+        is_driver("sqlx") && is_driver("sqlx-postgres") && is_driver("rdkafka") && !is_driver("serde_json")
+    );
+}
+
+#[test]
+fn the_core_and_the_conformance_suite_name_no_database_and_no_broker() {
+    for (package, dependencies) in
+        workspace().iter().filter(|(package, _)| SHARED.contains(&package.as_str()))
+    {
+        let drivers: Vec<_> = dependencies.iter().filter(|(name, _)| is_driver(name)).collect();
+        assert!(drivers.is_empty(), "{package} depends on {drivers:?}");
+        let adapters: Vec<_> = dependencies
+            .iter()
+            .filter(|(name, _)| name.starts_with("outbox") && !SHARED.contains(&name.as_str()))
+            .collect();
+        assert!(adapters.is_empty(), "{package} depends on {adapters:?}");
+    }
+}
+
+#[test]
+fn the_core_depends_on_nothing_of_this_workspace() {
+    let workspace = workspace();
+    let own: Vec<_> =
+        workspace["outbox-core"].iter().filter(|(name, _)| workspace.contains_key(name)).collect();
+    assert!(own.is_empty(), "outbox-core depends on {own:?}");
+}
+
+/// Only tests may need the conformance suite.
+#[test]
+fn no_adapter_depends_on_another() {
+    let workspace = workspace();
+    let adapters = workspace.iter().filter(|(package, _)| {
+        !SHARED.contains(&package.as_str()) && !COMPOSITION.contains(&package.as_str())
+    });
+    for (package, dependencies) in adapters {
+        let own: Vec<_> = dependencies
+            .iter()
+            .filter(|(name, kind)| {
+                workspace.contains_key(name)
+                    && name != "outbox-core"
+                    && !(name == "outbox-conformance" && kind == "dev")
+            })
+            .collect();
+        assert!(own.is_empty(), "{package} depends on {own:?}");
+    }
+}
