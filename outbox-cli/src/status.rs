@@ -61,7 +61,7 @@ pub(crate) async fn run(config: Config, json: bool) -> Result<(), Failure> {
     let stats = store.stats().await?;
     let holds = admin.holds(HOLDS_READ_MAX).await?;
     let paused_topics = admin.paused_topics().await?;
-    let report = Report::new(shown, store.capabilities().partitions, &stats, holds, paused_topics);
+    let report = Report::new(shown, store.capabilities().partitions, &stats, &holds, paused_topics);
     let text = if json {
         let text =
             serde_json::to_string_pretty(&report).map_err(|error| Failure::Runtime(error.to_string()))?;
@@ -77,11 +77,11 @@ impl Report {
         store: String,
         partitions: u16,
         stats: &StoreStats,
-        holds: Vec<HoldRecord>,
+        holds: &[HoldRecord],
         paused_topics: Vec<String>,
     ) -> Self {
         let mut by_reason = BTreeMap::new();
-        for hold in &holds {
+        for hold in holds {
             *by_reason.entry(reason(hold)).or_default() += 1;
         }
         Self {

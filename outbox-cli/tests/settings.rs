@@ -1,5 +1,6 @@
 //! The program's answers to settings and command lines that do not work.
 #![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod common;
 

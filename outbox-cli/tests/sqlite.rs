@@ -1,5 +1,6 @@
 //! The program as a user runs it, from a SQLite file to JSON lines.
 #![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod common;
 

@@ -17,7 +17,7 @@ pub(crate) enum StoreConfig {
     Sqlite(outbox_sqlite::SqliteConfig),
     #[cfg(feature = "postgres")]
     Postgres {
-        config: outbox_postgres::PostgresConfig,
+        config: Box<outbox_postgres::PostgresConfig>,
         /// The URL without its password and its parameters.
         shown: String,
     },
@@ -175,7 +175,7 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
         }
     }
     match builder.build() {
-        Ok(config) => Some(StoreConfig::Postgres { config, shown: redacted(url) }),
+        Ok(config) => Some(StoreConfig::Postgres { config: Box::new(config), shown: redacted(url) }),
         Err(error) => {
             // Said above, unless it is only the whole that does not work.
             if !reader.is_refused(URL) && !settings_refused(reader) {

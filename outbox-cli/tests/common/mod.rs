@@ -1,6 +1,11 @@
 //! What the process tests share: a folder, the program in it, and waiting with an end.
 
-#![allow(dead_code, reason = "each test program uses its own part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a module that several test programs share, each in part"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -57,16 +62,7 @@ impl Folder {
 
     /// Runs a command to its end.
     pub fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> Ended {
-        let mut running = Running::start(self.outbox(args, variables));
-        let mut stdout = running.stdout.take().unwrap();
-        let reading = thread::spawn(move || {
-            let mut text = String::new();
-            stdout.read_to_string(&mut text).unwrap();
-            text
-        });
-        let mut ended = running.ended();
-        ended.stdout = reading.join().unwrap();
-        ended
+        Running::start(self.outbox(args, variables)).ended_with_output()
     }
 
     /// Starts a relay, and returns once it relays. Its log is JSON.
@@ -144,6 +140,20 @@ impl Running {
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for the end, and returns all that was written.
+    #[track_caller]
+    pub fn ended_with_output(mut self) -> Ended {
+        let mut stdout = self.stdout.take().unwrap();
+        let reading = thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut ended = self.ended();
+        ended.stdout = reading.join().unwrap();
+        ended
     }
 
     /// Waits for the end, and returns all that was logged.
