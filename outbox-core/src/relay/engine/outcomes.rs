@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Engine, Flight};
 use crate::relay::lanes::{Item, LaneState};
 use crate::{
-    FailureCause, HoldReason, Message, Monotonic, Outcome, PublishError, PublishErrorKind, PublishErrorScope,
-    Report, RetryDecision,
+    FailureCause, HoldReason, Monotonic, Outcome, PublishError, PublishErrorKind, PublishErrorScope, Report,
+    RetryDecision,
 };
 
 impl Engine {
