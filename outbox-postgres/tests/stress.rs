@@ -64,7 +64,9 @@ async fn write(
                 .unwrap();
                 let mut event = Event::builder("order", id.to_string(), "changed").version(version);
                 if rng.u8(..) < 20 {
-                    let at = chrono::Utc::now() + Duration::from_millis(rng.u64(0..200));
+                    // Some far enough ahead that the floor passes them by.
+                    let millis = if rng.u8(..) < 64 { 1_000..4_000 } else { 0..200 };
+                    let at = chrono::Utc::now() + Duration::from_millis(rng.u64(millis));
                     event = event.available_at(at);
                     scheduled.lock().unwrap().insert((key(&id.to_string()), version));
                 }

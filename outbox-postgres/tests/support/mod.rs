@@ -81,7 +81,8 @@ impl Place {
 
     /// One number.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+        let sql = format!("SELECT number::bigint FROM ({sql}) t (number)");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
     }
 
     pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {
