@@ -1,6 +1,6 @@
 //! `outbox relay`: the relay from its check to the end of its shutdown.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_core::{Finding, Phase, Relay, RelayHandle, RelayStatus};
 use tokio::{
@@ -18,6 +18,10 @@ use crate::{
 /// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot flood
 /// the log.
 const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Signals that come within this time are one request. What ends a process group, such as `timeout`, may signal the
+/// process itself as well.
+const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 /// Checks, relays until a signal comes, and finishes what is in flight.
 pub(crate) async fn run(config: Config, format: LogFormat) -> Result<(), Failure> {
@@ -69,21 +73,25 @@ async fn until_ended(
     handle: RelayHandle,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    let mut is_draining = false;
+    let mut draining_since: Option<Instant> = None;
     loop {
-        tokio::select! {
+        let name = tokio::select! {
             ended = &mut running => return summary(ended),
-            name = signals.next() => {
-                if is_draining {
-                    let in_flight = handle.status().in_flight;
-                    return Err(Failure::Runtime(format!(
-                        "ended at once by a second signal, {name}, with {in_flight} messages in flight, which will \
-                         be published again; the partitions are free when the lease expires"
-                    )));
-                }
-                is_draining = true;
+            name = signals.next() => name,
+        };
+        match draining_since {
+            None => {
+                draining_since = Some(Instant::now());
                 tracing::info!("{name}: finishing what is in flight; a second signal ends at once");
                 handle.shutdown();
+            }
+            Some(since) if since.elapsed() < SAME_REQUEST => {}
+            Some(_) => {
+                return Err(Failure::Runtime(format!(
+                    "ended at once by a second signal, {name}; messages in flight, now {}, will be published again, \
+                     and the partitions are free when the lease expires",
+                    handle.status().in_flight
+                )));
             }
         }
     }
@@ -95,7 +103,7 @@ fn summary(ended: Result<RelayStatus, tokio::task::JoinError>) -> Result<(), Fai
     tracing::info!(published, refused, sent, retried, failed, fenced, buried, store_errors, "ended");
     if status.in_flight > 0 {
         return Err(Failure::Runtime(format!(
-            "relay.shutdown_timeout passed with {} messages in flight, which will be published again",
+            "relay.shutdown_timeout passed; messages in flight, {}, will be published again",
             status.in_flight
         )));
     }

@@ -1,13 +1,10 @@
 //! A service in another language: Python inserts, the program relays, and every committed event arrives in order.
+#![cfg(any(feature = "sqlite", all(feature = "postgres", feature = "kafka")))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use common::{Folder, Running};
 
@@ -15,9 +12,6 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/plain_insert.py
 
 const ORDERS: &str = "40";
 const CHANGES: &str = "1200";
-
-/// The driver for PostgreSQL that is pure Python, so that it can be had on every machine.
-const DRIVER: &str = "pg8000==1.31.5";
 
 /// Says what is not there, which is a failure where everything is meant to be there.
 fn absent(what: &str) {
@@ -84,7 +78,10 @@ fn a_python_service_on_sqlite() {
 
 #[cfg(all(feature = "postgres", feature = "kafka"))]
 mod postgres_to_kafka {
-    use std::time::{Duration, Instant};
+    use std::{
+        path::PathBuf,
+        time::{Duration, Instant},
+    };
 
     use rdkafka::{
         ClientConfig, Message, Offset, TopicPartitionList,
@@ -97,6 +94,9 @@ mod postgres_to_kafka {
     use uuid::Uuid;
 
     use super::*;
+
+    /// The driver for PostgreSQL that is pure Python, so that it can be had on every machine.
+    const DRIVER: &str = "pg8000==1.31.5";
 
     const PARTITIONS: i32 = 3;
 
@@ -251,7 +251,7 @@ mod postgres_to_kafka {
         ];
         let ended = folder.run(&["check"], &variables);
         assert_eq!(ended.code, Some(2), "{ended:?}");
-        assert!(ended.stdout.contains(&schema), "{ended:?}");
+        assert!(ended.stdout.contains("[missing-table]") && ended.stdout.contains(&schema), "{ended:?}");
         assert!(ended.stdout.contains("[unknown-topic]"), "both sides are named at once: {ended:?}");
 
         // Nothing listens on port 1.
@@ -259,7 +259,7 @@ mod postgres_to_kafka {
         let variables = [("OUTBOX_STORE_URL", nowhere), ("OUTBOX_PUBLISHER_URL", "stdout:")];
         let ended = folder.run(&["relay"], &variables);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{ended:?}");
-        assert!(ended.stderr.contains("error ["), "{ended:?}");
+        assert!(ended.stderr.contains("error [unreachable]"), "{ended:?}");
         let ended_2 = folder.run(&["status"], &variables);
         assert_eq!(ended_2.code, Some(1), "{ended_2:?}");
         assert!(!format!("{ended:?}{ended_2:?}").contains("hush"), "{ended:?} {ended_2:?}");

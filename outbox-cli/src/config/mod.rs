@@ -6,6 +6,7 @@ mod relay;
 mod source;
 mod store;
 #[cfg(test)]
+#[cfg(feature = "sqlite")]
 mod tests;
 
 use std::{
@@ -61,6 +62,29 @@ impl Config {
         match store {
             Some(store) if findings.is_empty() => Ok(Self { store, publisher, relay }),
             _ => Err(findings),
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "kafka")))]
+mod without_a_feature {
+    use super::*;
+
+    #[test]
+    fn what_was_not_compiled_in_is_named_with_its_feature() {
+        for (feature, is_in, store, publisher) in [
+            ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
+            ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
+            ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
+        ] {
+            let variables = [("OUTBOX_STORE_URL", store), ("OUTBOX_PUBLISHER_URL", publisher)];
+            let variables = variables.map(|(name, value)| (name.into(), value.into()));
+            let findings = Config::read(None, variables, Needs::StoreAndPublisher).err().unwrap_or_default();
+            let named = findings.iter().any(|finding| {
+                finding.problem.contains("built without") && finding.remedy.ends_with(&format!(" {feature}"))
+            });
+            assert_eq!(named, !is_in, "{feature}: {findings:?}");
         }
     }
 }

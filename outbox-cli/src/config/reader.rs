@@ -204,7 +204,7 @@ impl Reader {
     }
 
     /// The keys that there are.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "sqlite"))]
     pub(super) fn keys(&self) -> &[&'static str] {
         &self.keys
     }

@@ -90,7 +90,7 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "postgres", test))]
+#[cfg(any(feature = "postgres", all(test, feature = "sqlite")))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
@@ -198,6 +198,7 @@ fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<St
 }
 
 /// What an adapter said of a setting, whose text ends with the remedy.
+#[allow(dead_code, reason = "without any feature there is no adapter")]
 pub(super) fn refused(reader: &mut Reader, key: &'static str, problem: &str) {
     let (problem, remedy) = problem.rsplit_once(": ").unwrap_or((problem, "correct it"));
     reader.problem(key, &format!("is refused: {problem}"), remedy);

@@ -105,7 +105,6 @@ fn the_example_names_every_setting_with_its_default() {
     let config = load(&text, &[]).unwrap();
     let default = load(MINIMAL, &[]).unwrap();
     assert_eq!(format!("{:?}", config.relay), format!("{:?}", default.relay));
-    #[cfg(feature = "sqlite")]
     assert_eq!(format!("{:?}", config.store).replace("shop.db", "x.db"), format!("{:?}", default.store));
 }
 
@@ -459,13 +458,10 @@ fn what_an_adapter_refuses_is_named_by_key() {
         "[store]\nurl = \"sqlite::memory:\"\nprefix = \"a-b\"\nbusy_timeout = \"1h\"\nschema = \"s\"\n";
     let lines = refused(file, &[("OUTBOX_PUBLISHER_URL", "stdout:")]);
     assert_one(&lines, &["store.schema (outbox.toml line 5)", "SQLite", "OUTBOX_STORE_SCHEMA"]);
-    #[cfg(feature = "sqlite")]
-    {
-        assert_one(&lines, &["store.url (outbox.toml line 2)", "share"]);
-        assert_one(&lines, &["store.prefix (outbox.toml line 3)", "letters"]);
-        assert_one(&lines, &["store.busy_timeout (outbox.toml line 4)", "at most"]);
-        assert_eq!(lines.len(), 4, "{lines:#?}");
-    }
+    assert_one(&lines, &["store.url (outbox.toml line 2)", "share"]);
+    assert_one(&lines, &["store.prefix (outbox.toml line 3)", "letters"]);
+    assert_one(&lines, &["store.busy_timeout (outbox.toml line 4)", "at most"]);
+    assert_eq!(lines.len(), 4, "{lines:#?}");
 }
 
 #[cfg(feature = "postgres")]
@@ -477,21 +473,6 @@ fn what_postgres_refuses_is_named_by_key() {
         assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
     }
     assert_eq!(lines.len(), 5, "{lines:#?}");
-}
-
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "kafka")))]
-#[test]
-fn what_was_not_compiled_in_is_named_with_its_feature() {
-    for (feature, is_in, store, publisher) in [
-        ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
-        ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
-        ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
-    ] {
-        if !is_in {
-            let lines = refused("", &[("OUTBOX_STORE_URL", store), ("OUTBOX_PUBLISHER_URL", publisher)]);
-            assert_one(&lines, &["built without", &format!("cargo feature {feature}")]);
-        }
-    }
 }
 
 #[test]

@@ -138,7 +138,12 @@ impl Running {
     }
 
     pub fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.child.id());
+        self.signals(&[name]);
+    }
+
+    /// Sends signals without a pause between them.
+    pub fn signals(&self, names: &[&str]) {
+        let kill: String = names.iter().map(|name| format!("kill -{name} {};", self.child.id())).collect();
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
