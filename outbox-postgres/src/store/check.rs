@@ -43,7 +43,7 @@ const MIGRATE: &str = "run the migration: `PostgresStore::migrate`, or the state
 pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
     let mut connection = match inner.pool.acquire().await {
         Ok(connection) => connection,
-        Err(error) => return Ok(vec![unreachable(inner, error)]),
+        Err(error) => return Ok(vec![unreachable(inner, &error)]),
     };
     let mut findings = Vec::new();
     let what = "check the outbox";
@@ -57,7 +57,7 @@ pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
     Ok(findings)
 }
 
-fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
+fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
     let options = inner.pool.connect_options();
     let place = format!(
         "PostgreSQL at {}:{}, database {:?}, user {:?}",
@@ -67,7 +67,7 @@ fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
         options.get_username()
     );
     let code = error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned());
-    match (classify(&error), code.as_deref()) {
+    match (classify(error), code.as_deref()) {
         (_, Some("3D000")) => Finding::error(
             "missing-database",
             format!("{place}: {error}"),

@@ -1,5 +1,10 @@
 //! A schema of its own for each test, on a real server.
-#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests, not all of them used by each")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    reason = "helpers of tests, not all of them used by each"
+)]
 
 use std::time::Duration;
 
