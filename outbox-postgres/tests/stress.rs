@@ -3,7 +3,11 @@
 //!
 //! The relay here is a small model of one. After each fetch it checks the contract itself: what was returned, with what
 //! it holds, is closed under *earlier*. In the end nothing may be lost.
-#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "the helpers of a test, which clippy does not take for tests"
+)]
 
 mod support;
 
