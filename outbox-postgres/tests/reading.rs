@@ -91,7 +91,10 @@ impl AdminList for PostgresStore {
 async fn large_payloads_are_read_whole_and_within_the_limit() {
     let Some(place) = Place::new().await else { return };
     let large = |n: usize| {
-        Event::builder("order", n.to_string(), "e").payload(vec![u8::try_from(n).unwrap(); 100_000]).build().unwrap()
+        Event::builder("order", n.to_string(), "e")
+            .payload(vec![u8::try_from(n).unwrap(); 100_000])
+            .build()
+            .unwrap()
     };
     place.commit(&(0..20).map(large).collect::<Vec<_>>()).await;
     let (relay, leases) = place.relay().await;
@@ -131,11 +134,7 @@ async fn a_settle_that_is_dropped_leaves_nothing_locked() {
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
-    let retry = Outcome::Retry {
-        after: Duration::ZERO,
-        error: "no".to_owned(),
-        reason: HoldReason::Backoff,
-    };
+    let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
     let request = settle(relay, &leases, &rows, &retry);
     for polls in 1..40 {
         let mut settling = Box::pin(place.store.settle(&request));
@@ -193,11 +192,7 @@ async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_c
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
-    let retry = Outcome::Retry {
-        after: Duration::ZERO,
-        error: "no".to_owned(),
-        reason: HoldReason::Backoff,
-    };
+    let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
     place.store.settle(&settle(relay, &leases, &rows[..1], &retry)).await.unwrap();
     place.store.settle(&settle(relay, &leases, &rows[2..], &Outcome::Sent)).await.unwrap();
     // Everything else is done, so the floor passes what is held.
@@ -280,8 +275,10 @@ async fn a_scheduled_event_that_becomes_due_behind_a_hold_comes_with_its_end() {
 async fn a_new_reader_knows_what_the_old_one_had_returned() {
     let Some(place) = Place::new().await else { return };
     let (reader, leases, end) = hold_and_release(&place).await;
-    let relay: uuid::Uuid =
-        sqlx::query_scalar("SELECT owner FROM outbox_partitions LIMIT 1").fetch_one(&place.pool).await.unwrap();
+    let relay: uuid::Uuid = sqlx::query_scalar("SELECT owner FROM outbox_partitions LIMIT 1")
+        .fetch_one(&place.pool)
+        .await
+        .unwrap();
     let relay = outbox_core::RelayId(relay);
     drop(reader);
     // The end of the hold is told to the new reader, or not at all.
@@ -368,8 +365,7 @@ async fn a_pool_of_ones_own_is_left_as_it_is() {
     let mut sent = settle(relay, &leases, &rows, &Outcome::Sent);
     sent.when_sent = WhenSent::Delete;
     store.settle(&sent).await.unwrap();
-    let timeout: String =
-        sqlx::query_scalar("SHOW statement_timeout").fetch_one(&place.pool).await.unwrap();
+    let timeout: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&place.pool).await.unwrap();
     assert_eq!(timeout, "0");
     place.drop().await;
 }

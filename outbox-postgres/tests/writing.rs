@@ -164,7 +164,10 @@ async fn without_tables_the_error_says_what_to_do() {
     assert!(error.to_string().contains("run the migration"), "{error}");
     let mut transaction = place.pool.begin().await.unwrap();
     let error = place.outbox.enqueue(&mut transaction, &event("1")).await.unwrap_err();
-    assert!(matches!(&error, EnqueueError::Store(error) if error.kind() == StoreErrorKind::Schema), "{error}");
+    assert!(
+        matches!(&error, EnqueueError::Store(error) if error.kind() == StoreErrorKind::Schema),
+        "{error}"
+    );
     drop(transaction);
     place.drop().await;
 }

@@ -28,7 +28,8 @@ struct Place {
 impl Place {
     async fn new() -> Option<Self> {
         let Ok(url) = std::env::var(VARIABLE) else {
-            let missing = format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+            let missing =
+                format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
             assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
             eprintln!("{missing}");
             return None;
@@ -91,7 +92,9 @@ async fn prepare(place: &mut Place) {
     ] {
         run(&mut place.fetch.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
     }
-    for (name, when) in [("keep", WhenSent::Keep), ("remove", WhenSent::Delete), ("archive", WhenSent::Archive)] {
+    for (name, when) in
+        [("keep", WhenSent::Keep), ("remove", WhenSent::Delete), ("archive", WhenSent::Archive)]
+    {
         let text = place.config.tables.text(&sent_sql(when));
         let types = "smallint[], bigint[], uuid, bigint[], integer";
         run(&mut place.settle.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
@@ -171,7 +174,10 @@ async fn the_statement_for_no_holds_returns_nothing_where_there_is_one() {
     let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
     let main = main.replace("(ARRAY[0])", &format!("'{{{}}}'", parts.join(",")));
     let mut kinds = Vec::new();
-    for hold in ["", "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) VALUES (9, 'a', 'b', 'paused')"] {
+    for hold in [
+        "",
+        "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) VALUES (9, 'a', 'b', 'paused')",
+    ] {
         run(&mut place.connection, hold).await;
         let rows =
             sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut place.fetch.connection).await.unwrap();
