@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_core::Sequence;
+use outbox_core::{Sequence, StoreErrorKind};
 use sqlx::AssertSqlSafe;
 
 use super::{Bound, PostgresReader, leases::Phase};
-use crate::store::partition_code;
+use crate::{error::classify, store::partition_code};
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -49,14 +49,18 @@ impl PostgresReader {
             return Ok(());
         }
         // Compared with the floor that was seen: one that was lowered meanwhile stays.
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.raise_floors)))
+        let raised = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.raise_floors)))
             .bind(self.relay.0)
             .bind(parts)
             .bind(epochs)
             .bind(seen)
             .bind(floors)
             .execute(&mut self.session.connection)
-            .await
-            .map(drop)
+            .await;
+        match raised {
+            // A settle that is stuck has the rows; the floors may wait for the next time.
+            Err(error) if classify(&error) == StoreErrorKind::Conflict => Ok(()),
+            raised => raised.map(drop),
+        }
     }
 }
