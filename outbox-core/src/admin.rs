@@ -117,12 +117,13 @@ pub trait OutboxAdmin: Send + Sync + 'static {
 
     /// Puts failed events back: pending, no attempts, `last_error` kept, and their aggregate held behind the first
     /// of them with a time of now, so that it is delivered next. Returns how many; events that are not failed are
-    /// left alone. A hold of another event keeps the lower sequence and its own time; a pause stays a pause.
+    /// left alone. A hold of an event that is not among them keeps its own time, with the lower sequence; a pause
+    /// stays a pause.
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 
-    /// Gives events up: those that are failed get the cause `discarded`; those that are pending
-    /// and named by their aggregate's hold become failed with that cause, and the hold becomes due. Other pending events are left alone, since one could be on its way.
-    /// Returns how many.
+    /// Gives events up: those that are failed get the cause `discarded`, and a hold that names one of them (it is
+    /// parked) becomes due; those that are pending and named by their aggregate's hold become failed with that cause,
+    /// and the hold becomes due. Other pending events are left alone, since one could be on its way. Returns how many.
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 
     /// Keeps an aggregate back until it is resumed. What is in flight still arrives.

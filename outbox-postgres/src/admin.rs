@@ -209,11 +209,17 @@ async fn discard(
     connection: &mut PgConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
-    let text = "UPDATE {outbox} o SET cause = 'discarded' FROM {failed} f \
-                WHERE f.sequence = o.sequence AND o.status = 2";
+    // The successors of a parked event, which its hold names, have nothing to wait for any more.
+    let text = "WITH u AS (UPDATE {outbox} o SET cause = 'discarded' FROM {failed} f \
+                  WHERE f.sequence = o.sequence AND o.status = 2";
     let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
     push_filter(&mut query, filter);
-    let failed = query.build().persistent(false).execute(&mut *connection).await?.rows_affected();
+    let text = " RETURNING o.sequence, o.part), \
+               h AS (UPDATE {holds} h SET until = clock_timestamp() FROM u \
+                  WHERE h.part = u.part AND h.sequence = u.sequence AND NOT h.paused) \
+               SELECT count(*) FROM u";
+    query.push(inner.tables().text(text));
+    let failed: i64 = query.build_query_scalar().persistent(false).fetch_one(&mut *connection).await?;
     // Of those that wait only the event that a hold names: another one may be on its way.
     let text = "WITH u AS (UPDATE {outbox} o SET status = 2, cause = 'discarded' FROM {holds} h \
                   WHERE h.part = o.part AND h.sequence = o.sequence AND o.status = 0";
@@ -226,7 +232,7 @@ async fn discard(
                SELECT count(*) FROM u";
     query.push(inner.tables().text(text));
     let held: i64 = query.build_query_scalar().persistent(false).fetch_one(connection).await?;
-    Ok(failed + u64::try_from(held).unwrap_or_default())
+    Ok(u64::try_from(failed + held).unwrap_or_default())
 }
 
 fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {

@@ -252,11 +252,6 @@ impl Tables {
         &self.names[0].1
     }
 
-    /// Every table, quoted.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &str> {
-        self.names[..8].iter().map(|(_, name)| name.as_str())
-    }
-
     /// A statement with the names of the tables put in for `{outbox}`, `{holds}` and so on.
     pub(crate) fn text(&self, template: &str) -> String {
         self.names.iter().fold(template.to_owned(), |text, (token, name)| text.replace(token, name))

@@ -23,6 +23,8 @@ mod decode;
 mod floor;
 mod keys;
 mod leases;
+#[cfg(test)]
+mod plans;
 mod schedule;
 mod statements;
 

@@ -3,7 +3,7 @@
 mod check;
 mod membership;
 mod retention;
-mod settle;
+pub(crate) mod settle;
 
 use std::{
     collections::HashMap,

@@ -185,10 +185,16 @@ fn requeue(
     let requeued = statement.query_map(params_from_iter(condition.values), |row| {
         Ok((lossy(row.get_ref(0)?), lossy(row.get_ref(1)?), row.get::<_, Sequence>(2)?))
     })?;
+    // A hold of one of these events waits for nothing else than this.
+    let mut due = transaction.prepare_cached(&config.sql(
+        "UPDATE {p}_holds SET until = {now}, reason = 'requeued' \
+         WHERE aggregate_type = ?1 AND aggregate_id = ?2 AND sequence = ?3",
+    ))?;
     let (mut count, mut first) = (0, BTreeMap::new());
     for event in requeued {
         let (aggregate_type, aggregate_id, sequence) = event?;
         count += 1;
+        due.execute(params![aggregate_type, aggregate_id, sequence])?;
         let least = first.entry((aggregate_type, aggregate_id)).or_insert(sequence);
         *least = sequence.min(*least);
     }
@@ -213,8 +219,13 @@ fn discard(
     condition: &Condition,
 ) -> rusqlite::Result<u64> {
     // The age of a failed event, which retention counts, is that of its failure, not of giving it up.
-    let failed = format!("UPDATE {{p}} SET cause = 'discarded' WHERE {} AND status = 2", condition.sql);
-    let failed = transaction.execute(&config.sql(&failed), params_from_iter(&condition.values))?;
+    let failed = format!(
+        "UPDATE {{p}} SET cause = 'discarded' WHERE {} AND status = 2 RETURNING sequence",
+        condition.sql
+    );
+    let mut failed = transaction.prepare(&config.sql(&failed))?;
+    let failed = failed.query_map(params_from_iter(&condition.values), |row| row.get::<_, Sequence>(0))?;
+    let mut discarded = failed.collect::<rusqlite::Result<Vec<_>>>()?;
     let held = format!(
         "UPDATE {{p}} SET status = 2, cause = 'discarded', failed_at = {{now}} WHERE {} AND status = 0 \
          AND EXISTS (SELECT 1 FROM {{p}}_holds h WHERE h.sequence = {{p}}.sequence \
@@ -224,13 +235,13 @@ fn discard(
     let mut statement = transaction.prepare(&config.sql(&held))?;
     let sequences =
         statement.query_map(params_from_iter(&condition.values), |row| row.get::<_, Sequence>(0))?;
-    let sequences = sequences.collect::<rusqlite::Result<Vec<_>>>()?;
+    discarded.extend(sequences.collect::<rusqlite::Result<Vec<_>>>()?);
     let mut due = transaction.prepare_cached(&config.sql(
         "UPDATE {p}_holds AS h SET until = {now} FROM {p} AS o WHERE o.sequence = ?1 AND h.sequence = o.sequence \
          AND h.aggregate_type = o.aggregate_type AND h.aggregate_id = o.aggregate_id",
     ))?;
-    for sequence in &sequences {
+    for sequence in &discarded {
         due.execute([sequence])?;
     }
-    Ok((failed + sequences.len()) as u64)
+    Ok(discarded.len() as u64)
 }

@@ -158,7 +158,7 @@ store_clauses! { $
     operating::only_failed_events_are_requeued
         "events that are pending, held or sent are not touched by a requeue";
     operating::a_discarded_event_is_given_up
-        "failed and held events can be discarded, and the successors of a held one go on";
+        "failed, held and parked events can be discarded, and the successors of a held or parked one go on";
     operating::a_plain_pending_event_is_not_discarded
         "events that are pending without being held, or sent, are not touched by a discard";
     operating::a_paused_aggregate_is_kept_back

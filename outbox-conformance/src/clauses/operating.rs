@@ -121,23 +121,28 @@ pub(super) async fn only_failed_events_are_requeued(stage: &Stage<'_>) -> Verdic
 
 pub(super) async fn a_discarded_event_is_given_up(stage: &Stage<'_>) -> Verdict {
     let mut relay = Relay::new(stage).await?;
-    let sequences = stage.commit(&["failed", "held", "held"]).await?;
+    let sequences = stage.commit(&["failed", "held", "parked", "held", "parked"]).await?;
     let rows = relay.expect_rows("all events", &sequences).await?;
     relay.finish(&rows[0], 2, failed(Successors::Release)).await?;
     relay.finish(&rows[1], 3, retry(HOUR)).await?;
-    for sequence in &sequences[..2] {
-        equal("discarded", 1, stage.admin.discard(&only(stage, *sequence).await?).await?)?;
-        let record = stage.record_of(*sequence).await?;
+    relay.finish(&rows[2], 2, failed(Successors::Park)).await?;
+    let waiting = [("failed", 0, None), ("held", 1, Some(3)), ("parked", 2, Some(4))];
+    for (id, discarded, successor) in waiting {
+        let filter = only(stage, sequences[discarded]).await?;
+        equal("discarded", 1, stage.admin.discard(&filter).await?)?;
+        let record = stage.record_of(sequences[discarded]).await?;
         let found = (record.status, record.cause);
         equal("status and cause", (Status::Failed, Some(FailureCause::Discarded)), found)?;
+        if let Some(successor) = successor {
+            let hold = relay.expect_due("after the discard", &key(id)).await?;
+            that(hold.row.is_none(), "a due hold without an event", &hold)?;
+            equal("the unhold", Settled::default(), relay.unhold(&hold).await?)?;
+            relay.end(&hold, true);
+            relay.expect_rows("the successor", &[sequences[successor]]).await?;
+        }
+        stage.expect_no_hold(id).await?;
     }
-    stage.expect_no_hold("failed").await?;
-    let hold = relay.expect_due("after the discard", &key("held")).await?;
-    that(hold.row.is_none(), "a due hold without an event", &hold)?;
-    equal("the unhold", Settled::default(), relay.unhold(&hold).await?)?;
-    stage.expect_no_hold("held").await?;
-    relay.end(&hold, true);
-    relay.expect_rows("the successor", &sequences[2..]).await.map(drop)
+    Ok(())
 }
 
 pub(super) async fn a_plain_pending_event_is_not_discarded(stage: &Stage<'_>) -> Verdict {

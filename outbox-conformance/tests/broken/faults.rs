@@ -277,6 +277,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (
         Fault::ParkReleases,
         &[
+            "a_discarded_event_is_given_up",
             "a_hold_keeps_the_lower_sequence_and_the_later_time",
             "a_parked_aggregate_waits_for_an_operator",
             "a_settle_needs_the_owner_and_the_epoch",

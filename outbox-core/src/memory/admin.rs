@@ -47,6 +47,15 @@ impl OutboxAdmin for MemoryStore {
                 true
             });
         }
+        // A hold of one of these events waits for nothing else than this.
+        for (sequence, key) in &failed {
+            if let Some(hold) = state.holds.get_mut(key)
+                && hold.sequence == Some(*sequence)
+            {
+                hold.until = Some(now);
+                hold.reason = HoldReason::Requeued;
+            }
+        }
         for (key, sequence) in first {
             state.hold_requeued(key, sequence, now);
         }
@@ -67,14 +76,15 @@ impl OutboxAdmin for MemoryStore {
             .map(|(sequence, row)| (sequence, row.key.clone()))
             .collect();
         for (sequence, key) in &discarded {
-            let was_pending = state.pending.contains(sequence);
             state.update(*sequence, |row| {
                 // The age that retention counts is that of the failure, not of giving it up.
                 let at = if let Life::Failed { at, .. } = row.life { at } else { now };
                 row.life = Life::Failed { at, cause: FailureCause::Discarded };
                 true
             });
-            if was_pending && let Some(hold) = state.holds.get_mut(key) {
+            if let Some(hold) = state.holds.get_mut(key)
+                && hold.sequence == Some(*sequence)
+            {
                 hold.until = Some(now);
             }
         }

@@ -1,5 +1,10 @@
 //! A schema of its own for each test, on a real server.
-#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests, not all of them used by each")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    reason = "helpers of tests, not all of them used by each"
+)]
 
 use std::time::Duration;
 
@@ -81,7 +86,8 @@ impl Place {
 
     /// One number.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+        let sql = format!("SELECT number::bigint FROM ({sql}) t (number)");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
     }
 
     pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {

@@ -1,0 +1,204 @@
+//! What the process tests share: a folder, the program in it, and waiting with an end.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a module that several test programs share, each in part"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use uuid::Uuid;
+
+/// Far above what anything here takes on a busy machine, and far below a patience that would hide a hang.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Returns once `condition` holds.
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A folder that is removed with it.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Uuid::now_v7().to_string());
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The program, run in this folder, without settings of the test's own environment.
+    pub fn outbox(&self, args: &[&str], variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("OUTBOX_") {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir(&self.0).args(args).envs(variables.iter().copied());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> Ended {
+        Running::start(self.outbox(args, variables)).ended_with_output()
+    }
+
+    /// Starts a relay, and returns once it relays. Its log is JSON.
+    pub fn relay(&self, variables: &[(&str, &str)]) -> Running {
+        let mut running = Running::start(self.outbox(&["relay", "--log-format", "json"], variables));
+        running.wait_for_log("relaying");
+        running
+    }
+
+    pub fn status(&self, variables: &[(&str, &str)]) -> Value {
+        let ended = self.run(&["status", "--json"], variables);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that has ended. Without a code, a signal ended it.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A process that runs, and is killed if the test forgets it.
+pub struct Running {
+    child: Child,
+    pub stdout: Option<ChildStdout>,
+    lines: Receiver<String>,
+    reading: Option<JoinHandle<()>>,
+    seen: String,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        let reading = thread::spawn(move || {
+            for line in stderr.lines() {
+                let _ = sender.send(line.unwrap());
+            }
+        });
+        let stdout = child.stdout.take();
+        Self { child, stdout, lines, reading: Some(reading), seen: String::new() }
+    }
+
+    /// Waits for a line of the log with this text, and returns it.
+    #[track_caller]
+    pub fn wait_for_log(&mut self, text: &str) -> String {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let Ok(line) = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) else {
+                panic!("no {text:?} in the log:\n{}", self.seen);
+            };
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.signals(&[name]);
+    }
+
+    /// Sends signals without a pause between them.
+    pub fn signals(&self, names: &[&str]) {
+        let kill: String = names.iter().map(|name| format!("kill -{name} {};", self.child.id())).collect();
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for the end, and returns all that was written.
+    #[track_caller]
+    pub fn ended_with_output(mut self) -> Ended {
+        let mut stdout = self.stdout.take().unwrap();
+        let reading = thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut ended = self.ended();
+        ended.stdout = reading.join().unwrap();
+        ended
+    }
+
+    /// Waits for the end, and returns all that was logged.
+    #[track_caller]
+    pub fn ended(mut self) -> Ended {
+        until("the process ends", || !self.is_running());
+        let code = self.child.wait().unwrap().code();
+        self.reading.take().unwrap().join().unwrap();
+        for line in self.lines.try_iter() {
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+        }
+        Ended { code, stdout: String::new(), stderr: std::mem::take(&mut self.seen) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole lines of a file of JSON lines. A last one that is being written is left out.
+pub fn json_lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The numbers `n` of the payloads, by the event's subject, in the order of arrival. An event that arrived again
+/// counts once, where it arrived first.
+pub fn arrivals(events: &[Value]) -> BTreeMap<String, Vec<u64>> {
+    let mut arrivals: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for event in events {
+        if seen.insert(event["id"].as_str().unwrap()) {
+            let subject = event["subject"].as_str().unwrap().to_owned();
+            arrivals.entry(subject).or_default().push(event["data"]["n"].as_u64().unwrap());
+        }
+    }
+    arrivals
+}

@@ -1,0 +1,206 @@
+//! What a relay decides: a state machine without time, tasks or input and output of its own.
+//!
+//! Everything that happens comes in as a method call with the time of it; everything to be done goes out as a
+//! [`Command`]. The rules that carry the guarantees stand here:
+//!
+//! - one message in flight per aggregate, and none of a successor before the failure of its predecessor is
+//!   committed;
+//! - no publish starts unless the publish time-out and a margin of the lease remain;
+//! - an unknown outcome is never success;
+//! - what a crash can duplicate is bounded by `in_flight_max`.
+
+mod membership;
+mod outcomes;
+mod publishing;
+mod reading;
+mod settling;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    RelayConfig, RelayStatus,
+    lanes::{Item, Lanes},
+    polling::Polling,
+    scopes::Scope,
+};
+use crate::{
+    Epoch, FetchRequest, HoldEnd, Lease, Message, Monotonic, Partition, RelayId, Sequence, SettleRequest,
+    Settlement, Unhold,
+};
+
+/// Something to be done outside.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Read.
+    Fetch(RelayId, FetchRequest),
+    /// Publish these, as one call.
+    Publish(u64, Vec<Arc<Message>>),
+    /// Record that the event is about to be attempted.
+    BeginAttempt(RelayId, Lease, Sequence, u32),
+    /// Record outcomes.
+    Settle(SettleRequest),
+    /// Give these leases back.
+    Release(Vec<Lease>),
+}
+
+/// A message that is with the publisher.
+#[derive(Debug)]
+struct Flight {
+    item: Item,
+    epoch: Epoch,
+    alone: bool,
+}
+
+impl Flight {
+    fn lease(&self) -> Lease {
+        Lease { partition: self.item.partition, epoch: self.epoch }
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    flights: Vec<Option<Flight>>,
+    left: usize,
+}
+
+#[derive(Debug)]
+struct LeaseState {
+    lease: Lease,
+    /// Its last owner died, and this relay claimed it then.
+    died_at: Option<Monotonic>,
+    /// To be released once nothing of it is in flight or unsettled.
+    draining: bool,
+    /// Events and holds in flight or unsettled.
+    active: usize,
+}
+
+/// What the fetch that is running was asked.
+#[derive(Debug)]
+struct Fetching {
+    leases: Vec<Lease>,
+    ended_holds: Vec<HoldEnd>,
+}
+
+/// The state of a relay.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    config: RelayConfig,
+    rng: fastrand::Rng,
+    relay: Option<RelayId>,
+    lease_until: Monotonic,
+    leases: BTreeMap<Partition, LeaseState>,
+    lanes: Lanes,
+    calls: HashMap<u64, Call>,
+    calls_made: u64,
+    in_flight: usize,
+    /// An event whose attempt is being recorded before it is published alone.
+    attempting: Option<Flight>,
+    /// An alone event is with the publisher.
+    alone_in_flight: bool,
+    suspects_left: usize,
+    /// Messages in flight whose lease is gone. Their partitions, should they come back, are not read before these
+    /// have ended: else one event could be in flight twice.
+    strays: HashMap<Partition, usize>,
+    outcomes: Vec<Settlement>,
+    unholds: Vec<Unhold>,
+    settling: Option<SettleRequest>,
+    fetching: Option<Fetching>,
+    fetches_made: u64,
+    ended_holds: Vec<HoldEnd>,
+    broker: Scope,
+    topics: HashMap<Arc<str>, Scope>,
+    paused_topics: HashSet<String>,
+    polling: Polling,
+    stopping: bool,
+    pub(crate) status: RelayStatus,
+}
+
+impl Engine {
+    pub(crate) fn new(config: RelayConfig, seed: u64) -> Self {
+        let polling = Polling::new(config.poll_min, config.poll_max);
+        Self {
+            config,
+            rng: fastrand::Rng::with_seed(seed),
+            relay: None,
+            lease_until: Duration::ZERO,
+            leases: BTreeMap::new(),
+            lanes: Lanes::default(),
+            calls: HashMap::new(),
+            calls_made: 0,
+            in_flight: 0,
+            attempting: None,
+            alone_in_flight: false,
+            suspects_left: 0,
+            strays: HashMap::new(),
+            outcomes: Vec::new(),
+            unholds: Vec::new(),
+            settling: None,
+            fetching: None,
+            fetches_made: 0,
+            ended_holds: Vec::new(),
+            broker: Scope::default(),
+            topics: HashMap::new(),
+            paused_topics: HashSet::new(),
+            polling,
+            stopping: false,
+            status: RelayStatus::default(),
+        }
+    }
+
+    /// Nothing new is begun from now on.
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
+        self.unholds.clear();
+        self.lanes.drain_partitions(|_| true);
+    }
+
+    /// True once nothing is in flight, being recorded or to be recorded.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.in_flight == 0
+            && self.attempting.is_none()
+            && self.settling.is_none()
+            && (self.outcomes.is_empty() || self.relay.is_none())
+    }
+
+    /// Leases that are to be given back and have nothing in flight any more.
+    pub(crate) fn next_release(&mut self) -> Option<Command> {
+        let done: Vec<Lease> = self
+            .leases
+            .values()
+            .filter(|state| state.draining && state.active == 0)
+            .map(|state| state.lease)
+            .collect();
+        if done.is_empty() {
+            return None;
+        }
+        self.lost(&done);
+        Some(Command::Release(done))
+    }
+
+    /// When something can happen by the passing of time alone.
+    pub(crate) fn next_time(&self, now: Monotonic) -> Option<Monotonic> {
+        let mut next: Option<Monotonic> = None;
+        let mut at = |time: Monotonic| {
+            if time > now {
+                next = Some(next.map_or(time, |next| next.min(time)));
+            }
+        };
+        if !self.stopping && self.fetching.is_none() && !self.leases.is_empty() {
+            at(self.polling.next());
+        }
+        if self.lanes.has_ready() {
+            at(self.broker.until);
+        }
+        next
+    }
+
+    pub(crate) fn refresh_status(&mut self) {
+        self.status.buffered = self.lanes.known_count();
+        self.status.in_flight = self.in_flight;
+        self.status.broker_available = self.broker.failures == 0;
+    }
+}

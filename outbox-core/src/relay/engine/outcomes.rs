@@ -1,0 +1,128 @@
+//! Outcomes: what the broker said of each message, and what follows from it.
+
+use std::sync::Arc;
+
+use super::{Engine, Flight};
+use crate::relay::lanes::{Item, LaneState};
+use crate::{
+    FailureCause, HoldReason, Monotonic, Outcome, PublishError, PublishErrorKind, PublishErrorScope, Report,
+    RetryDecision,
+};
+
+impl Engine {
+    /// One message of a call has an outcome.
+    pub(crate) fn reported(&mut self, now: Monotonic, report: Report) {
+        let Report { call, index, result } = report;
+        let Some(state) = self.calls.get_mut(&call) else { return };
+        // A second report of a message, or one beyond the call, is ignored: the first counts.
+        let Some(flight) = state.flights.get_mut(index as usize).and_then(Option::take) else { return };
+        state.left -= 1;
+        if state.left == 0 {
+            self.calls.remove(&call);
+        }
+        self.outcome(now, flight, result);
+    }
+
+    /// The call has ended: whatever was not reported has an unknown outcome.
+    pub(crate) fn call_ended(&mut self, now: Monotonic, call: u64, why: &'static str) {
+        let Some(state) = self.calls.remove(&call) else { return };
+        for flight in state.flights.into_iter().flatten() {
+            self.outcome(now, flight, Err(PublishError::transient("NoOutcome", why)));
+        }
+    }
+
+    pub(super) fn outcome(&mut self, now: Monotonic, flight: Flight, result: Result<(), PublishError>) {
+        self.in_flight -= 1;
+        if flight.alone {
+            self.alone_in_flight = false;
+        }
+        self.probe_ended(&flight.item);
+        let owned = self.owns(flight.lease());
+        let Flight { item, alone, .. } = flight;
+        if !owned {
+            self.stray_ended(&item);
+            return;
+        }
+        match result {
+            Ok(()) => self.acknowledged(item),
+            Err(error) => self.refused(now, item, alone, &error),
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, item: Item) {
+        self.broker.succeeded();
+        if let Ok(message) = &item.content
+            && !self.topics.is_empty()
+        {
+            self.topics.remove(&message.topic);
+        }
+        self.status.published += 1;
+        let key = item.key.clone();
+        let attempts = item.attempts.saturating_add(1);
+        if let Some(lane) = self.lanes.get_mut(&key) {
+            // The successors of a held event come by a read that needs the hold to be gone first.
+            let held = lane.hold.as_ref().is_some_and(|hold| hold.sequence == Some(item.sequence));
+            lane.state = if held { LaneState::Settling } else { LaneState::Open };
+        }
+        self.settle_later(item, attempts, Outcome::Sent);
+        self.lanes.offer(&key);
+    }
+
+    pub(super) fn refused(&mut self, now: Monotonic, item: Item, alone: bool, error: &PublishError) {
+        self.status.refused += 1;
+        self.status.last_publish_error = Some(error.to_string());
+        let (min, max) = self.config.unavailable_delay;
+        match (error.kind, error.scope) {
+            (PublishErrorKind::Unavailable, PublishErrorScope::Broker | PublishErrorScope::Batch) => {
+                self.broker.failed(now, min, max, self.rng.f64());
+                self.put_back(item, false);
+            }
+            (PublishErrorKind::Unavailable, PublishErrorScope::Destination) => {
+                let random = self.rng.f64();
+                let topic =
+                    item.content.as_ref().map(|message| Arc::clone(&message.topic)).unwrap_or_default();
+                let scope = self.topics.entry(topic).or_default();
+                scope.failed(now, min, max, random);
+                let after = scope.until.saturating_sub(now).max(min);
+                let attempts = item.attempts;
+                let outcome = Outcome::Retry { after, error: error.to_string(), reason: HoldReason::Topic };
+                self.fail(item, attempts, outcome);
+            }
+            (PublishErrorKind::Permanent, PublishErrorScope::Batch) if !alone => self.put_back(item, true),
+            (PublishErrorKind::Permanent, _) => {
+                let attempts = item.attempts.saturating_add(1);
+                let outcome = self.given_up(FailureCause::Permanent, error.to_string());
+                self.fail(item, attempts, outcome);
+            }
+            (PublishErrorKind::Transient, _)
+            | (PublishErrorKind::Unavailable, PublishErrorScope::Message) => {
+                let attempts = item.attempts.saturating_add(1);
+                let age = item.age + now.saturating_sub(item.fetched_at);
+                let outcome = match self.config.retry.decide(attempts, age, self.rng.f64()) {
+                    RetryDecision::After(after) => {
+                        Outcome::Retry { after, error: error.to_string(), reason: HoldReason::Backoff }
+                    }
+                    RetryDecision::GiveUp(cause) => self.given_up(cause, error.to_string()),
+                };
+                self.fail(item, attempts, outcome);
+            }
+        }
+    }
+
+    /// Back to the head of its lane, with nothing recorded: no attempt was spent.
+    pub(super) fn put_back(&mut self, item: Item, alone: bool) {
+        let partition = item.partition;
+        self.deactivate(partition);
+        if self.leases.get(&partition).is_some_and(|state| state.draining) || self.stopping {
+            self.lanes.forget(item.sequence, item.bytes);
+            self.release_lane(&item.key, false);
+        } else {
+            self.lanes.restore(item, alone);
+        }
+    }
+
+    pub(super) fn fail(&mut self, item: Item, attempts: u32, outcome: Outcome) {
+        self.set_state(&item.key, LaneState::Settling);
+        self.settle_later(item, attempts, outcome);
+    }
+}

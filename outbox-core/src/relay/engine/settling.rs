@@ -1,0 +1,128 @@
+//! Settling: outcomes are recorded, and only then are successors released.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::{Command, Engine};
+use crate::relay::lanes::LaneState;
+use crate::{
+    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, SettleRequest, Settled, Settlement,
+    Successors, Unhold,
+};
+
+impl Engine {
+    /// What is to be recorded now.
+    pub(crate) fn next_settle(&mut self) -> Option<Command> {
+        let relay = self.relay?;
+        if self.settling.is_some() || (self.outcomes.is_empty() && self.unholds.is_empty()) {
+            return None;
+        }
+        let count = self.outcomes.len().min(self.config.settle_events_max);
+        let settlements: Vec<Settlement> = self.outcomes.drain(..count).collect();
+        let unholds = std::mem::take(&mut self.unholds);
+        let partitions: BTreeSet<Partition> = settlements
+            .iter()
+            .map(|settlement| settlement.partition)
+            .chain(unholds.iter().map(|unhold| unhold.partition))
+            .collect();
+        let leases = partitions
+            .iter()
+            .filter_map(|partition| self.leases.get(partition))
+            .map(|state| state.lease)
+            .collect();
+        let when_sent = self.config.retention.when_sent;
+        let request = SettleRequest { relay, leases, settlements, unholds, when_sent };
+        self.settling = Some(request.clone());
+        Some(Command::Settle(request))
+    }
+
+    /// The settle has committed.
+    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled) {
+        let Some(request) = self.settling.take() else { return };
+        let owned: HashSet<Lease> = request
+            .leases
+            .iter()
+            .copied()
+            .filter(|lease| self.owns(*lease) && !settled.fenced.contains(&lease.partition))
+            .collect();
+        let fenced: Vec<Lease> = request
+            .leases
+            .iter()
+            .copied()
+            .filter(|lease| settled.fenced.contains(&lease.partition))
+            .collect();
+        self.status.fenced += fenced.len() as u64;
+        let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
+        for settlement in request.settlements {
+            if owned.contains(&settlement.partition) {
+                self.lanes.forget(settlement.sequence, 0);
+                self.deactivate(settlement.partition);
+                self.committed(settlement);
+            }
+        }
+        for Unhold { key, partition, .. } in request.unholds {
+            if owned.contains(&partition) {
+                self.deactivate(partition);
+                self.release_lane(&key, true);
+            }
+        }
+        self.lost(&fenced);
+        if !self.ended_holds.is_empty() {
+            self.polling.wake(now);
+        }
+    }
+
+    pub(super) fn committed(&mut self, settlement: Settlement) {
+        let Settlement { sequence, partition, key, outcome, .. } = settlement;
+        let held_back = |engine: &mut Self| {
+            if engine.lanes.hold_committed(&key) {
+                engine.hold_ended(key.clone(), partition, false);
+            }
+        };
+        match outcome {
+            Outcome::Sent => {
+                self.status.sent += 1;
+                self.release_held_event(&key, sequence);
+            }
+            Outcome::Retry { .. } => {
+                self.status.retried += 1;
+                held_back(self);
+            }
+            Outcome::Failed { successors, .. } => {
+                self.status.failed += 1;
+                match successors {
+                    Successors::Release => {
+                        self.release_held_event(&key, sequence);
+                        self.release_lane(&key, false);
+                    }
+                    Successors::Park => held_back(self),
+                }
+            }
+        }
+    }
+
+    /// If the event was the one the aggregate was held behind, the hold is gone with it.
+    pub(super) fn release_held_event(&mut self, key: &AggregateKey, sequence: Sequence) {
+        let held = self
+            .lanes
+            .get_mut(key)
+            .and_then(|lane| lane.hold.as_ref())
+            .is_some_and(|hold| hold.sequence == Some(sequence) && hold.item.is_none());
+        if held {
+            self.release_lane(key, true);
+        }
+    }
+
+    pub(super) fn release_lane(&mut self, key: &AggregateKey, hold_removed: bool) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        if hold_removed && lane.hold.take().is_some() {
+            let partition = lane.partition;
+            self.hold_ended(key.clone(), partition, true);
+        }
+        if let Some(lane) = self.lanes.get_mut(key)
+            && lane.state == LaneState::Settling
+        {
+            lane.state = LaneState::Open;
+        }
+        self.lanes.offer(key);
+    }
+}
