@@ -1,0 +1,283 @@
+//! The operator's side. Every call is one transaction, and needs no relay to be running.
+//!
+//! Whoever makes a hold locks the lease row first and reads its floor afterwards: a settle that removes a hold of the
+//! same aggregate lowers that floor, and the new hold must begin no later than the old one did.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use outbox_core::{
+    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
+    Status, StoreError,
+};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
+
+use crate::{
+    PostgresStore,
+    error::within,
+    micros::Micros,
+    schema::part_of,
+    store::{Inner, begin, partition_of},
+};
+
+#[async_trait]
+impl OutboxAdmin for PostgresStore {
+    /// Failed events are found by their index, ids by theirs; any other condition reads the table from `after` on
+    /// until it has found enough, which on a large table takes its time.
+    async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let inner = self.inner();
+        let what = "list events";
+        let mut query = QueryBuilder::<Postgres>::new(inner.tables().text("SELECT o.* FROM {outbox} o"));
+        let failed = filter.status == Some(Status::Failed) || filter.cause.is_some();
+        if failed && filter.ids.is_empty() {
+            query.push(inner.tables().text(" JOIN {failed} f ON f.sequence = o.sequence"));
+        }
+        query.push(" WHERE true");
+        push_filter(&mut query, filter);
+        query.push(" ORDER BY o.sequence LIMIT ").push_bind(i64::from(rows_max));
+        let connection = &mut *inner.connection(what).await?;
+        within(what, async {
+            let rows = query.build().persistent(false).fetch_all(connection).await?;
+            rows.iter().map(record).collect()
+        })
+        .await
+    }
+
+    async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
+        let what = "list holds";
+        let sql = "SELECT part, aggregate_type, aggregate_id, sequence, reason, paused, \
+                     CASE WHEN until < 'infinity' AND NOT paused \
+                       THEN greatest((extract(epoch FROM until - clock_timestamp()) * 1000)::bigint, 0) END AS due_ms \
+                   FROM {holds} ORDER BY until, part, aggregate_type, aggregate_id LIMIT $1";
+        let query = sqlx::query(self.inner().tables().sql(sql)).bind(i64::from(rows_max));
+        let connection = &mut *self.inner().connection(what).await?;
+        within(what, async { query.fetch_all(connection).await?.iter().map(hold).collect() }).await
+    }
+
+    async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        let inner = self.inner();
+        let what = "requeue events";
+        let mut connection = inner.connection(what).await?;
+        let mut transaction = begin(&mut connection, what).await?;
+        let count = within(what, requeue(inner, &mut transaction, filter)).await?;
+        within(what, transaction.commit()).await?;
+        Ok(count)
+    }
+
+    async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        let inner = self.inner();
+        let what = "discard events";
+        let mut connection = inner.connection(what).await?;
+        let mut transaction = begin(&mut connection, what).await?;
+        let count = within(what, discard(inner, &mut transaction, filter)).await?;
+        within(what, transaction.commit()).await?;
+        Ok(count)
+    }
+
+    async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
+        let what = "pause an aggregate";
+        let sql = format!(
+            "WITH l AS MATERIALIZED ( \
+                SELECT part, floor FROM {{partitions}} WHERE part = {} FOR SHARE) \
+             INSERT INTO {{holds}} AS h \
+                (part, aggregate_type, aggregate_id, from_sequence, until, reason, paused) \
+             SELECT part, $1, $2, floor + 1, 'infinity', 'paused', true FROM l \
+             ON CONFLICT (part, aggregate_type, aggregate_id) DO UPDATE SET paused = true, until = 'infinity', \
+                from_sequence = least(h.from_sequence, excluded.from_sequence), changed_at = excluded.changed_at",
+            part_of("$1::text", "$2::text")
+        );
+        let query = sqlx::query(self.inner().tables().sql(&sql));
+        let query = query.bind(key.aggregate_type()).bind(key.aggregate_id());
+        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+    }
+
+    async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
+        let what = "resume an aggregate";
+        let sql = format!(
+            "UPDATE {{holds}} SET paused = false, until = clock_timestamp(), changed_at = clock_timestamp() \
+             WHERE part = {} AND aggregate_type = $1 AND aggregate_id = $2",
+            part_of("$1::text", "$2::text")
+        );
+        let query = sqlx::query(self.inner().tables().sql(&sql));
+        let query = query.bind(key.aggregate_type()).bind(key.aggregate_id());
+        let done = within(what, query.execute(&mut *self.inner().connection(what).await?)).await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
+        let what = "pause a topic";
+        let sql = "INSERT INTO {topics} (topic) VALUES ($1) ON CONFLICT (topic) DO NOTHING";
+        let query = sqlx::query(self.inner().tables().sql(sql)).bind(topic);
+        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+    }
+
+    async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
+        let what = "resume a topic";
+        let sql = "WITH t AS (DELETE FROM {topics} WHERE topic = $1 RETURNING 1), \
+                   h AS (UPDATE {holds} SET until = clock_timestamp() WHERE reason = 'topic' AND NOT paused) \
+                   SELECT EXISTS (SELECT 1 FROM t)";
+        let query = sqlx::query_scalar(self.inner().tables().sql(sql)).bind(topic);
+        within(what, query.fetch_one(&mut *self.inner().connection(what).await?)).await
+    }
+
+    async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
+        let what = "list paused topics";
+        let query = sqlx::query_scalar(self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
+        within(what, query.fetch_all(&mut *self.inner().connection(what).await?)).await
+    }
+}
+
+fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
+    if !filter.ids.is_empty() {
+        query.push(" AND o.id = ANY (").push_bind(filter.ids.clone()).push(")");
+    }
+    if let Some(status) = filter.status {
+        query.push(" AND o.status = ").push_bind(status.code());
+    }
+    if let Some(cause) = filter.cause {
+        query.push(" AND o.cause = ").push_bind(cause.as_str());
+    }
+    let texts = [
+        (" AND o.aggregate_type = ", &filter.aggregate_type),
+        (" AND o.aggregate_id = ", &filter.aggregate_id),
+        (" AND o.event_type = ", &filter.event_type),
+    ];
+    for (condition, text) in texts {
+        if let Some(text) = text {
+            query.push(condition).push_bind(text.clone());
+        }
+    }
+    if let Some(after) = filter.after {
+        query.push(" AND o.sequence > ").push_bind(after);
+    }
+}
+
+async fn requeue(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    filter: &EventFilter,
+) -> Result<u64, sqlx::Error> {
+    lock_floors(inner, connection).await?;
+    // The rows of the index are locked first, as retention does.
+    let text = "SELECT o.sequence FROM {failed} f JOIN {outbox} o ON o.sequence = f.sequence WHERE o.status = 2";
+    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    push_filter(&mut query, filter);
+    query.push(" ORDER BY o.sequence FOR UPDATE OF f");
+    let sequences: Vec<Sequence> =
+        query.build_query_scalar().persistent(false).fetch_all(&mut *connection).await?;
+    if sequences.is_empty() {
+        return Ok(0);
+    }
+    // A hold of one of these events waits for nothing else than this; a pause stays a pause.
+    let sql = "WITH u AS (UPDATE {outbox} SET status = 0, attempts = 0, cause = NULL \
+                 WHERE sequence = ANY ($1::bigint[]) AND status = 2 \
+                 RETURNING sequence, part, aggregate_type, aggregate_id), \
+               d AS (DELETE FROM {failed} WHERE sequence = ANY ($1)), \
+               k AS (SELECT part, aggregate_type, aggregate_id, min(sequence) AS first FROM u GROUP BY 1, 2, 3), \
+               h AS (INSERT INTO {holds} AS h \
+                   (part, aggregate_type, aggregate_id, sequence, from_sequence, until, reason) \
+                 SELECT k.part, k.aggregate_type, k.aggregate_id, k.first, least(k.first, p.floor + 1), \
+                        clock_timestamp(), 'requeued' \
+                 FROM k JOIN {partitions} p ON p.part = k.part \
+                 ON CONFLICT (part, aggregate_type, aggregate_id) DO UPDATE SET \
+                   sequence = least(h.sequence, excluded.sequence), \
+                   from_sequence = least(h.from_sequence, excluded.from_sequence), \
+                   until = CASE WHEN h.paused THEN h.until \
+                                WHEN h.sequence IS NULL OR h.sequence = ANY ($1) THEN excluded.until \
+                                ELSE h.until END, \
+                   reason = CASE WHEN h.sequence IS NULL OR h.sequence = ANY ($1) THEN excluded.reason \
+                                 ELSE h.reason END, \
+                   changed_at = excluded.changed_at) \
+               SELECT count(*) FROM u";
+    let query = sqlx::query_scalar(inner.tables().sql(sql)).bind(sequences);
+    let count: i64 = query.fetch_one(connection).await?;
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
+/// Waits for settles that are removing holds, so that the floors that are read next are those they leave behind.
+async fn lock_floors(inner: &Inner, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let sql = "SELECT part FROM {partitions} ORDER BY part FOR SHARE";
+    sqlx::query(inner.tables().sql(sql)).execute(connection).await.map(drop)
+}
+
+async fn discard(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    filter: &EventFilter,
+) -> Result<u64, sqlx::Error> {
+    let text = "UPDATE {outbox} o SET cause = 'discarded' FROM {failed} f \
+                WHERE f.sequence = o.sequence AND o.status = 2";
+    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    push_filter(&mut query, filter);
+    let failed = query.build().persistent(false).execute(&mut *connection).await?.rows_affected();
+    // Of those that wait only the event that a hold names: another one may be on its way.
+    let text = "WITH u AS (UPDATE {outbox} o SET status = 2, cause = 'discarded' FROM {holds} h \
+                  WHERE h.part = o.part AND h.sequence = o.sequence AND o.status = 0";
+    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    push_filter(&mut query, filter);
+    let text = " RETURNING o.sequence, o.part), \
+               f AS (INSERT INTO {failed} (sequence) SELECT sequence FROM u ON CONFLICT (sequence) DO NOTHING), \
+               h AS (UPDATE {holds} h SET until = clock_timestamp() FROM u \
+                  WHERE h.part = u.part AND h.sequence = u.sequence AND NOT h.paused) \
+               SELECT count(*) FROM u";
+    query.push(inner.tables().text(text));
+    let held: i64 = query.build_query_scalar().persistent(false).fetch_one(connection).await?;
+    Ok(failed + u64::try_from(held).unwrap_or_default())
+}
+
+fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
+    let time = |name: &str| row.try_get::<Option<Micros>, _>(name).map(|t| t.map(nearest));
+    let count = |name: &str| row.try_get::<i32, _>(name).map(|n| u32::try_from(n).unwrap_or_default());
+    let headers: Option<serde_json::Value> = row.try_get("headers")?;
+    let cause: Option<String> = row.try_get("cause")?;
+    Ok(EventRecord {
+        id: row.try_get("id")?,
+        sequence: row.try_get("sequence")?,
+        partition: partition_of(row.try_get("part")?),
+        key: AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
+        event_type: row.try_get("event_type")?,
+        version: row.try_get("version")?,
+        payload: Bytes::from(row.try_get::<Vec<u8>, _>("payload")?),
+        content_type: row.try_get("content_type")?,
+        headers: headers.map(texts).unwrap_or_default(),
+        topic: row.try_get("topic")?,
+        created_at: time("created_at")?.unwrap_or_default(),
+        available_at: time("available_at")?,
+        // A status that nobody knows is not pending, and nothing that was sent.
+        status: Status::from_code(row.try_get("status")?).unwrap_or(Status::Failed),
+        attempts: count("attempts")?,
+        last_error: row.try_get("last_error")?,
+        cause: cause.and_then(|cause| FailureCause::parse(&cause)),
+        sent_at: time("sent_at")?,
+    })
+}
+
+/// The headers that are texts.
+fn texts(headers: serde_json::Value) -> BTreeMap<String, String> {
+    let serde_json::Value::Object(headers) = headers else { return BTreeMap::new() };
+    let text = |(name, value)| match value {
+        serde_json::Value::String(text) => Some((name, text)),
+        _ => None,
+    };
+    headers.into_iter().filter_map(text).collect()
+}
+
+/// An infinity is the end of the calendar.
+fn nearest(time: Micros) -> DateTime<Utc> {
+    time.utc().unwrap_or(if time < Micros(0) { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC })
+}
+
+fn hold(row: &PgRow) -> Result<HoldRecord, sqlx::Error> {
+    let due_ms: Option<i64> = row.try_get("due_ms")?;
+    let reason: String = row.try_get("reason")?;
+    Ok(HoldRecord {
+        key: AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
+        partition: partition_of(row.try_get("part")?),
+        sequence: row.try_get("sequence")?,
+        due_in: due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())),
+        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        paused: row.try_get("paused")?,
+    })
+}

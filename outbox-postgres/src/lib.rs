@@ -1,0 +1,16 @@
+//! The PostgreSQL store of the outbox framework.
+
+mod admin;
+mod config;
+mod enqueue;
+mod error;
+mod micros;
+mod reader;
+mod schema;
+mod session;
+mod store;
+
+pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
+pub use enqueue::PostgresOutbox;
+pub use schema::migration_sql;
+pub use store::PostgresStore;

@@ -1,0 +1,534 @@
+//! The reader of one relay: [`PostgresReader`]. It keeps a read position, and finds by other ways what lies behind it.
+//!
+//! | what | how it is found |
+//! |---|---|
+//! | new rows | above the read position R, up to the last number drawn F |
+//! | rows that commit late | between the visibility bound V and R, in the same statement: see [`bound`] |
+//! | scheduled events | by their time, when it comes: see [`schedule`] |
+//! | a partition that was claimed | a pass from its persisted floor up to R: see [`leases`] |
+//! | an aggregate whose hold is gone | a pass from where its hold began up to R: see [`keys`] |
+//!
+//! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out of the main
+//! scan until it has come to R.
+//!
+//! # The cost of a writer that stays open
+//! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there to
+//! R again, some 3 million rows a second, of which it returns those it has not returned before. Nothing is lost or
+//! reordered meanwhile. Keep transactions that write events short.
+
+mod batch;
+mod bound;
+mod catch_up;
+mod decode;
+mod floor;
+mod keys;
+mod leases;
+mod schedule;
+mod statements;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures::TryStreamExt as _;
+use outbox_core::{
+    AggregateKey, DueHold, FetchRequest, Fetched, HoldEnd, OutboxReader, RelayId, Sequence, StoreError,
+    StoreErrorKind,
+};
+use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
+
+pub(crate) use self::{keys::Inherited, statements::Statements};
+use self::{
+    batch::Batch,
+    bound::Bound,
+    decode::{COLUMN_COUNT, decode},
+    keys::Keys,
+    leases::Leases,
+    schedule::Schedule,
+    statements::{KIND_HOLDS, KIND_LATE, KIND_NO_HOLDS},
+};
+use crate::{
+    error::{CALL_TIMEOUT, silent, store_error},
+    micros::Micros,
+    session::{Purpose, Session},
+    store::{Inner, partition_of},
+};
+
+/// The most due holds that one fetch returns.
+const HOLDS_MAX: usize = 256;
+/// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200 ms.
+const SPAN_MAX: Sequence = 500_000;
+/// The most paused aggregates that one fetch returns, and how often they are looked for.
+const PAUSED_MAX: i64 = 1_000;
+const PAUSED_EVERY: Duration = Duration::from_millis(250);
+/// How long the transaction of a pause may take from its first statement to its commit and still be noticed.
+const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
+
+type Sql<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// Reads for one relay, on a connection of its own.
+pub(crate) struct PostgresReader {
+    inner: Arc<Inner>,
+    relay: RelayId,
+    session: Session,
+    sql: Statements,
+    /// The sequence, the table and the database.
+    oids: [Oid; 3],
+    /// A fetch failed or was dropped half-way: what it read may be lost.
+    broken: bool,
+    bound: Option<Bound>,
+    leases: Leases,
+    keys: Keys,
+    schedule: Schedule,
+    floors_raised: Instant,
+    /// Until when pauses have been returned, by the server's clock, and when that was, by ours.
+    paused_until: Micros,
+    paused_looked: Option<Instant>,
+    /// Alternates, so that with room for one row each way of reading has its turn.
+    turn: bool,
+}
+
+/// What the probe saw.
+struct Probe {
+    now: Micros,
+    /// V, once the fetch has succeeded.
+    next_visible: Sequence,
+    held: bool,
+    holds_due: bool,
+    next_hold_ms: Option<i64>,
+    next_scheduled_ms: Option<i64>,
+    paused: bool,
+}
+
+#[async_trait]
+impl OutboxReader for PostgresReader {
+    async fn fetch(&mut self, request: FetchRequest) -> Result<Fetched, StoreError> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(StoreError::new(
+                StoreErrorKind::Misuse,
+                "cannot fetch: an earlier fetch of this reader failed or was dropped; make a new reader",
+            ));
+        }
+        let fetched = match tokio::time::timeout(CALL_TIMEOUT, self.read(&request)).await {
+            Ok(result) => result?,
+            Err(_) => return Err(silent("fetch")),
+        };
+        self.broken = false;
+        Ok(fetched)
+    }
+}
+
+impl Drop for PostgresReader {
+    fn drop(&mut self) {
+        let inherited = self.keys.bequeath();
+        if !inherited.is_empty() {
+            self.inner.inherited().insert(self.relay, inherited);
+        }
+    }
+}
+
+impl PostgresReader {
+    pub(crate) async fn open(inner: Arc<Inner>, relay: RelayId) -> Result<Self, StoreError> {
+        let mut session = Session::open(&inner.pool, Purpose::Fetch).await?;
+        let what = format!("open a reader of {}", inner.tables().outbox());
+        let sql = "SELECT pg_get_serial_sequence($1, 'sequence')::regclass::oid, $1::regclass::oid, \
+                   (SELECT oid FROM pg_database WHERE datname = current_database()), clock_timestamp()";
+        let row: (Oid, Oid, Oid, Micros) = sqlx::query_as(sql)
+            .bind(inner.tables().outbox())
+            .fetch_one(&mut session.connection)
+            .await
+            .map_err(|error| store_error(&what, error))?;
+        Ok(Self {
+            sql: Statements::new(inner.tables()),
+            oids: [row.0, row.1, row.2],
+            inner,
+            relay,
+            session,
+            broken: false,
+            bound: None,
+            leases: Leases::default(),
+            keys: Keys::default(),
+            schedule: Schedule::default(),
+            floors_raised: Instant::now(),
+            paused_until: row.3.minus(PAUSED_OVERLAP),
+            paused_looked: None,
+            turn: false,
+        })
+    }
+
+    async fn read(&mut self, request: &FetchRequest) -> Result<Fetched, StoreError> {
+        let fail = |error| store_error("read the outbox", error);
+        self.adopt(&request.leases).await.map_err(fail)?;
+        self.end_holds(&request.ended_holds).await.map_err(fail)?;
+        if self.leases.is_empty() {
+            return Ok(Fetched::default());
+        }
+        let Some(mut bound) = self.bound.take() else {
+            return Ok(Fetched::default());
+        };
+        let fetched = self.read_from(&mut bound, request).await;
+        self.bound = Some(bound);
+        fetched
+    }
+
+    async fn read_from(&mut self, bound: &mut Bound, request: &FetchRequest) -> Result<Fetched, StoreError> {
+        let fail = |error| store_error("read the outbox", error);
+        self.raise_floors(bound, &request.known).await.map_err(fail)?;
+        let probe = self.probe(bound).await?;
+        let mut batch = Batch::new(request.events_max, request.bytes_max);
+        let mut known = Known::new(&request.known);
+        self.check_inherited(&known).await.map_err(fail)?;
+        if probe.holds_due {
+            self.read_due_holds(&probe, &mut batch).await.map_err(fail)?;
+        }
+        self.look_at_schedule(bound, &probe).await.map_err(fail)?;
+        let due = self.read_scheduled(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
+        // With room for one row or two the ways of reading take turns.
+        self.turn = !self.turn;
+        if self.schedule.queue.is_empty() && (self.turn || batch.room() > 2) {
+            self.pass_keys(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
+            self.pass_leases(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
+        }
+        self.read_main(bound, &probe, &known, &mut batch, due).await.map_err(fail)?;
+        self.read_payloads(&mut batch).await.map_err(fail)?;
+        batch.more |= !self.schedule.queue.is_empty() || self.schedule.must_look() || self.passing();
+        batch.more |= bound.read < bound.drawn;
+        let mut fetched = batch.finish();
+        fetched.paused = self.paused(&probe).await.map_err(fail)?;
+        let next = [probe.next_hold_ms, probe.next_scheduled_ms].into_iter().flatten().min();
+        fetched.next_due = next.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        Ok(fetched)
+    }
+
+    async fn probe(&mut self, bound: &mut Bound) -> Result<Probe, StoreError> {
+        let fail = |error| store_error("read the outbox", error);
+        let row = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.probe)))
+            .bind(self.oids[0])
+            .bind(bound.drawn)
+            .bind(bound.visible < bound.drawn)
+            .bind(self.oids[1])
+            .bind(self.oids[2])
+            .bind(self.inner.settling_pid.load(Ordering::Acquire))
+            .bind(self.leases.all())
+            .bind(self.schedule.from().0)
+            .bind(self.paused_until)
+            .fetch_one(&mut self.session.connection)
+            .await
+            .map_err(fail)?;
+        let drawn: Sequence = row.try_get("f").map_err(fail)?;
+        if drawn < bound.drawn {
+            return Err(behind(self.inner.tables().outbox(), drawn, bound.drawn));
+        }
+        let writers: Option<Vec<String>> = row.try_get("writers").map_err(fail)?;
+        let now: Micros = row.try_get("now").map_err(fail)?;
+        Ok(Probe {
+            now: self.schedule.clock(now),
+            next_visible: bound.observe(drawn, writers),
+            held: row.try_get("held").map_err(fail)?,
+            holds_due: row.try_get("due").map_err(fail)?,
+            next_hold_ms: row.try_get("next_hold_ms").map_err(fail)?,
+            next_scheduled_ms: row.try_get("next_scheduled_ms").map_err(fail)?,
+            paused: row.try_get("paused").map_err(fail)?,
+        })
+    }
+
+    /// Takes note of how due holds ended.
+    async fn end_holds(&mut self, ended: &[HoldEnd]) -> Result<(), sqlx::Error> {
+        for end in ended {
+            let Some(lease) = self.leases.lease(end.partition) else { continue };
+            if !end.removed {
+                self.keys.held_again(&end.key);
+                continue;
+            }
+            let from = match self.keys.get(&end.key) {
+                Some(state) => state.from,
+                // Removed by somebody else's word: the floor has been lowered to below what waits.
+                None => self.stored_floor(end.partition).await? + 1,
+            };
+            self.keys.wait(&end.key, lease, from);
+        }
+        Ok(())
+    }
+
+    /// Finds out what became of aggregates that the previous reader had returned.
+    async fn check_inherited(&mut self, known: &Known<'_>) -> Result<(), sqlx::Error> {
+        let inherited = self.keys.in_phase(keys::Phase::Inherited);
+        if inherited.is_empty() {
+            return Ok(());
+        }
+        let (types, ids) = self.keys.arrays(|phase| phase == keys::Phase::Inherited);
+        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.hold_states)))
+            .bind(self.leases.all())
+            .bind(types)
+            .bind(ids)
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        let mut holds = std::collections::HashMap::new();
+        for row in rows {
+            let state: (Option<Sequence>, bool) = (row.try_get(2)?, row.try_get(3)?);
+            holds.insert(AggregateKey::new(row.try_get(0)?, row.try_get(1)?), state);
+        }
+        for (key, state) in inherited {
+            match holds.get(&key) {
+                None => self.keys.wait(&key, state.lease, state.from),
+                Some((_, false)) => self.keys.held_again(&key),
+                // The relay has the event and will tell.
+                Some((Some(sequence), true)) if known.contains(*sequence) => {
+                    self.keys.outstanding(key, state.lease, state.from);
+                }
+                // Returned again, with the other due holds.
+                Some((_, true)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_due_holds(&mut self, probe: &Probe, batch: &mut Batch) -> Result<(), sqlx::Error> {
+        let max = batch.room().min(HOLDS_MAX);
+        let (types, ids) = self.keys.arrays(|phase| phase != keys::Phase::Inherited);
+        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
+            .bind(probe.now)
+            .bind(self.leases.all())
+            .bind(types)
+            .bind(ids)
+            .bind(limit(max))
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        batch.more |= rows.len() == max;
+        let mut holds: Vec<(DueHold, Sequence)> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let hold = DueHold {
+                key: AggregateKey::new(row.try_get(1)?, row.try_get(2)?),
+                partition: partition_of(row.try_get(0)?),
+                sequence: row.try_get(3)?,
+                row: None,
+            };
+            holds.push((hold, row.try_get(4)?));
+        }
+        let sequences: Vec<Sequence> = holds.iter().filter_map(|(hold, _)| hold.sequence).collect();
+        let mut reads = std::collections::HashMap::new();
+        if !sequences.is_empty() {
+            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.hold_rows))).bind(sequences);
+            let mut rows = query.bind(probe.now).fetch(&mut self.session.connection);
+            while let Some(row) = rows.try_next().await? {
+                let read = decode(&row, probe.now)?;
+                reads.insert(read.row.sequence, read);
+            }
+        }
+        for (hold, from) in holds {
+            if batch.room() == 0 {
+                break;
+            }
+            let read = hold.sequence.and_then(|sequence| reads.remove(&sequence));
+            let Some(lease) = self.leases.lease(hold.partition) else { continue };
+            self.keys.outstanding(hold.key.clone(), lease, from);
+            batch.push_hold(hold, read);
+        }
+        Ok(())
+    }
+
+    /// Reads what has become visible late and what is new, and moves R and V. `due` are the places in the batch of
+    /// scheduled events, which must not be returned unless all late rows are.
+    async fn read_main(
+        &mut self,
+        bound: &mut Bound,
+        probe: &Probe,
+        known: &Known<'_>,
+        batch: &mut Batch,
+        due: std::ops::Range<usize>,
+    ) -> Result<(), sqlx::Error> {
+        let room = batch.room();
+        if !bound.behind() || (room == 0 && due.is_empty()) {
+            return Ok(());
+        }
+        // While scheduled events wait to be returned, nothing newer is.
+        let new_max = if self.schedule.queue.is_empty() { room } else { 0 };
+        let mut scan = Scan {
+            late_max: room.max(1),
+            new_max,
+            end: bound.drawn.min(bound.read.saturating_add(SPAN_MAX)),
+            late: 0,
+            new: 0,
+            last_new: bound.read,
+            cut: false,
+        };
+        let mut held = probe.held || !self.keys.is_empty();
+        // A hold may have come since the probe; the second try looks at each.
+        while self.scan(bound, probe, known, batch, &mut scan, held).await? {
+            held = true;
+        }
+        if scan.late >= scan.late_max {
+            // Not all late rows are returned, so nothing that may stand behind one of them is.
+            self.schedule.queue.extend(batch.take_back(due));
+            batch.more = true;
+            return Ok(());
+        }
+        bound.visible = probe.next_visible;
+        if new_max == 0 {
+            return Ok(());
+        }
+        let limited = scan.cut || scan.new >= new_max;
+        batch.more |= limited;
+        bound.read = if limited { scan.last_new } else { scan.end };
+        Ok(())
+    }
+
+    /// Runs the main statement; true if it found holds where none were expected, and returned nothing.
+    async fn scan(
+        &mut self,
+        bound: &Bound,
+        probe: &Probe,
+        known: &Known<'_>,
+        batch: &mut Batch,
+        scan: &mut Scan,
+        held: bool,
+    ) -> Result<bool, sqlx::Error> {
+        let sql = if held { &self.sql.main_held } else { &self.sql.main };
+        let mut query: Sql<'_> = sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+            .bind(bound.visible)
+            .bind(bound.read)
+            .bind(scan.end)
+            .bind(self.leases.parts(leases::Phase::Ready))
+            .bind(self.schedule.due_until())
+            .bind(known.between(bound.visible, bound.read))
+            .bind(limit(scan.late_max))
+            .bind(limit(scan.new_max));
+        if held {
+            let (types, ids) = self.keys.arrays(|_| true);
+            query = query.bind(types).bind(ids);
+        }
+        let mut rows = query.fetch(&mut self.session.connection);
+        while let Some(row) = rows.try_next().await? {
+            match row.try_get::<i32, _>(COLUMN_COUNT)? {
+                KIND_NO_HOLDS => {}
+                KIND_HOLDS => return Ok(true),
+                KIND_LATE => {
+                    let read = decode(&row, probe.now)?;
+                    scan.late += 1;
+                    if batch.room() == 0 && scan.late > 1 {
+                        // The bytes are reached: as if the limit were.
+                        scan.late = scan.late_max;
+                        break;
+                    }
+                    batch.push(read);
+                }
+                _ => {
+                    if scan.late >= scan.late_max || batch.room() == 0 {
+                        scan.cut = true;
+                        break;
+                    }
+                    scan.new += 1;
+                    let read = decode(&row, probe.now)?;
+                    scan.last_new = read.row.sequence;
+                    if !known.contains(read.row.sequence) {
+                        batch.push(read);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads the payloads that were too large to come with their rows.
+    async fn read_payloads(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
+        let sequences: Vec<Sequence> = batch.missing().map(|read| read.row.sequence).collect();
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<(Sequence, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.payloads)))
+            .bind(sequences)
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        let mut payloads: std::collections::HashMap<_, _> = rows.into_iter().collect();
+        for read in batch.missing() {
+            if let Ok(event) = &mut read.row.content {
+                match payloads.remove(&read.row.sequence) {
+                    Some(payload) => event.payload = payload.into(),
+                    // Settled or removed since by somebody else, who then holds the lease.
+                    None => read.row.content = Err("the row was removed while it was read".to_owned()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn paused(&mut self, probe: &Probe) -> Result<Vec<AggregateKey>, sqlx::Error> {
+        if !probe.paused || self.paused_looked.is_some_and(|looked| looked.elapsed() < PAUSED_EVERY) {
+            return Ok(Vec::new());
+        }
+        self.paused_looked = Some(Instant::now());
+        let rows: Vec<(String, String, Micros)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.paused)))
+            .bind(self.paused_until)
+            .bind(self.leases.all())
+            .bind(PAUSED_MAX)
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        // Looked at again until it is old enough that nothing older can still commit.
+        let settled = probe.now.minus(PAUSED_OVERLAP);
+        self.paused_until = match rows.last() {
+            Some((.., last)) if rows.len() == limit_len(PAUSED_MAX) => *last,
+            _ => self.paused_until.max(settled),
+        };
+        Ok(rows.into_iter().map(|(kind, id, _)| AggregateKey::new(&kind, &id)).collect())
+    }
+
+    fn passing(&self) -> bool {
+        self.leases.pass.is_some() || (0..keys::LANES).any(|lane| self.keys.lane(lane).is_some())
+    }
+}
+
+/// How far the main statement came.
+struct Scan {
+    late_max: usize,
+    new_max: usize,
+    end: Sequence,
+    late: usize,
+    new: usize,
+    last_new: Sequence,
+    cut: bool,
+}
+
+/// What the relay holds, and what this fetch has read already.
+struct Known<'a> {
+    /// Ascending.
+    held: &'a [Sequence],
+    read: Vec<Sequence>,
+}
+
+impl<'a> Known<'a> {
+    fn new(held: &'a [Sequence]) -> Self {
+        Self { held, read: Vec::new() }
+    }
+
+    fn contains(&self, sequence: Sequence) -> bool {
+        self.held.last().is_some_and(|last| sequence <= *last) && self.held.binary_search(&sequence).is_ok()
+    }
+
+    /// Those above `low` and up to `high`.
+    fn between(&self, low: Sequence, high: Sequence) -> Vec<Sequence> {
+        let from = self.held.partition_point(|sequence| *sequence <= low);
+        let to = self.held.partition_point(|sequence| *sequence <= high);
+        let read = self.read.iter().filter(|sequence| (low + 1..=high).contains(*sequence));
+        self.held[from..to.max(from)].iter().chain(read).copied().collect()
+    }
+}
+
+fn limit(rows: usize) -> i64 {
+    i64::try_from(rows).unwrap_or(i64::MAX)
+}
+
+fn limit_len(rows: i64) -> usize {
+    usize::try_from(rows).unwrap_or_default()
+}
+
+fn behind(table: &str, drawn: Sequence, read: Sequence) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Unexpected,
+        format!(
+            "the sequence of {table} stands at {drawn}, but {read} was read already: it was reset; set it above the \
+             highest number ever used, or set every floor in the table of partitions to 0 with no relay running"
+        ),
+    )
+}

@@ -1,0 +1,277 @@
+//! What lies behind the read position: claimed partitions, aggregates whose hold is gone, scheduled events.
+
+use std::{ops::Range, sync::Arc};
+
+use futures::TryStreamExt as _;
+use outbox_core::{Lease, Partition, Sequence};
+use sqlx::{AssertSqlSafe, Row as _};
+
+use super::{
+    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, keys,
+    leases::Phase,
+    limit,
+    schedule::COLLECTED_MAX,
+};
+use crate::{
+    micros::Micros,
+    store::{partition_code, partition_of},
+};
+
+/// The most numbers that one step of a pass goes over, sent and foreign rows included: about 10 ms.
+const STEP: Sequence = 20_000;
+
+/// Where a scheduled event that has become due belongs.
+enum Place {
+    /// Everything earlier of its aggregate has been returned.
+    Now,
+    /// The scan that it belongs to will come to it.
+    Ahead,
+    /// Its aggregate cannot be read now.
+    Later,
+}
+
+impl PostgresReader {
+    /// Takes up leases that were not read before, and drops what belongs to those that are gone.
+    pub(super) async fn adopt(&mut self, asked: &[Lease]) -> Result<(), sqlx::Error> {
+        let new = self.leases.adopt(asked);
+        if self.bound.is_none() {
+            let inherited = self.inner.inherited().remove(&self.relay);
+            self.keys.inherit(inherited.unwrap_or_default());
+        }
+        let leases = &self.leases;
+        self.schedule.retain(|partition| leases.get(partition).is_some());
+        self.keys
+            .adopt(|partition| asked.iter().find(|lease| lease.partition == partition).map(|lease| lease.epoch));
+        if new.is_empty() {
+            return Ok(());
+        }
+        let floors = self.stored_floors().await?;
+        let found: Vec<(Lease, Sequence)> = floors.into_iter().filter(|(l, _)| new.contains(l)).collect();
+        // A lease that is not found is lost, and its partition contributes nothing.
+        let Some(lowest) = found.iter().map(|(_, floor)| *floor).min() else { return Ok(()) };
+        let phase = if self.bound.is_some() { Phase::Waiting } else { Phase::Ready };
+        self.bound.get_or_insert_with(|| Bound::new(lowest));
+        found.into_iter().for_each(|(lease, floor)| self.leases.add(lease, floor, phase));
+        // Scheduled events of theirs may have become due, anywhere below their floors.
+        self.schedule.again = true;
+        Ok(())
+    }
+
+    /// The floors of the partitions that this relay owns.
+    pub(super) async fn stored_floors(&mut self) -> Result<Vec<(Lease, Sequence)>, sqlx::Error> {
+        let rows: Vec<(i16, i64, Sequence)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.floors)))
+            .bind(self.relay.0)
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        let lease = |part, epoch| Lease { partition: partition_of(part), epoch };
+        Ok(rows.into_iter().map(|(part, epoch, floor)| (lease(part, epoch), floor)).collect())
+    }
+
+    pub(super) async fn stored_floor(&mut self, partition: Partition) -> Result<Sequence, sqlx::Error> {
+        let floors = self.stored_floors().await?;
+        let floor = floors.into_iter().find(|(lease, _)| lease.partition == partition);
+        Ok(floor.map_or(0, |(_, floor)| floor))
+    }
+
+    /// Collects the scheduled events behind the read position that have become due.
+    pub(super) async fn look_at_schedule(&mut self, bound: &Bound, probe: &Probe) -> Result<(), sqlx::Error> {
+        if self.schedule.queue.len() >= COLLECTED_MAX {
+            return Ok(());
+        }
+        if !self.schedule.must_look() && probe.next_scheduled_ms.is_none_or(|ms| ms > 0) {
+            self.schedule.pass(probe.now);
+            return Ok(());
+        }
+        let (time, sequence) = self.schedule.from();
+        let found: Vec<(Micros, Sequence)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.due)))
+            .bind(time)
+            .bind(sequence)
+            .bind(probe.now)
+            .bind(self.leases.all())
+            .bind(bound.read)
+            .bind(limit(COLLECTED_MAX))
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        self.schedule.collect(&found, probe.now, found.len() == COLLECTED_MAX);
+        Ok(())
+    }
+
+    /// Reads scheduled events that have become due, in ascending order; returns their places in the batch.
+    pub(super) async fn read_scheduled(
+        &mut self,
+        bound: &Bound,
+        probe: &Probe,
+        known: &mut Known<'_>,
+        batch: &mut Batch,
+    ) -> Result<Range<usize>, sqlx::Error> {
+        let start = batch.len();
+        self.schedule.queue.retain(|sequence| !known.contains(*sequence));
+        let chunk: Vec<Sequence> = self.schedule.queue.iter().copied().take(batch.room()).collect();
+        if chunk.is_empty() {
+            return Ok(start..start);
+        }
+        let mut rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.due_rows)))
+            .bind(&chunk)
+            .bind(self.leases.all())
+            .fetch(&mut self.session.connection);
+        // The rows come in the order of the chunk; one that does not come is not pending any more.
+        let mut end = chunk.last().copied();
+        while let Some(row) = rows.try_next().await? {
+            let read = decode(&row, probe.now)?;
+            let held: bool = row.try_get(COLUMN_COUNT)?;
+            if batch.room() == 0 {
+                end = Some(read.row.sequence - 1);
+                break;
+            }
+            let place = place(&self.leases, &self.keys, &read.row, bound.read, held);
+            match place {
+                Place::Now => {
+                    known.read.push(read.row.sequence);
+                    batch.push(read);
+                }
+                Place::Ahead => {}
+                Place::Later => {
+                    self.schedule.defer(read.row.key, read.row.partition, read.row.sequence);
+                }
+            }
+        }
+        if let Some(end) = end {
+            self.schedule.queue = self.schedule.queue.split_off(&(end + 1));
+        }
+        Ok(start..batch.len())
+    }
+
+    /// Reads what waited behind holds that are gone.
+    pub(super) async fn pass_keys(
+        &mut self,
+        bound: &Bound,
+        probe: &Probe,
+        known: &mut Known<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), sqlx::Error> {
+        let started = self.keys.start(bound.read);
+        if !started.is_empty() {
+            self.schedule.release(|key, _| started.contains(key));
+        }
+        for lane in 0..keys::LANES {
+            let Some(position) = self.keys.lane(lane) else { continue };
+            // Scheduled events from before the holds come first; they are read at the next fetch.
+            if batch.room() == 0 || !self.schedule.queue.is_empty() {
+                continue;
+            }
+            let aggregates = self.keys.arrays(|phase| phase == keys::Phase::Passing(lane));
+            let sql = Arc::clone(&self.sql.pass_keys);
+            let parts = self.leases.all();
+            let position = self.pass(sql, (bound, probe), position, aggregates, parts, known, batch).await?;
+            self.keys.advance(lane, position);
+            if position >= bound.read {
+                let done = self.keys.complete(lane);
+                self.schedule.release(|key, _| done.contains(key));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads partitions that were claimed since the reader began, from their floors.
+    pub(super) async fn pass_leases(
+        &mut self,
+        bound: &Bound,
+        probe: &Probe,
+        known: &mut Known<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), sqlx::Error> {
+        if self.leases.start() {
+            let leases = &self.leases;
+            self.schedule.release(|_, partition| {
+                leases.get(partition).is_some_and(|lease| lease.phase == Phase::Passing)
+            });
+        }
+        let Some(position) = self.leases.pass else { return Ok(()) };
+        if batch.room() == 0 || !self.schedule.queue.is_empty() {
+            return Ok(());
+        }
+        let parts = self.leases.parts(Phase::Passing);
+        let aggregates = self.keys.arrays(|_| true);
+        let sql = Arc::clone(&self.sql.pass_leases);
+        let position =
+            self.pass(sql, (bound, probe), position, aggregates, parts.clone(), known, batch).await?;
+        self.leases.pass = Some(position);
+        if position >= bound.read {
+            self.leases.complete();
+            self.schedule.release(|_, partition| parts.contains(&partition_code(partition)));
+        }
+        Ok(())
+    }
+
+    /// One step of a pass: what is late behind its position, and the next stretch. Returns the new position.
+    #[expect(clippy::too_many_arguments, reason = "they are the parameters of one statement")]
+    async fn pass(
+        &mut self,
+        sql: Arc<str>,
+        (bound, probe): (&Bound, &Probe),
+        position: Sequence,
+        (types, ids): (Vec<String>, Vec<String>),
+        parts: Vec<i16>,
+        known: &mut Known<'_>,
+        batch: &mut Batch,
+    ) -> Result<Sequence, sqlx::Error> {
+        let low = position.min(bound.visible);
+        let high = position.saturating_add(STEP).min(bound.read);
+        if low >= high {
+            return Ok(position.max(high));
+        }
+        // Half of the room, so that the main scan has a share.
+        let max = batch.room().div_ceil(2);
+        let mut rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(low)
+            .bind(high)
+            .bind(types)
+            .bind(ids)
+            .bind(self.schedule.due_until())
+            .bind(known.between(low, high))
+            .bind(parts)
+            .bind(limit(max))
+            .fetch(&mut self.session.connection);
+        let (mut count, mut last) = (0, position);
+        while let Some(row) = rows.try_next().await? {
+            if batch.room() == 0 {
+                count = max;
+                break;
+            }
+            let read = decode(&row, probe.now)?;
+            (count, last) = (count + 1, last.max(read.row.sequence));
+            known.read.push(read.row.sequence);
+            batch.push(read);
+        }
+        batch.more |= count >= max;
+        Ok(if count >= max { last } else { high })
+    }
+}
+
+fn place(
+    leases: &super::Leases,
+    keys: &super::Keys,
+    row: &outbox_core::Row,
+    read: Sequence,
+    held: bool,
+) -> Place {
+    let Some(lease) = leases.get(row.partition) else { return Place::Later };
+    if held {
+        return Place::Later;
+    }
+    if let Some(key) = keys.get(&row.key) {
+        return match key.phase {
+            keys::Phase::Passing(_) if row.sequence < key.from => Place::Now,
+            keys::Phase::Passing(lane) if keys.lane(lane).is_some_and(|at| row.sequence > at) => Place::Ahead,
+            _ => Place::Later,
+        };
+    }
+    match lease.phase {
+        Phase::Ready if row.sequence <= read => Place::Now,
+        Phase::Ready => Place::Ahead,
+        Phase::Passing if row.sequence <= lease.floor => Place::Now,
+        Phase::Passing if leases.pass.is_some_and(|at| row.sequence > at) => Place::Ahead,
+        Phase::Passing | Phase::Waiting => Place::Later,
+    }
+}
+

@@ -1,0 +1,143 @@
+//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event fails alone.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, check_headers};
+use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
+use uuid::Uuid;
+
+use crate::{micros::Micros, store::partition_of};
+
+/// Payloads up to 8 KiB are read with their rows; larger ones by a second statement, and only as many as
+/// fit. So a batch of rows that turn out large costs little memory, and little traffic that is thrown away.
+///
+/// These are the columns of a read, in the order in which [`decode`] takes them.
+pub(super) const COLUMNS: &str = "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, \
+     o.event_type, o.version, CASE WHEN octet_length(o.payload) <= 8192 THEN o.payload END AS payload, \
+     octet_length(o.payload) AS payload_bytes, o.content_type, o.headers, o.topic, o.created_at";
+
+/// The same columns, of a row that is none.
+pub(super) const NO_COLUMNS: &str = "0::bigint, 0::smallint, NULL::text, NULL::text, NULL::integer, NULL::uuid, \
+     NULL::text, NULL::integer, NULL::bytea, NULL::integer, NULL::text, NULL::jsonb, NULL::text, NULL::timestamptz";
+
+/// How many columns that are.
+pub(super) const COLUMN_COUNT: usize = 14;
+
+/// A row that was read, perhaps still without its payload.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) row: Row,
+    /// The size of a payload that is still to be read.
+    pub(super) missing_bytes: usize,
+}
+
+impl Read {
+    /// The memory of the row with its payload.
+    pub(super) fn bytes(&self) -> usize {
+        self.row.bytes() + self.missing_bytes
+    }
+}
+
+/// The row, whatever stands in it. `now` is the server's.
+pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
+    let sequence: Sequence = row.try_get(0)?;
+    let part: i16 = row.try_get(1)?;
+    let text = |index| Ok::<_, sqlx::Error>(String::from_utf8_lossy(bytes(row, index)?.unwrap_or_default()));
+    let key = AggregateKey::new(&text(2)?, &text(3)?);
+    let attempts: Option<i32> = row.try_get(4)?;
+    let created_at: Micros = row.try_get(13)?;
+    let payload_bytes: Option<i32> = row.try_get(9)?;
+    let payload = bytes(row, 8)?;
+    let content = event(row, payload, created_at)?;
+    let missing = if payload.is_none() && content.is_ok() { payload_bytes.unwrap_or_default() } else { 0 };
+    Ok(Read {
+        row: Row {
+            sequence,
+            partition: partition_of(part),
+            key,
+            attempts: u32::try_from(attempts.unwrap_or_default()).unwrap_or_default(),
+            age: now.since(created_at),
+            content,
+        },
+        missing_bytes: usize::try_from(missing).unwrap_or_default(),
+    })
+}
+
+fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    let value = row.try_get_raw(index)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    value.as_bytes().map(Some).map_err(sqlx::Error::Decode)
+}
+
+fn event(
+    row: &PgRow,
+    payload: Option<&[u8]>,
+    created_at: Micros,
+) -> Result<Result<StoredEvent, String>, sqlx::Error> {
+    let id: Uuid = row.try_get(5)?;
+    let version: i32 = row.try_get(7)?;
+    let (event_type, content_type) = (bytes(row, 6)?, bytes(row, 10)?);
+    let (headers, topic) = (bytes(row, 11)?, bytes(row, 12)?);
+    let text = |column: &str, text: Option<&[u8]>| -> Result<Option<String>, String> {
+        let text = text.map(|text| std::str::from_utf8(text).map(str::to_owned)).transpose();
+        text.map_err(|_| format!("{column} is not UTF-8"))
+    };
+    let decode = || {
+        for (column, index) in [("aggregate_type", 2), ("aggregate_id", 3)] {
+            let name = bytes(row, index).map_err(|error| error.to_string())?.unwrap_or_default();
+            if std::str::from_utf8(name).map_err(|_| format!("{column} is not UTF-8"))?.is_empty() {
+                return Err(format!("{column} is empty"));
+            }
+        }
+        let event_type = text("event_type", event_type)?.filter(|name| !name.is_empty());
+        if version < 1 {
+            return Err(format!("version is {version}: the version of a payload schema starts at 1"));
+        }
+        Ok(StoredEvent {
+            id,
+            event_type: event_type.ok_or("event_type is empty")?,
+            version,
+            payload: Bytes::copy_from_slice(payload.unwrap_or_default()),
+            content_type: text("content_type", content_type)?,
+            headers: headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?,
+            topic: text("topic", topic)?,
+            created_at: created_at.utc().ok_or("created_at is outside the range of a time")?,
+        })
+    };
+    Ok(decode())
+}
+
+/// `jsonb` on the wire is a version, 1, and the text.
+fn decode_headers(jsonb: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    let json = match jsonb {
+        [1, json @ ..] => json,
+        _ => return Err("headers are of an unknown version of jsonb".to_owned()),
+    };
+    let headers: Option<BTreeMap<String, String>> = serde_json::from_slice(json)
+        .map_err(|error| format!("headers are no object of texts, such as {{\"name\": \"value\"}}: {error}"))?;
+    let headers = headers.unwrap_or_default();
+    check_headers(&headers).map_err(|error| error.to_string())?;
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_is_none_has_as_many_columns() {
+        assert_eq!(NO_COLUMNS.split(", ").count(), COLUMN_COUNT);
+    }
+
+    #[test]
+    fn headers_that_are_no_map_of_texts_are_named() {
+        assert_eq!(decode_headers(b"\x01{\"a\":\"b\"}").unwrap().len(), 1);
+        assert_eq!(decode_headers(b"\x01null").unwrap().len(), 0);
+        assert!(decode_headers(b"\x01[1]").unwrap_err().contains("no object of texts"));
+        assert!(decode_headers(b"\x01{\"a b\":\"c\"}").unwrap_err().contains("header"));
+        assert!(decode_headers(b"\x02{}").is_err());
+    }
+}

@@ -1,0 +1,62 @@
+//! The persisted floors: below the floor of a partition nothing waits, unless it has a hold or is scheduled.
+//!
+//! It is where the next owner begins to read. It need not be exact, only never too high, so it is written about once a
+//! second. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
+//! everything behind the hold has been returned.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use outbox_core::Sequence;
+use sqlx::AssertSqlSafe;
+
+use super::{Bound, PostgresReader, leases::Phase};
+use crate::store::partition_code;
+
+const EVERY: Duration = Duration::from_secs(1);
+
+impl PostgresReader {
+    /// Raises the floors that have moved. `known` is what the relay holds, of all that was ever returned to it.
+    pub(super) async fn raise_floors(
+        &mut self,
+        bound: &Bound,
+        known: &[Sequence],
+    ) -> Result<(), sqlx::Error> {
+        if self.floors_raised.elapsed() < EVERY {
+            return Ok(());
+        }
+        self.floors_raised = Instant::now();
+        let read = bound.read.min(bound.visible).min(known.first().map_or(Sequence::MAX, |first| first - 1));
+        let (mut parts, mut epochs, mut seen, mut floors) = (vec![], vec![], vec![], vec![]);
+        for (lease, stored) in self.stored_floors().await? {
+            let ready = |state: &&super::leases::LeaseState| {
+                state.epoch == lease.epoch && state.phase == Phase::Ready
+            };
+            if self.leases.get(lease.partition).filter(ready).is_none() {
+                continue;
+            }
+            let floor = self.keys.floor(lease.partition).map_or(read, |keys| read.min(keys));
+            if floor > stored {
+                parts.push(partition_code(lease.partition));
+                epochs.push(lease.epoch);
+                seen.push(stored);
+                floors.push(floor);
+            }
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        // Compared with the floor that was seen: one that was lowered meanwhile stays.
+        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.raise_floors)))
+            .bind(self.relay.0)
+            .bind(parts)
+            .bind(epochs)
+            .bind(seen)
+            .bind(floors)
+            .execute(&mut self.session.connection)
+            .await
+            .map(drop)
+    }
+}

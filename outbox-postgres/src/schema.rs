@@ -1,0 +1,118 @@
+//! The tables: printed for one's own migration tool, or applied.
+
+use outbox_core::{StoreError, StoreErrorKind};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use crate::{PostgresConfig, config::Tables, error::store_error};
+
+/// The version of the tables that this program reads and writes.
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+
+/// The aggregate's partition, of two text parameters or columns: the expression of the generated column `part`.
+///
+/// `md5` of text depends on the encoding of the database alone, and `check` insists on UTF8; `hashtext` is not
+/// promised to stay the same in another release of PostgreSQL.
+pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
+    format!("(get_byte(decode(md5({aggregate_type} || '/' || {aggregate_id}), 'hex'), 0) & 63)::smallint")
+}
+
+/// The statements that create the tables, for one's own migration tool. They may be run again at any time and change nothing then.
+///
+/// ```
+/// let config = outbox_postgres::PostgresConfig::builder().schema("billing").build()?;
+/// let sql = outbox_postgres::migration_sql(&config);
+/// assert!(sql.contains(r#"CREATE TABLE IF NOT EXISTS "billing"."outbox""#));
+/// # Ok::<(), outbox_core::StoreError>(())
+/// ```
+pub fn migration_sql(config: &PostgresConfig) -> String {
+    let tables = config
+        .tables
+        .text(include_str!("schema.sql"))
+        .replace("{fillfactor}", &config.sent_rows.fillfactor().to_string())
+        .replace("{version}", &SCHEMA_VERSION.to_string());
+    match config.tables.schema() {
+        Some(schema) => format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\";\n\n{tables}"),
+        None => tables,
+    }
+}
+
+/// Applies the migration in one transaction. An advisory lock lets two processes do it at once: the second finds it
+/// done. Refuses tables of a newer version.
+pub(crate) async fn migrate(
+    connection: &mut PgConnection,
+    config: &PostgresConfig,
+) -> Result<(), StoreError> {
+    let what = format!("migrate the tables of {}", config.tables.outbox());
+    let fail = |error| store_error(&what, error);
+    let tables = &config.tables;
+    let mut transaction = connection.begin().await.map_err(fail)?;
+    let result = migrate_locked(&mut transaction, config).await;
+    if matches!(result, Ok(None)) {
+        transaction.commit().await.map_err(fail)?;
+    }
+    match result {
+        Ok(Some(newer)) => Err(newer_version(tables, newer)),
+        Ok(None) => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// What is said of tables that a later release has made.
+pub(crate) fn newer_version(tables: &Tables, version: i64) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Schema,
+        format!(
+            "the tables of {} have version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
+             upgrade the program",
+            tables.outbox()
+        ),
+    )
+}
+
+/// The version, if it is newer than what this program knows; else the tables are there.
+async fn migrate_locked(
+    connection: &mut PgConnection,
+    config: &PostgresConfig,
+) -> Result<Option<i64>, sqlx::Error> {
+    let tables = &config.tables;
+    let place = tables.schema().map_or_else(|| "current_schema()".to_owned(), |schema| format!("'{schema}'"));
+    let lock = format!(
+        "SELECT pg_advisory_xact_lock(hashtextextended('outbox-migration:' || coalesce({place}, '') || ':{}', 0))",
+        tables.prefix()
+    );
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *connection).await?;
+    if let Some(version) = version(&mut *connection, tables).await?
+        && version >= SCHEMA_VERSION
+    {
+        return Ok((version > SCHEMA_VERSION).then_some(version));
+    }
+    let mut sql = migration_sql(config);
+    // Creating a schema asks for a privilege even when it is there, which a migrating role need not have.
+    let exists = format!("SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = {place})");
+    let exists: bool = sqlx::query_scalar(AssertSqlSafe(exists)).fetch_one(&mut *connection).await?;
+    if exists && let Some((_, tables)) = sql.split_once(";\n\n").filter(|_| tables.schema().is_some()) {
+        sql = tables.to_owned();
+    }
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+    Ok(None)
+}
+
+/// The version of the tables; `None` where there are none.
+pub(crate) async fn version(
+    connection: &mut PgConnection,
+    tables: &Tables,
+) -> Result<Option<i64>, sqlx::Error> {
+    let meta = tables.text("{meta}");
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(&meta)
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(None);
+    }
+    sqlx::query_scalar(tables.sql("SELECT value FROM {meta} WHERE key = 'schema_version'"))
+        .persistent(false)
+        .fetch_optional(&mut *connection)
+        .await
+}

@@ -1,0 +1,69 @@
+//! Connections that belong to one purpose: one to fetch, one to settle.
+
+use sqlx::{
+    ConnectOptions as _, PgConnection,
+    postgres::{PgConnectOptions, PgPool},
+};
+
+use outbox_core::{StoreError, StoreErrorKind};
+
+use crate::{config::CONNECT_TIMEOUT, error::store_error};
+
+/// What every connection of a relay is set to, whatever the role's defaults are.
+///
+/// - READ COMMITTED: after waiting for a lease row, its newest version is what counts.
+/// - A relay that is frozen inside a settle keeps lease rows locked; the server ends that after 5 s.
+/// - A statement that takes 30 s is not going to end well; the relay gives up after
+///   [`CALL_TIMEOUT`](crate::error::CALL_TIMEOUT).
+pub(crate) const RELAY_SETTINGS: &str = "SET default_transaction_isolation = 'read committed'; \
+     SET default_transaction_read_only = off; SET idle_in_transaction_session_timeout = '5s'; \
+     SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET jit = off;";
+
+/// The statements of the relay's loop have one right plan each, an index scan in the order of the primary key. Statistics
+/// of an empty or a stale table make the planner think otherwise, so it is given no choice.
+const FETCH_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off; \
+     SET plan_cache_mode = force_generic_plan;";
+
+/// A settle finds its rows by `= ANY` over the primary key, and joins small arrays by nested loops.
+const SETTLE_SETTINGS: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+     SET plan_cache_mode = force_generic_plan;";
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Purpose {
+    Fetch,
+    Settle,
+}
+
+/// A connection beside the pool. No statement of the service ever runs on it.
+pub(crate) struct Session {
+    pub(crate) connection: PgConnection,
+    /// The server's process, by which its locks are told from those of writers.
+    pub(crate) pid: i32,
+}
+
+impl Session {
+    pub(crate) async fn open(pool: &PgPool, purpose: Purpose) -> Result<Self, StoreError> {
+        let options = pool.connect_options();
+        let what = format!("connect to PostgreSQL at {}:{}", options.get_host(), options.get_port());
+        match tokio::time::timeout(CONNECT_TIMEOUT, Self::connect(&options, purpose)).await {
+            Ok(result) => result.map_err(|error| store_error(&what, error)),
+            Err(_) => Err(StoreError::new(
+                StoreErrorKind::Unavailable,
+                format!("cannot {what}: no answer for {} s", CONNECT_TIMEOUT.as_secs()),
+            )),
+        }
+    }
+
+    async fn connect(options: &PgConnectOptions, purpose: Purpose) -> Result<Self, sqlx::Error> {
+        let mut connection = options.connect().await?;
+        sqlx::raw_sql(RELAY_SETTINGS).execute(&mut connection).await?;
+        let settings = match purpose {
+            Purpose::Fetch => FETCH_SETTINGS,
+            Purpose::Settle => SETTLE_SETTINGS,
+        };
+        sqlx::raw_sql(settings).execute(&mut connection).await?;
+        let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await?;
+        Ok(Self { connection, pid })
+    }
+}

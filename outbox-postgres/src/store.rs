@@ -1,0 +1,220 @@
+//! The relay's and the operator's side: [`PostgresStore`].
+
+mod check;
+mod membership;
+mod retention;
+mod settle;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicI32},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use outbox_core::{
+    Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
+    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
+    StoreErrorKind, StoreStats,
+};
+use sqlx::{
+    PgConnection, PgPool,
+    pool::PoolConnection,
+    postgres::{PgPoolOptions, Postgres},
+};
+
+use crate::{
+    PostgresConfig,
+    config::{CONNECT_TIMEOUT, Tables},
+    error::{store_error, within},
+    reader::{Inherited, PostgresReader},
+    schema,
+    session::{RELAY_SETTINGS, Session},
+};
+
+/// The store of a relay and the tool of an operator. Cheap to clone; all clones share the pool.
+///
+/// Beside the pool it opens two connections for each relay, one to read and one to settle: overlapped on two
+/// connections they are half as fast again as on one.
+#[derive(Clone)]
+pub struct PostgresStore(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) pool: PgPool,
+    pub(crate) config: PostgresConfig,
+    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it works, so that a settle
+    /// that is dropped half-way takes its connection with it.
+    settling: tokio::sync::Mutex<Option<Session>>,
+    /// The server's process of the settle that is running, or 0: its locks are not those of a writer.
+    pub(crate) settling_pid: AtomicI32,
+    /// What a relay's next reader must know of the previous one.
+    pub(crate) inherited: Mutex<HashMap<RelayId, Inherited>>,
+}
+
+impl PostgresStore {
+    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a finding of `check`.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Misuse`] if `config` has no url.
+    pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
+        let options = config.connect.clone().ok_or_else(|| {
+            StoreError::new(
+                StoreErrorKind::Misuse,
+                "url is missing: set it to postgres://user:password@host:port/database, or give a pool",
+            )
+        })?;
+        let options = match options.get_application_name() {
+            Some(_) => options,
+            None => options.application_name("outbox-relay"),
+        };
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .after_connect(|connection, _| {
+                Box::pin(async move { sqlx::raw_sql(RELAY_SETTINGS).execute(connection).await.map(drop) })
+            })
+            .connect_lazy_with(options);
+        Ok(Self::new(pool, config))
+    }
+
+    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are. Connects when
+    /// it is first used.
+    pub fn new(pool: PgPool, config: &PostgresConfig) -> Self {
+        Self(Arc::new(Inner {
+            pool,
+            config: config.clone(),
+            settling: tokio::sync::Mutex::new(None),
+            settling_pid: AtomicI32::new(0),
+            inherited: Mutex::default(),
+        }))
+    }
+
+    /// Creates or upgrades the tables, in one transaction. Does nothing where they are there; two processes may do
+    /// it at once.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Schema`] if the tables are of a newer version than this program knows.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let mut connection = self.0.connection("migrate").await?;
+        schema::migrate(&mut connection, &self.0.config).await
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.config.tables
+    }
+
+    /// A connection of the pool.
+    pub(crate) async fn connection(&self, what: &str) -> Result<PoolConnection<Postgres>, StoreError> {
+        within(what, self.pool.acquire()).await
+    }
+
+    /// What the reader of this relay inherits.
+    pub(crate) fn inherited(&self) -> std::sync::MutexGuard<'_, HashMap<RelayId, Inherited>> {
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl OutboxStore for PostgresStore {
+    fn capabilities(&self) -> StoreCapabilities {
+        StoreCapabilities::new(PARTITIONS)
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>, StoreError> {
+        check::check(&self.0).await
+    }
+
+    async fn join(&self, ttl: Duration) -> Result<RelayId, StoreError> {
+        membership::join(&self.0, ttl).await
+    }
+
+    async fn beat(&self, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
+        membership::beat(&self.0, relay, ttl).await
+    }
+
+    async fn membership(&self, relay: RelayId) -> Result<Membership, StoreError> {
+        membership::membership(&self.0, relay).await
+    }
+
+    async fn claim(&self, relay: RelayId, seen: &[(Partition, Epoch)]) -> Result<Vec<Claimed>, StoreError> {
+        membership::claim(&self.0, relay, seen).await
+    }
+
+    async fn release(&self, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
+        membership::release(&self.0, relay, leases).await
+    }
+
+    async fn leave(&self, relay: RelayId) -> Result<(), StoreError> {
+        membership::leave(&self.0, relay).await?;
+        self.0.inherited().remove(&relay);
+        Ok(())
+    }
+
+    async fn reader(&self, relay: RelayId) -> Result<Box<dyn OutboxReader>, StoreError> {
+        Ok(Box::new(PostgresReader::open(Arc::clone(&self.0), relay).await?))
+    }
+
+    async fn begin_attempt(
+        &self,
+        relay: RelayId,
+        lease: Lease,
+        sequence: Sequence,
+        attempts: u32,
+    ) -> Result<bool, StoreError> {
+        settle::begin_attempt(&self.0, relay, lease, sequence, attempts).await
+    }
+
+    async fn settle(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
+        settle::settle(&self.0, request).await
+    }
+
+    async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
+        retention::purge(&self.0, request).await
+    }
+
+    async fn stats(&self) -> Result<StoreStats, StoreError> {
+        retention::stats(&self.0).await
+    }
+}
+
+/// The driver's numbers are signed.
+pub(crate) fn partition_code(partition: Partition) -> i16 {
+    i16::try_from(partition).unwrap_or(i16::MAX)
+}
+
+pub(crate) fn partition_of(code: i16) -> Partition {
+    Partition::try_from(code).unwrap_or(Partition::MAX)
+}
+
+/// A duration as the server's milliseconds.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    // A thousand years: beyond that an interval added to now leaves the range of a timestamp.
+    const MILLIS_MAX: i64 = 1000 * 365 * 86_400 * 1000;
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(MILLIS_MAX)
+}
+
+/// Parts and epochs as two arrays, for `unnest`.
+pub(crate) fn lease_arrays<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> (Vec<i16>, Vec<Epoch>) {
+    leases.into_iter().map(|lease| (partition_code(lease.partition), lease.epoch)).unzip()
+}
+
+pub(crate) async fn begin<'a>(
+    connection: &'a mut PgConnection,
+    what: &str,
+) -> Result<sqlx::Transaction<'a, Postgres>, StoreError> {
+    use sqlx::Connection as _;
+    connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|error| store_error(what, error))
+}

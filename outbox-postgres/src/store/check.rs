@@ -1,0 +1,351 @@
+//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes nothing.
+
+use outbox_core::{Finding, StoreError, StoreErrorKind};
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
+
+use super::Inner;
+use crate::{
+    error::{classify, store_error, within},
+    schema::{SCHEMA_VERSION, newer_version, version},
+};
+
+/// The columns that are read or written, by table, and the privileges that a relay and its operator need there.
+const TABLES: [(&str, &str, &str); 8] = [
+    (
+        "{outbox}",
+        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
+         available_at status attempts last_error cause sent_at part",
+        "SELECT UPDATE DELETE",
+    ),
+    ("{relays}", "relay_id expires_at ttl", "SELECT INSERT UPDATE DELETE"),
+    ("{partitions}", "part owner epoch floor", "SELECT UPDATE"),
+    (
+        "{holds}",
+        "part aggregate_type aggregate_id sequence from_sequence until reason paused changed_at",
+        "SELECT INSERT UPDATE DELETE",
+    ),
+    ("{failed}", "sequence failed_at", "SELECT INSERT UPDATE DELETE"),
+    (
+        "{archive}",
+        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
+         available_at status attempts last_error cause sent_at",
+        "SELECT INSERT",
+    ),
+    ("{topics}", "topic paused_at", "SELECT INSERT DELETE"),
+    ("{meta}", "key value", "SELECT UPDATE"),
+];
+
+/// The oldest release with generated columns.
+const SERVER_VERSION_MIN: i32 = 120_000;
+
+const MIGRATE: &str = "run the migration: `PostgresStore::migrate`, or the statements of `migration_sql`";
+
+pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
+    let mut connection = match inner.pool.acquire().await {
+        Ok(connection) => connection,
+        Err(error) => return Ok(vec![unreachable(inner, error)]),
+    };
+    let mut findings = Vec::new();
+    let what = "check the outbox";
+    within(what, server(&mut connection, &mut findings)).await?;
+    let complete = within(what, tables(inner, &mut connection, &mut findings)).await?;
+    if complete {
+        within(what, main_table(inner, &mut connection, &mut findings)).await?;
+        within(what, rows(inner, &mut connection, &mut findings)).await?;
+    }
+    pooler(inner, &mut connection, &mut findings).await?;
+    Ok(findings)
+}
+
+fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
+    let options = inner.pool.connect_options();
+    let place = format!(
+        "PostgreSQL at {}:{}, database {:?}, user {:?}",
+        options.get_host(),
+        options.get_port(),
+        options.get_database().unwrap_or(options.get_username()),
+        options.get_username()
+    );
+    let code = error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned());
+    match (classify(&error), code.as_deref()) {
+        (_, Some("3D000")) => Finding::error(
+            "missing-database",
+            format!("{place}: {error}"),
+            "create the database, or correct the url",
+        ),
+        (StoreErrorKind::Denied, _) => {
+            Finding::error("denied", format!("{place}: {error}"), "correct the user and the password of the url")
+        }
+        _ => Finding::error(
+            "unreachable",
+            format!("{place}: {error}"),
+            "start the server, open the way to it, or correct the url",
+        ),
+    }
+}
+
+async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> Result<(), sqlx::Error> {
+    let sql = "SELECT current_setting('server_version_num')::integer AS version, pg_is_in_recovery() AS replica, \
+               current_setting('server_encoding') AS encoding, current_setting('synchronous_commit') AS durable";
+    let row = sqlx::query(sql).persistent(false).fetch_one(connection).await?;
+    let (version, encoding): (i32, String) = (row.try_get("version")?, row.try_get("encoding")?);
+    if version < SERVER_VERSION_MIN {
+        findings.push(Finding::error(
+            "server-too-old",
+            format!("the server is PostgreSQL {}", version / 10_000),
+            "upgrade it to 12 or newer, the first release with generated columns",
+        ));
+    }
+    if row.try_get("replica")? {
+        findings.push(Finding::error(
+            "read-replica",
+            "the server is a replica, which only reads",
+            "connect to the primary, by `target_session_attrs=read-write` or its own name",
+        ));
+    }
+    if encoding != "UTF8" {
+        findings.push(Finding::error(
+            "encoding",
+            format!("the database is encoded in {encoding}, so that partitions and texts depend on it"),
+            "create the database with ENCODING 'UTF8'",
+        ));
+    }
+    if row.try_get::<String, _>("durable")? == "off" {
+        findings.push(Finding::warning(
+            "synchronous-commit",
+            "synchronous_commit is off: a crash of the server can undo an event together with the change it tells \
+             of, after it was published",
+            "set it to on, at least for those who write events",
+        ));
+    }
+    Ok(())
+}
+
+/// Tables, their version, columns and privileges; true if everything is there.
+async fn tables(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<bool, sqlx::Error> {
+    let names = inner.tables();
+    match version(connection, names).await? {
+        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
+            "schema-newer",
+            newer_version(names, found).to_string(),
+            "upgrade the program, or connect it to another outbox",
+        )),
+        Some(found) if found < SCHEMA_VERSION => findings.push(Finding::error(
+            "schema-older",
+            format!("the tables of {} have version {found}, older than {SCHEMA_VERSION}", names.outbox()),
+            MIGRATE,
+        )),
+        _ => {}
+    }
+    let (mut missing, mut complete) = (Vec::new(), true);
+    for (token, columns, privileges) in TABLES {
+        let table = names.text(token);
+        let oid: Option<sqlx::postgres::types::Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
+            .bind(&table)
+            .persistent(false)
+            .fetch_one(&mut *connection)
+            .await?;
+        let Some(oid) = oid else {
+            missing.push(table);
+            continue;
+        };
+        let sql = "SELECT ARRAY(SELECT c FROM unnest(string_to_array($2, ' ')) c WHERE NOT EXISTS (SELECT 1 \
+                     FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = c AND NOT a.attisdropped)) AS columns, \
+                   ARRAY(SELECT p FROM unnest(string_to_array($3, ' ')) p \
+                     WHERE NOT has_table_privilege($1, p)) AS privileges";
+        let row = sqlx::query(sql).bind(oid).bind(columns).bind(privileges).persistent(false);
+        let row = row.fetch_one(&mut *connection).await?;
+        let absent: Vec<String> = row.try_get("columns")?;
+        if !absent.is_empty() {
+            complete = false;
+            let problem = format!("{table} has no column {}", absent.join(", "));
+            findings.push(Finding::error("missing-column", problem, MIGRATE));
+        }
+        let refused: Vec<String> = row.try_get("privileges")?;
+        if !refused.is_empty() {
+            complete &= !refused.iter().any(|privilege| privilege == "SELECT");
+            let refused = refused.join(", ");
+            findings.push(Finding::error(
+                "privilege",
+                format!("the role of the relay may not {refused} on {table}"),
+                format!("GRANT {refused} ON {table} TO its role"),
+            ));
+        }
+    }
+    if !missing.is_empty() {
+        complete = false;
+        findings.push(Finding::error(
+            "missing-table",
+            format!("there is no {} in the database, or not in the search_path", missing.join(", ")),
+            MIGRATE,
+        ));
+    }
+    Ok(complete)
+}
+
+async fn main_table(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<(), sqlx::Error> {
+    let table = inner.tables().outbox();
+    let sql = "SELECT c.reltuples < 0 AND c.relpages > 0 AS unknown, \
+                 coalesce((SELECT option_value::integer FROM pg_options_to_table(c.reloptions) \
+                   WHERE option_name = 'fillfactor'), 100) AS fillfactor, \
+                 (SELECT a.attgenerated::text = 's' FROM pg_attribute a \
+                   WHERE a.attrelid = c.oid AND a.attname = 'part') AS generated, \
+                 ARRAY(SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = c.oid AND EXISTS ( \
+                   SELECT 1 FROM pg_depend d JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
+                   WHERE d.objid = i.indexrelid AND d.refobjid = c.oid AND a.attname = 'status')) AS indexes \
+               FROM pg_class c WHERE c.oid = $1::regclass";
+    let row = sqlx::query(sql).bind(table).persistent(false).fetch_one(&mut *connection).await?;
+    if !row.try_get::<bool, _>("generated")? {
+        findings.push(Finding::error(
+            "part-not-generated",
+            format!("the column part of {table} is not generated, so that writers would have to compute it"),
+            "create the table by the migration",
+        ));
+    }
+    layout(inner, &row, findings)?;
+    let sql = "SELECT s.seqcache, s.seqincrement, \
+                 has_sequence_privilege(s.seqrelid, 'SELECT, USAGE') AS readable, s.seqrelid::regclass::text AS name \
+               FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'sequence')::regclass";
+    let row = sqlx::query(sql).bind(table).persistent(false).fetch_optional(&mut *connection).await?;
+    let Some(row) = row else {
+        findings.push(Finding::error(
+            "sequence",
+            format!("the column sequence of {table} is no identity"),
+            "create the table by the migration",
+        ));
+        return Ok(());
+    };
+    let (cache, increment): (i64, i64) = (row.try_get("seqcache")?, row.try_get("seqincrement")?);
+    let name: String = row.try_get("name")?;
+    if cache > 1 || increment < 1 {
+        findings.push(Finding::error(
+            "sequence-cache",
+            format!("{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"),
+            format!("ALTER SEQUENCE {name} CACHE 1 INCREMENT 1, and restart the writers' connections"),
+        ));
+    }
+    if !row.try_get("readable")? {
+        findings.push(Finding::error(
+            "privilege",
+            format!("the role of the relay may not read {name}"),
+            format!("GRANT SELECT ON SEQUENCE {name} TO its role"),
+        ));
+    }
+    Ok(())
+}
+
+fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(), sqlx::Error> {
+    let table = inner.tables().outbox();
+    let (wanted, found) = (inner.config.sent_rows.fillfactor(), row.try_get::<i32, _>("fillfactor")?);
+    // Between 45 and 70 the updates stay on their pages; measured, at 70 and above they do not always.
+    if (wanted < 70) != (found < 70) {
+        findings.push(Finding::warning(
+            "fillfactor",
+            format!(
+                "{table} has fillfactor {found}, made for sent rows that {}, and here they are {:?}",
+                if found < 70 { "are kept" } else { "are deleted" },
+                inner.config.sent_rows
+            ),
+            format!("ALTER TABLE {table} SET (fillfactor = {wanted}); it holds for pages that are filled from then on"),
+        ));
+    }
+    let indexes: Vec<String> = row.try_get("indexes")?;
+    if !indexes.is_empty() {
+        findings.push(Finding::warning(
+            "index-on-status",
+            format!("{} names status, so that each settle has to touch every index", indexes.join(", ")),
+            "drop it: the relay finds its rows by their sequence",
+        ));
+    }
+    if row.try_get("unknown")? {
+        findings.push(Finding::warning(
+            "statistics",
+            format!("{table} was never analysed; the relay's own statements do not mind, lists and counts do"),
+            format!("ANALYZE {table}, and leave autovacuum on"),
+        ));
+    }
+    Ok(())
+}
+
+/// What stands in the tables.
+async fn rows(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<(), sqlx::Error> {
+    let sql = inner.tables().sql(
+        "SELECT (SELECT count(*) FROM {partitions} WHERE part BETWEEN 0 AND 63) AS partitions, \
+                (SELECT coalesce(max(floor), 0) FROM {partitions}) AS floor",
+    );
+    let row = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await?;
+    let (partitions, floor): (i64, i64) = (row.try_get("partitions")?, row.try_get("floor")?);
+    if partitions != 64 {
+        findings.push(Finding::error(
+            "missing-partitions",
+            format!("{} has {partitions} of its 64 rows", inner.tables().text("{partitions}")),
+            MIGRATE,
+        ));
+    }
+    let sql = "SELECT coalesce(pg_sequence_last_value(s.seqrelid), 0) FROM pg_sequence s \
+               WHERE s.seqrelid = pg_get_serial_sequence($1, 'sequence')::regclass \
+                 AND has_sequence_privilege(s.seqrelid, 'SELECT, USAGE')";
+    let drawn: Option<i64> = sqlx::query_scalar(sql)
+        .bind(inner.tables().outbox())
+        .persistent(false)
+        .fetch_optional(&mut *connection)
+        .await?;
+    if let Some(drawn) = drawn.filter(|drawn| *drawn < floor) {
+        findings.push(Finding::error(
+            "sequence-reset",
+            format!(
+                "the sequence of {} stands at {drawn}, but was read up to {floor} already: new events would not be \
+                 found",
+                inner.tables().outbox()
+            ),
+            "set the sequence above the highest number ever used, or, with no relay running, every floor to 0",
+        ));
+    }
+    Ok(())
+}
+
+/// A pooler in transaction mode gives one server process to two clients in turn.
+async fn pooler(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<(), StoreError> {
+    use sqlx::{ConnectOptions as _, Connection as _};
+    let what = "open a second connection";
+    let mut second = match inner.pool.connect_options().connect().await {
+        Ok(second) => second,
+        Err(error) => {
+            findings.push(Finding::error(
+                "connections",
+                format!("a second connection is refused: {error}"),
+                "a relay needs two connections beside its pool: raise the limit of the role or of the server",
+            ));
+            return Ok(());
+        }
+    };
+    let mut pids = [0_i32; 2];
+    for (pid, connection) in pids.iter_mut().zip([connection, &mut second]) {
+        let query = sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false);
+        *pid = query.fetch_one(connection).await.map_err(|error| store_error(what, error))?;
+    }
+    if pids[0] == pids[1] {
+        findings.push(Finding::error(
+            "pooler",
+            "two open connections share one server process: there is a pooler in transaction mode between",
+            "connect the relay to PostgreSQL directly, or by a pool in session mode; writers may keep the pooler",
+        ));
+    }
+    second.close().await.map_err(|error| store_error(what, error))
+}

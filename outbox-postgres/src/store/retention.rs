@@ -1,0 +1,188 @@
+//! Removing rows of a final state, and counting.
+
+use std::time::Duration;
+
+use outbox_core::{Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats};
+use sqlx::{PgConnection, Row as _};
+
+use super::{Inner, begin, millis, settle::ARCHIVED};
+use crate::error::{store_error, within};
+
+/// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the status sent rows are
+/// found by walking the table; this bounds the walk of one call to some 20 ms.
+const LOOKED_AT_PER_ROW: i64 = 10;
+const LOOKED_AT_MAX: i64 = 50_000;
+
+pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged, StoreError> {
+    let what = "purge the outbox";
+    let mut connection = inner.connection(what).await?;
+    let rows_max = i64::from(request.rows_max);
+    let mut purged = Purged::default();
+    if let Some((age, disposal)) = request.sent {
+        purged.sent = purge_sent(inner, &mut connection, age, disposal, rows_max).await?;
+    }
+    if let Some((age, disposal)) = request.failed {
+        let call = purge_failed(inner, &mut connection, age, disposal, rows_max);
+        purged.failed = within(what, call).await?;
+    }
+    Ok(purged)
+}
+
+/// Walks the table in the order of the sequence, from where the previous purge stopped, round and round. The place
+/// is kept in the database, so that the low end, where the dead rows are, is not read again each time.
+async fn purge_sent(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    age: Duration,
+    disposal: Disposal,
+    rows_max: i64,
+) -> Result<u64, StoreError> {
+    let what = "purge sent events";
+    let fail = |error| store_error(what, error);
+    let mut transaction = begin(connection, what).await?;
+    // One purge at a time; another relay that finds the row locked has nothing to do.
+    let position = "SELECT value FROM {meta} WHERE key = 'purge_position' FOR UPDATE SKIP LOCKED";
+    let position = sqlx::query_scalar(inner.tables().sql(position)).fetch_optional(&mut *transaction);
+    let Some(start): Option<Sequence> = within(what, position).await? else {
+        return Ok(0);
+    };
+    let mut walk = Walk { position: start, wrapped: false, left: looked_at(rows_max), removed: 0 };
+    while walk.left > 0 && walk.removed < rows_max {
+        let step = purge_step(inner, &mut transaction, &mut walk, (start, age, disposal, rows_max));
+        if within(what, step).await? {
+            break;
+        }
+    }
+    let sql = "UPDATE {meta} SET value = $1 WHERE key = 'purge_position'";
+    let query = sqlx::query(inner.tables().sql(sql)).bind(walk.position);
+    within(what, query.execute(&mut *transaction)).await?;
+    transaction.commit().await.map_err(fail)?;
+    Ok(u64::try_from(walk.removed).unwrap_or_default())
+}
+
+struct Walk {
+    position: Sequence,
+    /// It has come to the end and begun again.
+    wrapped: bool,
+    left: i64,
+    removed: i64,
+}
+
+fn looked_at(rows_max: i64) -> i64 {
+    (rows_max * LOOKED_AT_PER_ROW).clamp(1_000, LOOKED_AT_MAX)
+}
+
+/// Looks at one stretch of the table; true if the walk has come round.
+async fn purge_step(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    walk: &mut Walk,
+    (start, age, disposal, rows_max): (Sequence, Duration, Disposal, i64),
+) -> Result<bool, sqlx::Error> {
+    // The condition is repeated on the statement that removes. The walk goes on after the last row that it looked at,
+    // or after the last that it removed, if there are more than it may remove.
+    let which = "o.sequence = ANY (ARRAY(SELECT sequence FROM old)) AND o.status = 1";
+    let remove = match disposal {
+        Disposal::Delete => format!("gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.sequence)"),
+        Disposal::Archive => format!(
+            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
+             gone AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, cause, sent_at) \
+                SELECT {ARCHIVED}, status, attempts, cause, sent_at FROM d RETURNING sequence)"
+        ),
+    };
+    let sql = format!(
+        "WITH seen AS MATERIALIZED (SELECT sequence, status, sent_at FROM {{outbox}} \
+            WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3), \
+         old AS MATERIALIZED (SELECT sequence FROM seen \
+            WHERE status = 1 AND sent_at <= clock_timestamp() - $4::bigint * interval '1 ms' \
+            ORDER BY sequence LIMIT $5), \
+         {remove} \
+         SELECT (SELECT count(*) FROM seen) AS seen, (SELECT max(sequence) FROM seen) AS last, \
+                (SELECT max(sequence) FROM old) AS last_old, (SELECT count(*) FROM gone) AS gone"
+    );
+    let end = if walk.wrapped { start } else { Sequence::MAX };
+    let limit = walk.left.min(5_000);
+    let left = rows_max - walk.removed;
+    let row = sqlx::query(inner.tables().sql(&sql))
+        .bind(walk.position)
+        .bind(end)
+        .bind(limit)
+        .bind(millis(age))
+        .bind(left)
+        .fetch_one(connection)
+        .await?;
+    let (seen, gone): (i64, i64) = (row.try_get("seen")?, row.try_get("gone")?);
+    let last: Option<Sequence> = row.try_get(if gone < left { "last" } else { "last_old" })?;
+    walk.position = last.unwrap_or(walk.position);
+    walk.left -= seen.max(1);
+    walk.removed += gone;
+    if seen < limit && gone < left {
+        if walk.wrapped || start == 0 {
+            walk.position = if walk.wrapped { walk.position } else { 0 };
+            return Ok(true);
+        }
+        (walk.wrapped, walk.position) = (true, 0);
+    }
+    Ok(false)
+}
+
+async fn purge_failed(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    age: Duration,
+    disposal: Disposal,
+    rows_max: i64,
+) -> Result<u64, sqlx::Error> {
+    let which = "o.sequence = ANY (ARRAY(SELECT sequence FROM old)) AND o.status = 2";
+    let remove = match disposal {
+        Disposal::Delete => format!("gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.sequence)"),
+        Disposal::Archive => format!(
+            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
+             gone AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, cause, sent_at) \
+                SELECT {ARCHIVED}, status, attempts, cause, sent_at FROM d RETURNING sequence)"
+        ),
+    };
+    // A row of the index whose event is not failed any more goes with the others.
+    let sql = format!(
+        "WITH old AS MATERIALIZED (SELECT sequence FROM {{failed}} \
+            WHERE failed_at <= clock_timestamp() - $1::bigint * interval '1 ms' \
+            ORDER BY failed_at LIMIT $2 FOR UPDATE SKIP LOCKED), \
+         {remove}, \
+         f AS (DELETE FROM {{failed}} WHERE sequence = ANY (ARRAY(SELECT sequence FROM old))) \
+         SELECT count(*) FROM gone"
+    );
+    let query = sqlx::query_scalar(inner.tables().sql(&sql)).bind(millis(age)).bind(rows_max);
+    let gone: i64 = query.fetch_one(connection).await?;
+    Ok(u64::try_from(gone).unwrap_or_default())
+}
+
+pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
+    let what = "count the outbox";
+    let sql = "SELECT o.*, (SELECT count(*) FROM {holds}) AS holds, \
+                 (SELECT count(*) FROM {relays} WHERE expires_at > clock_timestamp()) AS relays, \
+                 (SELECT count(*) FROM {partitions} p JOIN {relays} r ON r.relay_id = p.owner \
+                    WHERE r.expires_at > clock_timestamp()) AS owned \
+               FROM (SELECT count(*) FILTER (WHERE status = 0) AS pending, \
+                            count(*) FILTER (WHERE status = 1) AS sent, \
+                            count(*) FILTER (WHERE status = 2) AS failed, \
+                            (extract(epoch FROM clock_timestamp() - min(created_at) FILTER \
+                               (WHERE status = 0 AND isfinite(created_at))) * 1000)::bigint AS oldest_ms \
+                     FROM {outbox}) o";
+    let connection = &mut *inner.connection(what).await?;
+    within(what, async {
+        let row = sqlx::query(inner.tables().sql(sql)).fetch_one(connection).await?;
+        let count = |name: &str| -> Result<u64, sqlx::Error> {
+            Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
+        };
+        let small = |name: &str| count(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let oldest: Option<i64> = row.try_get("oldest_ms")?;
+        let mut stats = StoreStats::default();
+        (stats.pending, stats.sent, stats.failed) = (count("pending")?, count("sent")?, count("failed")?);
+        stats.oldest_pending_age =
+            oldest.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        stats.holds = count("holds")?;
+        (stats.relays_live, stats.partitions_owned) = (small("relays")?, small("owned")?);
+        Ok(stats)
+    })
+    .await
+}

@@ -1,0 +1,186 @@
+//! Recording what became of events, under the leases of their partitions.
+//!
+//! The usual case, everything sent and nothing held, is one statement. Whatever touches a hold is a transaction that
+//! locks the lease rows more strongly, since it may have to lower the floor of a partition: see [`general`].
+//!
+//! Everybody takes locks in this order: lease rows by partition, failed rows, events, holds.
+
+mod general;
+
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use outbox_core::{
+    Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement, StoreError, WhenSent,
+};
+use sqlx::{PgConnection, Row as _};
+
+use super::{Inner, Session, lease_arrays, partition_code, partition_of};
+use crate::{
+    error::{silent, store_error, within},
+    session::Purpose,
+};
+
+/// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to write stale rows.
+const LEASES: &str = "l AS MATERIALIZED ( \
+      SELECT p.part FROM {partitions} p JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
+      WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR SHARE OF p)";
+
+/// The columns that the archive shares with the outbox, less those that a settle changes.
+pub(super) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
+     content_type, headers, topic, created_at, available_at, last_error";
+
+pub(super) async fn begin_attempt(
+    inner: &Inner,
+    relay: RelayId,
+    lease: Lease,
+    sequence: Sequence,
+    attempts: u32,
+) -> Result<bool, StoreError> {
+    let what = "record an attempt";
+    let sql = format!(
+        "WITH {LEASES}, u AS (UPDATE {{outbox}} SET attempts = $5 \
+           WHERE sequence = $4 AND status = 0 AND part = ANY (ARRAY(SELECT part FROM l)) RETURNING 1) \
+         SELECT EXISTS (SELECT 1 FROM l) FROM (SELECT count(*) FROM u) done"
+    );
+    let (parts, epochs) = lease_arrays([&lease]);
+    let query = sqlx::query_scalar(inner.tables().sql(&sql))
+        .bind(parts)
+        .bind(epochs)
+        .bind(relay.0)
+        .bind(sequence)
+        .bind(attempts_code(attempts));
+    within(what, query.fetch_one(&mut *inner.connection(what).await?)).await
+}
+
+pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Settled, StoreError> {
+    let parts = partitions(request);
+    if parts.is_empty() {
+        return Ok(Settled::default());
+    }
+    let mut slot = inner.settling.lock().await;
+    // Taken out while it works: if this future is dropped, so is the connection with whatever it was doing.
+    let mut session = match slot.take() {
+        Some(session) => session,
+        None => Session::open(&inner.pool, Purpose::Settle).await?,
+    };
+    let running = Running::start(&inner.settling_pid, session.pid);
+    let call = settle_on(inner, &mut session.connection, request, &parts);
+    let settled = match tokio::time::timeout(crate::error::CALL_TIMEOUT, call).await {
+        Ok(result) => result?,
+        Err(_) => return Err(silent("settle")),
+    };
+    drop(running);
+    *slot = Some(session);
+    Ok(settled)
+}
+
+/// While a settle runs, its server process is known to the reader, which must not take it for a writer. Only then: an
+/// idle connection may have died unseen, and the system may have given its number to a writer.
+struct Running<'a>(&'a AtomicI32);
+
+impl<'a> Running<'a> {
+    fn start(pid: &'a AtomicI32, value: i32) -> Self {
+        pid.store(value, Ordering::Release);
+        Self(pid)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+async fn settle_on(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    request: &SettleRequest,
+    parts: &[Partition],
+) -> Result<Settled, StoreError> {
+    if let Some(attempts) = all_sent(request)
+        && let Some(held) = settle_sent(inner, connection, request, attempts).await?
+    {
+        return Ok(fenced(parts, &held));
+    }
+    let held = general::settle(inner, connection, request).await?;
+    Ok(fenced(parts, &held))
+}
+
+/// The number of attempts, if everything was sent after the same number of them and nothing else is asked.
+fn all_sent(request: &SettleRequest) -> Option<u32> {
+    let attempts = request.settlements.first()?.attempts;
+    let alike = |s: &Settlement| s.outcome == Outcome::Sent && s.attempts == attempts;
+    (request.unholds.is_empty() && request.settlements.iter().all(alike)).then_some(attempts)
+}
+
+/// Settles sent events in one statement and returns the partitions whose lease is held; `None`, having changed nothing,
+/// if one of the events has a hold.
+///
+/// A hold that names an event in flight was there before the event was read, so that looking for one in the same
+/// snapshot is enough.
+async fn settle_sent(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    request: &SettleRequest,
+    attempts: u32,
+) -> Result<Option<Vec<Partition>>, StoreError> {
+    // `= ANY` and never a join: a join planned with the statistics of an empty table stalls on a full one.
+    let which = "o.sequence = ANY ($4::bigint[]) AND o.part = ANY (ARRAY(SELECT part FROM l)) AND o.status = 0 \
+                 AND NOT (SELECT found FROM h)";
+    let change = match request.when_sent {
+        WhenSent::Delete => format!("u AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING $5::integer)"),
+        WhenSent::Keep => format!(
+            "u AS (UPDATE {{outbox}} o SET status = 1, attempts = $5, sent_at = clock_timestamp() \
+             WHERE {which} RETURNING 1)"
+        ),
+        WhenSent::Archive => format!(
+            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING {ARCHIVED}), \
+             u AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at) \
+                   SELECT d.*, 1, $5::integer, clock_timestamp() FROM d RETURNING 1)"
+        ),
+    };
+    let sql = format!(
+        "WITH {LEASES}, \
+         h AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM {{holds}} WHERE sequence = ANY ($4::bigint[])) AS found), \
+         {change} \
+         SELECT (SELECT found FROM h) AS found, ARRAY(SELECT part FROM l) AS held, (SELECT count(*) FROM u) AS done"
+    );
+    let (parts, epochs) = lease_codes(request);
+    let sequences: Vec<Sequence> = request.settlements.iter().map(|s| s.sequence).collect();
+    let query = sqlx::query(inner.tables().sql(&sql))
+        .bind(parts)
+        .bind(epochs)
+        .bind(request.relay.0)
+        .bind(sequences)
+        .bind(attempts_code(attempts));
+    let fail = |error| store_error("settle sent events", error);
+    let row = query.fetch_one(connection).await.map_err(fail)?;
+    if row.try_get("found").map_err(fail)? {
+        return Ok(None);
+    }
+    let held: Vec<i16> = row.try_get("held").map_err(fail)?;
+    Ok(Some(held.into_iter().map(partition_of).collect()))
+}
+
+/// Every partition that something is to be recorded in, ascending.
+fn partitions(request: &SettleRequest) -> Vec<Partition> {
+    let settled = request.settlements.iter().map(|s| s.partition);
+    let mut parts: Vec<_> = settled.chain(request.unholds.iter().map(|u| u.partition)).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    parts
+}
+
+fn fenced(parts: &[Partition], held: &[Partition]) -> Settled {
+    Settled { fenced: parts.iter().copied().filter(|part| !held.contains(part)).collect() }
+}
+
+fn attempts_code(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}
+
+/// The leases of the partitions that something is recorded in, as arrays; a partition without one is fenced.
+fn lease_codes(request: &SettleRequest) -> (Vec<i16>, Vec<i64>) {
+    let parts = partitions(request);
+    lease_arrays(request.leases.iter().filter(|lease| parts.binary_search(&lease.partition).is_ok()))
+}

@@ -1,0 +1,141 @@
+//! A schema of its own for each test, on a real server.
+#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests, not all of them used by each")]
+
+use std::time::Duration;
+
+use outbox_core::{
+    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row, Sequence,
+    SettleRequest, Settlement, WhenSent,
+};
+use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
+use uuid::Uuid;
+
+const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
+
+/// The server, or a line that says which is missing.
+pub(crate) fn url() -> Option<String> {
+    let url = std::env::var(VARIABLE).ok();
+    if url.is_none() {
+        let missing = format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
+        eprintln!("{missing}");
+    }
+    url
+}
+
+/// A migrated schema that no other test sees.
+pub(crate) struct Place {
+    pub(crate) url: String,
+    pub(crate) schema: String,
+    pub(crate) config: PostgresConfig,
+    pub(crate) store: PostgresStore,
+    pub(crate) outbox: PostgresOutbox,
+    /// Finds the tables by their bare names.
+    pub(crate) pool: PgPool,
+}
+
+impl Place {
+    pub(crate) async fn new() -> Option<Self> {
+        let place = Self::empty(SentRows::Kept).await?;
+        place.store.migrate().await.unwrap();
+        Some(place)
+    }
+
+    /// A schema without tables.
+    pub(crate) async fn empty(sent_rows: SentRows) -> Option<Self> {
+        let url = url()?;
+        let schema = format!("outbox_test_{}", Uuid::now_v7().simple());
+        let schema = schema[..40].to_owned();
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        execute(&mut connection, &format!("CREATE SCHEMA {schema}")).await;
+        connection.close().await.unwrap();
+        let config =
+            PostgresConfig::builder().url(&url).schema(&schema).sent_rows(sent_rows).build().unwrap();
+        let store = PostgresStore::connect(&config).await.unwrap();
+        let path = schema.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .after_connect(move |connection, _| {
+                let sql = format!("SET search_path = {path}");
+                Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop) })
+            })
+            .connect(&url)
+            .await
+            .unwrap();
+        let outbox = PostgresOutbox::new(&config);
+        Some(Self { url, schema, config, store, outbox, pool })
+    }
+
+    pub(crate) async fn drop(self) {
+        self.pool.close().await;
+        let mut connection = PgConnection::connect(&self.url).await.unwrap();
+        execute(&mut connection, &format!("DROP SCHEMA {} CASCADE", self.schema)).await;
+    }
+
+    /// Runs statements on a connection that finds the tables by their bare names.
+    pub(crate) async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
+    }
+
+    /// One number.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+    }
+
+    pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {
+        let mut transaction = self.pool.begin().await.unwrap();
+        let sequences = self.outbox.enqueue_all(&mut transaction, events).await.unwrap();
+        transaction.commit().await.unwrap();
+        sequences
+    }
+
+    /// A relay that owns everything.
+    pub(crate) async fn relay(&self) -> (RelayId, Vec<Lease>) {
+        let relay = self.store.join(Duration::from_secs(60)).await.unwrap();
+        (relay, self.claim_all(relay).await)
+    }
+
+    pub(crate) async fn claim_all(&self, relay: RelayId) -> Vec<Lease> {
+        let membership = self.store.membership(relay).await.unwrap();
+        let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
+        self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
+    }
+}
+
+pub(crate) async fn execute(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+pub(crate) fn event(id: &str) -> Event {
+    Event::builder("order", id, "order.placed").payload("{}").build().unwrap()
+}
+
+pub(crate) fn key(id: &str) -> AggregateKey {
+    AggregateKey::new("order", id)
+}
+
+pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
+    FetchRequest { leases: leases.to_vec(), events_max: 1000, bytes_max: 64 << 20, ..FetchRequest::default() }
+}
+
+pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
+    rows.iter().map(|row| row.sequence).collect()
+}
+
+pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
+    let settlement = |row: &Row| Settlement {
+        sequence: row.sequence,
+        partition: row.partition,
+        key: row.key.clone(),
+        attempts: 1,
+        outcome: outcome.clone(),
+    };
+    SettleRequest {
+        relay,
+        leases: leases.to_vec(),
+        settlements: rows.iter().map(settlement).collect(),
+        unholds: Vec::new(),
+        when_sent: WhenSent::Keep,
+    }
+}
