@@ -39,7 +39,6 @@ use outbox_core::{
 };
 use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 
-pub(crate) use self::{keys::Inherited, statements::Statements};
 use self::{
     batch::Batch,
     bound::Bound,
@@ -49,6 +48,7 @@ use self::{
     schedule::Schedule,
     statements::{KIND_HOLDS, KIND_LATE, KIND_NO_HOLDS},
 };
+pub(crate) use self::{keys::Inherited, statements::Statements};
 use crate::{
     error::{CALL_TIMEOUT, silent, store_error},
     micros::Micros,

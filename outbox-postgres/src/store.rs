@@ -216,5 +216,8 @@ pub(crate) async fn begin<'a>(
     what: &str,
 ) -> Result<sqlx::Transaction<'a, Postgres>, StoreError> {
     use sqlx::Connection as _;
-    connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|error| store_error(what, error))
+    connection
+        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
+        .await
+        .map_err(|error| store_error(what, error))
 }

@@ -208,8 +208,12 @@ impl Relay {
                 let reason = if self.rng.bool() { HoldReason::Backoff } else { HoldReason::Topic };
                 Outcome::Retry { after, error, reason }
             }
-            10..=13 => Outcome::Failed { cause: FailureCause::Exhausted, error, successors: Successors::Release },
-            14..=16 => Outcome::Failed { cause: FailureCause::Permanent, error, successors: Successors::Park },
+            10..=13 => {
+                Outcome::Failed { cause: FailureCause::Exhausted, error, successors: Successors::Release }
+            }
+            14..=16 => {
+                Outcome::Failed { cause: FailureCause::Permanent, error, successors: Successors::Park }
+            }
             _ => Outcome::Sent,
         }
     }
@@ -237,7 +241,13 @@ impl Relay {
             }
             let outcome = self.outcome();
             let attempts = row.attempts + 1;
-            settlements.push(Settlement { sequence: row.sequence, partition: row.partition, key, attempts, outcome });
+            settlements.push(Settlement {
+                sequence: row.sequence,
+                partition: row.partition,
+                key,
+                attempts,
+                outcome,
+            });
         }
         let leases = self.leases.clone();
         SettleRequest { relay: self.id, leases, settlements, unholds, when_sent: self.when_sent }
@@ -301,17 +311,18 @@ impl Relay {
         }
         for unhold in &settle.unholds {
             self.due.remove(&unhold.key);
-            self.ended.push(HoldEnd {
-                key: unhold.key.clone(),
-                partition: unhold.partition,
-                removed: true,
-            });
+            self.ended.push(HoldEnd { key: unhold.key.clone(), partition: unhold.partition, removed: true });
         }
         held
     }
 
     /// Takes what was fetched, and checks the contract.
-    fn take(&mut self, fetched: Fetched, known: &[Sequence], held: &HashSet<AggregateKey>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        fetched: Fetched,
+        known: &[Sequence],
+        held: &HashSet<AggregateKey>,
+    ) -> Result<(), String> {
         for hold in fetched.due_holds {
             if self.due.contains_key(&hold.key) && !self.new_reader {
                 return Err(format!("the hold of {} was returned twice", hold.key));
@@ -366,7 +377,9 @@ impl Relay {
                 is(&self.sent) || is(&self.failed)
             };
             let held: BTreeSet<i32> = rows.iter().map(|row| version(row)).collect();
-            let Some(highest) = held.iter().rev().find(|version| !is_scheduled(key, **version)) else { continue };
+            let Some(highest) = held.iter().rev().find(|version| !is_scheduled(key, **version)) else {
+                continue;
+            };
             let missing: Vec<i32> = (1..*highest)
                 .filter(|version| !done(*version) && !held.contains(version) && !is_scheduled(key, *version))
                 .collect();
@@ -410,8 +423,12 @@ async fn run(seed: u64, events: usize, when_sent: WhenSent) {
         }
         if start.elapsed() > DEADLINE {
             let pending = place.number(pending).await;
-            panic!("seed {seed}: {pending} events are still pending; holds {:?}, known {}, due {:?}",
-                place.store.holds(9).await.unwrap(), relay.known.len(), relay.due.keys());
+            panic!(
+                "seed {seed}: {pending} events are still pending; holds {:?}, known {}, due {:?}",
+                place.store.holds(9).await.unwrap(),
+                relay.known.len(),
+                relay.due.keys()
+            );
         }
         if work == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -423,8 +440,17 @@ async fn run(seed: u64, events: usize, when_sent: WhenSent) {
     let written = place.number("SELECT sum(version) FROM aggregates").await;
     let failed = place.number("SELECT count(*) FROM outbox WHERE status = 2").await;
     let sent = i64::try_from(relay.sent_sequences.len()).unwrap();
-    assert_eq!(written, sent + failed, "seed {seed}: written = sent + failed, after {} fetches", relay.fetches);
-    eprintln!("seed {seed}: {written} written, {failed} failed, {} fetches, {:?}", relay.fetches, start.elapsed());
+    assert_eq!(
+        written,
+        sent + failed,
+        "seed {seed}: written = sent + failed, after {} fetches",
+        relay.fetches
+    );
+    eprintln!(
+        "seed {seed}: {written} written, {failed} failed, {} fetches, {:?}",
+        relay.fetches,
+        start.elapsed()
+    );
     place.drop().await;
 }
 

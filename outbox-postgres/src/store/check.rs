@@ -73,9 +73,11 @@ fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
             format!("{place}: {error}"),
             "create the database, or correct the url",
         ),
-        (StoreErrorKind::Denied, _) => {
-            Finding::error("denied", format!("{place}: {error}"), "correct the user and the password of the url")
-        }
+        (StoreErrorKind::Denied, _) => Finding::error(
+            "denied",
+            format!("{place}: {error}"),
+            "correct the user and the password of the url",
+        ),
         _ => Finding::error(
             "unreachable",
             format!("{place}: {error}"),
@@ -228,7 +230,9 @@ async fn main_table(
     if cache > 1 || increment < 1 {
         findings.push(Finding::error(
             "sequence-cache",
-            format!("{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"),
+            format!(
+                "{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"
+            ),
             format!("ALTER SEQUENCE {name} CACHE 1 INCREMENT 1, and restart the writers' connections"),
         ));
     }
@@ -268,7 +272,9 @@ fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(),
     if row.try_get("unknown")? {
         findings.push(Finding::warning(
             "statistics",
-            format!("{table} was never analysed; the relay's own statements do not mind, lists and counts do"),
+            format!(
+                "{table} was never analysed; the relay's own statements do not mind, lists and counts do"
+            ),
             format!("ANALYZE {table}, and leave autovacuum on"),
         ));
     }

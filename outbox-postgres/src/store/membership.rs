@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_core::{
-    Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError,
-};
+use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
 use sqlx::Row as _;
 use uuid::Uuid;
 

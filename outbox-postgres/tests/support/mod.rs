@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row, Sequence,
-    SettleRequest, Settlement, WhenSent,
+    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
+    Sequence, SettleRequest, Settlement, WhenSent,
 };
 use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
@@ -17,7 +17,8 @@ const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
 pub(crate) fn url() -> Option<String> {
     let url = std::env::var(VARIABLE).ok();
     if url.is_none() {
-        let missing = format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+        let missing =
+            format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
         assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
         eprintln!("{missing}");
     }
