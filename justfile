@@ -21,9 +21,9 @@ test:
 lint:
     scripts/test.sh format lint docs
 
-# Runs the benchmarks.
-bench *ARGS:
-    cargo bench --workspace --all-features {{ARGS}}
+# Measures relaying from PostgreSQL to Kafka on real servers: `just bench`, or only some questions of it.
+bench *QUESTIONS:
+    cargo bench --bench relay --features postgres,kafka -- {{QUESTIONS}}
 
 # Starts, stops, kills or lists the servers: `just services up all`.
 services *ARGS:
