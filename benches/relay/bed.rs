@@ -38,7 +38,6 @@ pub(crate) struct Bed {
 pub(crate) struct Place {
     pub(crate) url: String,
     pub(crate) schema: String,
-    pub(crate) store: PostgresStore,
     pub(crate) outbox: PostgresOutbox,
     pub(crate) when_sent: WhenSent,
     config: PostgresConfig,
@@ -74,7 +73,7 @@ impl Bed {
         run(&mut connection, format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}")).await;
         store.migrate().await.unwrap();
         let outbox = PostgresOutbox::new(&config);
-        Place { url: self.url.clone(), schema, store, outbox, when_sent, config }
+        Place { url: self.url.clone(), schema, outbox, when_sent, config }
     }
 
     pub(crate) async fn connection(&self) -> PgConnection {

@@ -116,11 +116,11 @@ async fn measure(bed: &Bed, place: &Place, load: Load, seconds: u64, held: bool)
         let (outbox, handle) = (place.outbox.clone(), relay.handle.clone());
         let wake = move || {
             if load.wakes {
-                handle.wake()
+                handle.wake();
             }
         };
         writers.push(tokio::spawn(async move {
-            write(connection, outbox, load, &times, &stop, &next, wake).await
+            write(connection, outbox, load, &times, &stop, &next, wake).await;
         }));
     }
     // The first second warms up and does not count.
