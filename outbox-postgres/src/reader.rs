@@ -301,7 +301,15 @@ impl PostgresReader {
     }
 
     async fn read_due_holds(&mut self, probe: &Probe, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        let max = batch.room().min(HOLDS_MAX);
+        // Half of the room at most, or every other turn: a failing topic must not keep back the others.
+        let max = match batch.room() {
+            1 => usize::from(self.turn),
+            room => room.div_ceil(2).min(HOLDS_MAX),
+        };
+        if max == 0 {
+            batch.more = true;
+            return Ok(());
+        }
         let (types, ids) = self.keys.arrays(|phase| phase != keys::Phase::Inherited);
         let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
             .bind(probe.now)
@@ -333,7 +341,8 @@ impl PostgresReader {
             }
         }
         for (hold, from) in holds {
-            if batch.room() == 0 {
+            if !batch.has_half() {
+                batch.more = true;
                 break;
             }
             let read = hold.sequence.and_then(|sequence| reads.remove(&sequence));
