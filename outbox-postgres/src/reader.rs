@@ -13,7 +13,7 @@
 //!
 //! # The cost of a writer that stays open
 //! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there to
-//! R again, some 3 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan that
+//! R again, some 2 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan that
 //! took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the server a
 //! quarter of one core at most, and the latency of new events grows with what was written since it began. Keep
 //! transactions that write events short.
