@@ -38,6 +38,7 @@ pub struct PostgresConfig {
     pub(crate) payload_bytes_max: usize,
     pub(crate) connections: u32,
     pub(crate) sent_rows: SentRows,
+    pub(crate) prepare: bool,
 }
 
 impl PostgresConfig {
@@ -51,6 +52,7 @@ impl PostgresConfig {
             payload_bytes_max: PAYLOAD_BYTES_MAX_DEFAULT,
             connections: 5,
             sent_rows: SentRows::default(),
+            prepare: true,
         }
     }
 }
@@ -63,6 +65,7 @@ impl Default for PostgresConfig {
             payload_bytes_max: PAYLOAD_BYTES_MAX_DEFAULT,
             connections: 5,
             sent_rows: SentRows::default(),
+            prepare: true,
         }
     }
 }
@@ -92,6 +95,7 @@ pub struct PostgresConfigBuilder {
     payload_bytes_max: usize,
     connections: u32,
     sent_rows: SentRows,
+    prepare: bool,
 }
 
 impl PostgresConfigBuilder {
@@ -133,6 +137,13 @@ impl PostgresConfigBuilder {
         self
     }
 
+    /// Whether `enqueue` keeps its statements prepared on the caller's connections, which is faster; true by default. False for
+    /// a writer behind a pooler in transaction mode that loses them, such as PgBouncer before 1.21.
+    pub fn prepare(mut self, prepare: bool) -> Self {
+        self.prepare = prepare;
+        self
+    }
+
     /// The configuration.
     ///
     /// # Errors
@@ -165,6 +176,7 @@ impl PostgresConfigBuilder {
             payload_bytes_max: self.payload_bytes_max,
             connections: self.connections,
             sent_rows: self.sent_rows,
+            prepare: self.prepare,
         })
     }
 }

@@ -36,6 +36,7 @@ pub struct PostgresOutbox {
     one: Arc<str>,
     many: Arc<str>,
     payload_bytes_max: usize,
+    prepare: bool,
 }
 
 impl PostgresOutbox {
@@ -58,6 +59,7 @@ impl PostgresOutbox {
             one: config.tables.text(&one).into(),
             many: config.tables.text(&many).into(),
             payload_bytes_max: config.payload_bytes_max,
+            prepare: config.prepare,
         }
     }
 
@@ -79,6 +81,7 @@ impl PostgresOutbox {
             .bind(columns.headers)
             .bind(columns.topics)
             .bind(columns.available_ats)
+            .persistent(self.prepare)
             .fetch_all(connection)
             .await
             .map_err(|error| store_error("write events into the outbox", error))?;
@@ -122,6 +125,7 @@ impl Enqueue<PgConnection> for PostgresOutbox {
             .bind(headers(event))
             .bind(event.topic())
             .bind(event.available_at())
+            .persistent(self.prepare)
             .fetch_optional(transaction)
             .await
             .map_err(|error| store_error("write an event into the outbox", error))?

@@ -54,7 +54,8 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> StoreError {
     let code = error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned());
     let hint = match (kind, code.as_deref()) {
         (_, Some("26000" | "42P05")) => {
-            " (a pooler in transaction mode loses prepared statements: connect to PostgreSQL directly)"
+            " (a pooler in transaction mode loses prepared statements: configure the writer with prepare(false), and \
+             connect the relay to PostgreSQL directly)"
         }
         (StoreErrorKind::Schema, _) => " (run the migration)",
         (StoreErrorKind::Denied, _) => " (grant the role what the documentation lists)",

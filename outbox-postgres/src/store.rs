@@ -35,7 +35,7 @@ use crate::{
 
 /// The store of a relay and the tool of an operator. Cheap to clone; all clones share the pool.
 ///
-/// Beside the pool it opens two connections for each relay, one to read and one to settle: overlapped on two
+/// Beside the pool it opens one connection for each reader and one to settle: overlapped on two
 /// connections they are half as fast again as on one.
 #[derive(Clone)]
 pub struct PostgresStore(Arc<Inner>);

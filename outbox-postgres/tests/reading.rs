@@ -192,15 +192,21 @@ async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_c
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
-    let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
+    let retry = Outcome::Retry {
+        after: Duration::from_secs(60),
+        error: "no".to_owned(),
+        reason: HoldReason::Backoff,
+    };
     place.store.settle(&settle(relay, &leases, &rows[..1], &retry)).await.unwrap();
     place.store.settle(&settle(relay, &leases, &rows[2..], &Outcome::Sent)).await.unwrap();
     // Everything else is done, so the floor passes what is held.
-    let hold = until(async || {
-        let fetched = reader.fetch(request(&leases)).await.unwrap();
-        fetched.due_holds.into_iter().next()
+    until(async || {
+        assert!(reader.fetch(request(&leases)).await.unwrap().rows.is_empty());
+        (place.number("SELECT min(floor) FROM outbox_partitions").await == 3).then_some(())
     })
     .await;
+    place.run("UPDATE outbox_holds SET until = clock_timestamp()").await;
+    let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
     assert_eq!(hold.sequence, Some(1));
     let due = [hold.row.unwrap()];
     place.store.settle(&settle(relay, &leases, &due, &Outcome::Sent)).await.unwrap();
@@ -211,20 +217,25 @@ async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_c
 #[tokio::test]
 async fn what_waited_behind_a_hold_survives_a_crash_after_its_end() {
     let Some(place) = Place::new().await else { return };
-    place.run("UPDATE outbox_partitions SET floor = 0").await;
     let (mut reader, leases, _) = hold_and_release(&place).await;
     // The end is never told; the floors are written meanwhile.
-    for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        assert!(reader.fetch(request(&leases)).await.unwrap().rows.is_empty());
-    }
+    place.commit(&[event("2")]).await;
+    let part = place.number("SELECT part FROM outbox WHERE sequence = 4").await;
+    until(async || {
+        let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+        assert!(rows.iter().all(|row| row.sequence == 4), "{rows:?}");
+        let floor = format!("SELECT floor FROM outbox_partitions WHERE part = {part}");
+        (place.number(&floor).await == 4).then_some(())
+    })
+    .await;
     drop(reader);
     let (relay, leases) = {
         place.run("UPDATE outbox_partitions SET owner = NULL").await;
         place.relay().await
     };
     let mut next = place.store.reader(relay).await.unwrap();
-    assert_eq!(sequences(&next.fetch(request(&leases)).await.unwrap().rows), [2]);
+    let rows = next.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(rows.first().map(|row| row.sequence), Some(2), "{rows:?}");
     place.drop().await;
 }
 

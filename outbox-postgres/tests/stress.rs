@@ -125,7 +125,8 @@ struct Relay {
     sent_sequences: HashSet<Sequence>,
     scheduled: Scheduled,
     fetches: usize,
-    new_reader: bool,
+    /// Held aggregates whose hold a new reader may return again.
+    repeatable: HashSet<AggregateKey>,
 }
 
 fn version(row: &Row) -> i32 {
@@ -151,7 +152,7 @@ impl Relay {
             sent_sequences: HashSet::new(),
             scheduled,
             fetches: 0,
-            new_reader: true,
+            repeatable: HashSet::new(),
         };
         relay.claim().await;
         relay
@@ -174,7 +175,7 @@ impl Relay {
         match self.rng.u16(..1000) {
             0..=19 => {
                 self.reader = self.store.reader(self.id).await.unwrap();
-                self.new_reader = true;
+                self.repeatable = self.due.keys().cloned().collect();
             }
             20..=39 => {
                 self.rng.shuffle(&mut self.leases);
@@ -189,7 +190,7 @@ impl Relay {
                 self.store.leave(self.id).await.unwrap();
                 let id = self.store.join(Duration::from_secs(60)).await.unwrap();
                 self.reader = self.store.reader(id).await.unwrap();
-                (self.id, self.new_reader) = (id, true);
+                self.id = id;
                 self.leases.clear();
                 self.known.clear();
                 self.due.clear();
@@ -326,7 +327,7 @@ impl Relay {
         held: &HashSet<AggregateKey>,
     ) -> Result<(), String> {
         for hold in fetched.due_holds {
-            if self.due.contains_key(&hold.key) && !self.new_reader {
+            if self.due.contains_key(&hold.key) && !self.repeatable.remove(&hold.key) {
                 return Err(format!("the hold of {} was returned twice", hold.key));
             }
             self.known.retain(|_, row| row.key != hold.key);
@@ -334,7 +335,6 @@ impl Relay {
                 self.due.insert(hold.key.clone(), hold);
             }
         }
-        self.new_reader = false;
         let mut last: HashMap<AggregateKey, Sequence> = HashMap::new();
         for row in fetched.rows {
             let before = last.insert(row.key.clone(), row.sequence);

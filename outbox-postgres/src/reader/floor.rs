@@ -1,7 +1,8 @@
 //! The persisted floors: below the floor of a partition nothing waits, unless it has a hold or is scheduled.
 //!
-//! It is where the next owner begins to read. It need not be exact, only never too high, so it is written about once a
-//! second. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
+//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold. It need
+//! not be exact, only never too high, so it is written every two seconds: often enough for passes to be short, and
+//! seldom enough that the versions of these rows stay few while some other transaction keeps them from being removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
 //! everything behind the hold has been returned.
 
 use std::{
@@ -15,7 +16,7 @@ use sqlx::AssertSqlSafe;
 use super::{Bound, PostgresReader, leases::Phase};
 use crate::{error::classify, store::partition_code};
 
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(2);
 
 impl PostgresReader {
     /// Raises the floors that have moved. `known` is what the relay holds, of all that was ever returned to it.
