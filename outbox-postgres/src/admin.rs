@@ -124,7 +124,8 @@ impl OutboxAdmin for PostgresStore {
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         let what = "list paused topics";
-        let query = sqlx::query_scalar(self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
+        let query =
+            sqlx::query_scalar(self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
         within(what, query.fetch_all(&mut *self.inner().connection(what).await?)).await
     }
 }
@@ -161,7 +162,8 @@ async fn requeue(
 ) -> Result<u64, sqlx::Error> {
     lock_floors(inner, connection).await?;
     // The rows of the index are locked first, as retention does.
-    let text = "SELECT o.sequence FROM {failed} f JOIN {outbox} o ON o.sequence = f.sequence WHERE o.status = 2";
+    let text =
+        "SELECT o.sequence FROM {failed} f JOIN {outbox} o ON o.sequence = f.sequence WHERE o.status = 2";
     let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
     push_filter(&mut query, filter);
     query.push(" ORDER BY o.sequence FOR UPDATE OF f");

@@ -106,11 +106,7 @@ impl PostgresOutbox {
 }
 
 impl Enqueue<PgConnection> for PostgresOutbox {
-    async fn enqueue(
-        &self,
-        transaction: &mut PgConnection,
-        event: &Event,
-    ) -> Result<Sequence, EnqueueError> {
+    async fn enqueue(&self, transaction: &mut PgConnection, event: &Event) -> Result<Sequence, EnqueueError> {
         event.check_payload(self.payload_bytes_max)?;
         // Both in one simple query, so in one round trip. In the implicit transaction of such a query a savepoint
         // is refused as it is outside any.

@@ -1,4 +1,4 @@
-//! The PostgreSQL store of the outbox framework.
+#![doc = include_str!("../README.md")]
 
 mod admin;
 mod config;

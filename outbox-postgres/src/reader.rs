@@ -13,8 +13,12 @@
 //!
 //! # The cost of a writer that stays open
 //! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there to
-//! R again, some 3 million rows a second, of which it returns those it has not returned before. Nothing is lost or
-//! reordered meanwhile. Keep transactions that write events short.
+//! R again, some 3 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan that
+//! took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the server a
+//! quarter of one core at most, and the latency of new events grows with what was written since it began. Keep
+//! transactions that write events short.
+//!
+//! The relay's statements do not depend on statistics, so the reader never runs `ANALYZE`; autovacuum does.
 
 mod batch;
 mod bound;
@@ -23,6 +27,8 @@ mod decode;
 mod floor;
 mod keys;
 mod leases;
+#[cfg(test)]
+mod plans;
 mod schedule;
 mod statements;
 
@@ -39,7 +45,6 @@ use outbox_core::{
 };
 use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 
-pub(crate) use self::{keys::Inherited, statements::Statements};
 use self::{
     batch::Batch,
     bound::Bound,
@@ -49,6 +54,7 @@ use self::{
     schedule::Schedule,
     statements::{KIND_HOLDS, KIND_LATE, KIND_NO_HOLDS},
 };
+pub(crate) use self::{keys::Inherited, statements::Statements};
 use crate::{
     error::{CALL_TIMEOUT, silent, store_error},
     micros::Micros,
@@ -60,6 +66,10 @@ use crate::{
 const HOLDS_MAX: usize = 256;
 /// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200 ms.
 const SPAN_MAX: Sequence = 500_000;
+/// A scan that goes over more numbers for late rows than this, and takes longer than that, is followed by a rest.
+const LATE_LONG: Sequence = 50_000;
+const SCAN_LONG: Duration = Duration::from_millis(20);
+const REST_MAX: Duration = Duration::from_secs(1);
 /// The most paused aggregates that one fetch returns, and how often they are looked for.
 const PAUSED_MAX: i64 = 1_000;
 const PAUSED_EVERY: Duration = Duration::from_millis(250);
@@ -86,6 +96,8 @@ pub(crate) struct PostgresReader {
     /// Until when pauses have been returned, by the server's clock, and when that was, by ours.
     paused_until: Micros,
     paused_looked: Option<Instant>,
+    /// Until when the main scan rests, since a writer that stays open has made it long.
+    rest_until: Option<Instant>,
     /// Alternates, so that with room for one row each way of reading has its turn.
     turn: bool,
 }
@@ -154,6 +166,7 @@ impl PostgresReader {
             floors_raised: Instant::now(),
             paused_until: row.3.minus(PAUSED_OVERLAP),
             paused_looked: None,
+            rest_until: None,
             turn: false,
         })
     }
@@ -194,11 +207,13 @@ impl PostgresReader {
         self.read_main(bound, &probe, &known, &mut batch, due).await.map_err(fail)?;
         self.read_payloads(&mut batch).await.map_err(fail)?;
         batch.more |= !self.schedule.queue.is_empty() || self.schedule.must_look() || self.passing();
-        batch.more |= bound.read < bound.drawn;
+        batch.more |= bound.read < bound.drawn && !self.rests();
         let mut fetched = batch.finish();
         fetched.paused = self.paused(&probe).await.map_err(fail)?;
         let next = [probe.next_hold_ms, probe.next_scheduled_ms].into_iter().flatten().min();
-        fetched.next_due = next.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        let next = next.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
+        let rest = self.rest_until.and_then(|until| until.checked_duration_since(Instant::now()));
+        fetched.next_due = [next, rest].into_iter().flatten().min();
         Ok(fetched)
     }
 
@@ -286,7 +301,15 @@ impl PostgresReader {
     }
 
     async fn read_due_holds(&mut self, probe: &Probe, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        let max = batch.room().min(HOLDS_MAX);
+        // Half of the room at most, or every other turn: a failing topic must not keep back the others.
+        let max = match batch.room() {
+            1 => usize::from(self.turn),
+            room => room.div_ceil(2).min(HOLDS_MAX),
+        };
+        if max == 0 {
+            batch.more = true;
+            return Ok(());
+        }
         let (types, ids) = self.keys.arrays(|phase| phase != keys::Phase::Inherited);
         let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
             .bind(probe.now)
@@ -318,7 +341,8 @@ impl PostgresReader {
             }
         }
         for (hold, from) in holds {
-            if batch.room() == 0 {
+            if !batch.has_half() {
+                batch.more = true;
                 break;
             }
             let read = hold.sequence.and_then(|sequence| reads.remove(&sequence));
@@ -354,6 +378,10 @@ impl PostgresReader {
             last_new: bound.read,
             cut: false,
         };
+        if self.rests() && due.is_empty() {
+            return Ok(());
+        }
+        let (begun, long) = (Instant::now(), bound.read - bound.visible > LATE_LONG);
         let mut held = probe.held || !self.keys.is_empty();
         // A hold may have come since the probe; the second try looks at each.
         while self.scan(bound, probe, known, batch, &mut scan, held).await? {
@@ -370,6 +398,10 @@ impl PostgresReader {
             return Ok(());
         }
         let limited = scan.cut || scan.new >= new_max;
+        let took = begun.elapsed();
+        if long && !limited && took > SCAN_LONG {
+            self.rest_until = Some(Instant::now() + (3 * took).min(REST_MAX));
+        }
         batch.more |= limited;
         bound.read = if limited { scan.last_new } else { scan.end };
         Ok(())
@@ -472,6 +504,10 @@ impl PostgresReader {
             _ => self.paused_until.max(settled),
         };
         Ok(rows.into_iter().map(|(kind, id, _)| AggregateKey::new(&kind, &id)).collect())
+    }
+
+    fn rests(&self) -> bool {
+        self.rest_until.is_some_and(|until| Instant::now() < until)
     }
 
     fn passing(&self) -> bool {

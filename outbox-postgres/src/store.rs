@@ -3,7 +3,7 @@
 mod check;
 mod membership;
 mod retention;
-mod settle;
+pub(crate) mod settle;
 
 use std::{
     collections::HashMap,
@@ -216,5 +216,8 @@ pub(crate) async fn begin<'a>(
     what: &str,
 ) -> Result<sqlx::Transaction<'a, Postgres>, StoreError> {
     use sqlx::Connection as _;
-    connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(|error| store_error(what, error))
+    connection
+        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
+        .await
+        .map_err(|error| store_error(what, error))
 }

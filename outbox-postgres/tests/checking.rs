@@ -152,6 +152,28 @@ async fn a_wrong_database_and_a_wrong_password() {
 }
 
 #[tokio::test]
+async fn a_search_path_that_only_the_pool_has() {
+    let Some(place) = Place::new().await else { return };
+    let config = PostgresConfig::builder().build().unwrap();
+    let findings = PostgresStore::new(place.pool.clone(), &config).check().await.unwrap();
+    expect(&findings, "search-path", Severity::Error);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_gives_nothing() {
+    let Some(place) = Place::new().await else { return };
+    let options = sqlx::postgres::PgPoolOptions::new().max_connections(1);
+    let pool =
+        options.acquire_timeout(std::time::Duration::from_millis(50)).connect(&place.url).await.unwrap();
+    let taken = pool.acquire().await.unwrap();
+    let findings = PostgresStore::new(pool, &place.config).check().await.unwrap();
+    expect(&findings, "connections", Severity::Error);
+    drop(taken);
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn commits_that_do_not_wait() {
     let Some(place) = Place::new().await else { return };
     let url = format!("{}?options=-c%20synchronous_commit%3Doff", place.url);

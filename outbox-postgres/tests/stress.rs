@@ -64,7 +64,9 @@ async fn write(
                 .unwrap();
                 let mut event = Event::builder("order", id.to_string(), "changed").version(version);
                 if rng.u8(..) < 20 {
-                    let at = chrono::Utc::now() + Duration::from_millis(rng.u64(0..200));
+                    // Some far enough ahead that the floor passes them by.
+                    let millis = if rng.u8(..) < 64 { 1_000..4_000 } else { 0..200 };
+                    let at = chrono::Utc::now() + Duration::from_millis(rng.u64(millis));
                     event = event.available_at(at);
                     scheduled.lock().unwrap().insert((key(&id.to_string()), version));
                 }
@@ -123,7 +125,8 @@ struct Relay {
     sent_sequences: HashSet<Sequence>,
     scheduled: Scheduled,
     fetches: usize,
-    new_reader: bool,
+    /// Held aggregates whose hold a new reader may return again.
+    repeatable: HashSet<AggregateKey>,
 }
 
 fn version(row: &Row) -> i32 {
@@ -149,7 +152,7 @@ impl Relay {
             sent_sequences: HashSet::new(),
             scheduled,
             fetches: 0,
-            new_reader: true,
+            repeatable: HashSet::new(),
         };
         relay.claim().await;
         relay
@@ -172,7 +175,7 @@ impl Relay {
         match self.rng.u16(..1000) {
             0..=19 => {
                 self.reader = self.store.reader(self.id).await.unwrap();
-                self.new_reader = true;
+                self.repeatable = self.due.keys().cloned().collect();
             }
             20..=39 => {
                 self.rng.shuffle(&mut self.leases);
@@ -187,7 +190,7 @@ impl Relay {
                 self.store.leave(self.id).await.unwrap();
                 let id = self.store.join(Duration::from_secs(60)).await.unwrap();
                 self.reader = self.store.reader(id).await.unwrap();
-                (self.id, self.new_reader) = (id, true);
+                self.id = id;
                 self.leases.clear();
                 self.known.clear();
                 self.due.clear();
@@ -208,8 +211,12 @@ impl Relay {
                 let reason = if self.rng.bool() { HoldReason::Backoff } else { HoldReason::Topic };
                 Outcome::Retry { after, error, reason }
             }
-            10..=13 => Outcome::Failed { cause: FailureCause::Exhausted, error, successors: Successors::Release },
-            14..=16 => Outcome::Failed { cause: FailureCause::Permanent, error, successors: Successors::Park },
+            10..=13 => {
+                Outcome::Failed { cause: FailureCause::Exhausted, error, successors: Successors::Release }
+            }
+            14..=16 => {
+                Outcome::Failed { cause: FailureCause::Permanent, error, successors: Successors::Park }
+            }
             _ => Outcome::Sent,
         }
     }
@@ -237,7 +244,13 @@ impl Relay {
             }
             let outcome = self.outcome();
             let attempts = row.attempts + 1;
-            settlements.push(Settlement { sequence: row.sequence, partition: row.partition, key, attempts, outcome });
+            settlements.push(Settlement {
+                sequence: row.sequence,
+                partition: row.partition,
+                key,
+                attempts,
+                outcome,
+            });
         }
         let leases = self.leases.clone();
         SettleRequest { relay: self.id, leases, settlements, unholds, when_sent: self.when_sent }
@@ -301,19 +314,20 @@ impl Relay {
         }
         for unhold in &settle.unholds {
             self.due.remove(&unhold.key);
-            self.ended.push(HoldEnd {
-                key: unhold.key.clone(),
-                partition: unhold.partition,
-                removed: true,
-            });
+            self.ended.push(HoldEnd { key: unhold.key.clone(), partition: unhold.partition, removed: true });
         }
         held
     }
 
     /// Takes what was fetched, and checks the contract.
-    fn take(&mut self, fetched: Fetched, known: &[Sequence], held: &HashSet<AggregateKey>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        fetched: Fetched,
+        known: &[Sequence],
+        held: &HashSet<AggregateKey>,
+    ) -> Result<(), String> {
         for hold in fetched.due_holds {
-            if self.due.contains_key(&hold.key) && !self.new_reader {
+            if self.due.contains_key(&hold.key) && !self.repeatable.remove(&hold.key) {
                 return Err(format!("the hold of {} was returned twice", hold.key));
             }
             self.known.retain(|_, row| row.key != hold.key);
@@ -321,7 +335,6 @@ impl Relay {
                 self.due.insert(hold.key.clone(), hold);
             }
         }
-        self.new_reader = false;
         let mut last: HashMap<AggregateKey, Sequence> = HashMap::new();
         for row in fetched.rows {
             let before = last.insert(row.key.clone(), row.sequence);
@@ -366,7 +379,9 @@ impl Relay {
                 is(&self.sent) || is(&self.failed)
             };
             let held: BTreeSet<i32> = rows.iter().map(|row| version(row)).collect();
-            let Some(highest) = held.iter().rev().find(|version| !is_scheduled(key, **version)) else { continue };
+            let Some(highest) = held.iter().rev().find(|version| !is_scheduled(key, **version)) else {
+                continue;
+            };
             let missing: Vec<i32> = (1..*highest)
                 .filter(|version| !done(*version) && !held.contains(version) && !is_scheduled(key, *version))
                 .collect();
@@ -410,8 +425,12 @@ async fn run(seed: u64, events: usize, when_sent: WhenSent) {
         }
         if start.elapsed() > DEADLINE {
             let pending = place.number(pending).await;
-            panic!("seed {seed}: {pending} events are still pending; holds {:?}, known {}, due {:?}",
-                place.store.holds(9).await.unwrap(), relay.known.len(), relay.due.keys());
+            panic!(
+                "seed {seed}: {pending} events are still pending; holds {:?}, known {}, due {:?}",
+                place.store.holds(9).await.unwrap(),
+                relay.known.len(),
+                relay.due.keys()
+            );
         }
         if work == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -423,14 +442,18 @@ async fn run(seed: u64, events: usize, when_sent: WhenSent) {
     let written = place.number("SELECT sum(version) FROM aggregates").await;
     let failed = place.number("SELECT count(*) FROM outbox WHERE status = 2").await;
     let sent = i64::try_from(relay.sent_sequences.len()).unwrap();
-    assert_eq!(written, sent + failed, "seed {seed}: written = sent + failed, after {} fetches", relay.fetches);
-    eprintln!("seed {seed}: {written} written, {failed} failed, {} fetches, {:?}", relay.fetches, start.elapsed());
+    assert_eq!(
+        written,
+        sent + failed,
+        "seed {seed}: written = sent + failed, after {} fetches",
+        relay.fetches
+    );
     place.drop().await;
 }
 
-/// Two seeds, or as many as `OUTBOX_TEST_SEEDS` says.
+/// One seed, or as many as `OUTBOX_TEST_SEEDS` says.
 fn seeds(first: u64) -> impl Iterator<Item = u64> {
-    let count = std::env::var("OUTBOX_TEST_SEEDS").map_or(2, |count| count.parse().unwrap());
+    let count = std::env::var("OUTBOX_TEST_SEEDS").map_or(1, |count| count.parse().unwrap());
     (0..count).map(move |seed| first + 3 * seed)
 }
 

@@ -36,6 +36,11 @@ impl Batch {
         if self.bytes < self.bytes_max { self.events_max - self.events } else { 0 }
     }
 
+    /// Nothing is in it yet, or half of the bytes are left.
+    pub(super) fn has_half(&self) -> bool {
+        self.events == 0 || self.bytes < self.bytes_max / 2
+    }
+
     pub(super) fn len(&self) -> usize {
         self.reads.len()
     }

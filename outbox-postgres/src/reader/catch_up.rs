@@ -7,9 +7,7 @@ use outbox_core::{Lease, Partition, Sequence};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{
-    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, keys,
-    leases::Phase,
-    limit,
+    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, keys, leases::Phase, limit,
     schedule::COLLECTED_MAX,
 };
 use crate::{
@@ -40,8 +38,9 @@ impl PostgresReader {
         }
         let leases = &self.leases;
         self.schedule.retain(|partition| leases.get(partition).is_some());
-        self.keys
-            .adopt(|partition| asked.iter().find(|lease| lease.partition == partition).map(|lease| lease.epoch));
+        self.keys.adopt(|partition| {
+            asked.iter().find(|lease| lease.partition == partition).map(|lease| lease.epoch)
+        });
         if new.is_empty() {
             return Ok(());
         }
@@ -274,4 +273,3 @@ fn place(
         Phase::Passing | Phase::Waiting => Place::Later,
     }
 }
-

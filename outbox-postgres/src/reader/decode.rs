@@ -116,8 +116,9 @@ fn decode_headers(jsonb: &[u8]) -> Result<BTreeMap<String, String>, String> {
         [1, json @ ..] => json,
         _ => return Err("headers are of an unknown version of jsonb".to_owned()),
     };
-    let headers: Option<BTreeMap<String, String>> = serde_json::from_slice(json)
-        .map_err(|error| format!("headers are no object of texts, such as {{\"name\": \"value\"}}: {error}"))?;
+    let headers: Option<BTreeMap<String, String>> = serde_json::from_slice(json).map_err(|error| {
+        format!("headers are no object of texts, such as {{\"name\": \"value\"}}: {error}")
+    })?;
     let headers = headers.unwrap_or_default();
     check_headers(&headers).map_err(|error| error.to_string())?;
     Ok(headers)

@@ -1,7 +1,8 @@
 //! The persisted floors: below the floor of a partition nothing waits, unless it has a hold or is scheduled.
 //!
-//! It is where the next owner begins to read. It need not be exact, only never too high, so it is written about once a
-//! second. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
+//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold. It need
+//! not be exact, only never too high, so it is written every two seconds: often enough for passes to be short, and
+//! seldom enough that the versions of these rows stay few while some other transaction keeps them from being removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
 //! everything behind the hold has been returned.
 
 use std::{
@@ -9,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_core::Sequence;
+use outbox_core::{Sequence, StoreErrorKind};
 use sqlx::AssertSqlSafe;
 
 use super::{Bound, PostgresReader, leases::Phase};
-use crate::store::partition_code;
+use crate::{error::classify, store::partition_code};
 
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_secs(2);
 
 impl PostgresReader {
     /// Raises the floors that have moved. `known` is what the relay holds, of all that was ever returned to it.
@@ -49,14 +50,18 @@ impl PostgresReader {
             return Ok(());
         }
         // Compared with the floor that was seen: one that was lowered meanwhile stays.
-        sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.raise_floors)))
+        let raised = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.raise_floors)))
             .bind(self.relay.0)
             .bind(parts)
             .bind(epochs)
             .bind(seen)
             .bind(floors)
             .execute(&mut self.session.connection)
-            .await
-            .map(drop)
+            .await;
+        match raised {
+            // A settle that is stuck has the rows; the floors may wait for the next time.
+            Err(error) if classify(&error) == StoreErrorKind::Conflict => Ok(()),
+            raised => raised.map(drop),
+        }
     }
 }

@@ -70,7 +70,10 @@ impl Leases {
 
     /// The partitions in this phase, as an array.
     pub(super) fn parts(&self, phase: Phase) -> Vec<i16> {
-        self.iter().filter(|(_, s)| s.phase == phase).map(|(partition, _)| partition_code(partition)).collect()
+        self.iter()
+            .filter(|(_, s)| s.phase == phase)
+            .map(|(partition, _)| partition_code(partition))
+            .collect()
     }
 
     /// Starts a pass with all that wait, unless one is running. True if it did.

@@ -65,10 +65,11 @@ impl Statements {
             )))),
             pass_leases: text(&pass("NOT IN", "")),
             pass_keys: text(&pass("IN", " IS TRUE")),
+            // `+ 0` keeps the planner from the primary key, by which it would read the whole table below R.
             due: text(
                 "SELECT available_at, sequence FROM {outbox} \
                  WHERE available_at IS NOT NULL AND (available_at, sequence) > ($1, $2) AND available_at <= $3 \
-                   AND status = 0 AND part = ANY ($4::smallint[]) AND sequence <= $5 \
+                   AND status = 0 AND part = ANY ($4::smallint[]) AND sequence + 0 <= $5 \
                  ORDER BY available_at, sequence LIMIT $6",
             ),
             due_rows: text(&format!(

@@ -1,11 +1,15 @@
 //! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes nothing.
 
 use outbox_core::{Finding, StoreError, StoreErrorKind};
-use sqlx::{PgConnection, Row as _, postgres::PgRow};
+use sqlx::{
+    ConnectOptions as _, Connection as _, PgConnection, Row as _,
+    postgres::{PgRow, types::Oid},
+};
 
 use super::Inner;
 use crate::{
-    error::{classify, store_error, within},
+    config::CONNECT_TIMEOUT,
+    error::{classify, within},
     schema::{SCHEMA_VERSION, newer_version, version},
 };
 
@@ -41,23 +45,39 @@ const SERVER_VERSION_MIN: i32 = 120_000;
 const MIGRATE: &str = "run the migration: `PostgresStore::migrate`, or the statements of `migration_sql`";
 
 pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
-    let mut connection = match inner.pool.acquire().await {
-        Ok(connection) => connection,
-        Err(error) => return Ok(vec![unreachable(inner, error)]),
+    // Directly and not by the pool, which would try again and again before it says what is wrong.
+    let mut direct = match tokio::time::timeout(CONNECT_TIMEOUT, inner.pool.connect_options().connect()).await
+    {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return Ok(vec![unreachable(inner, &error)]),
+        Err(_) => return Ok(vec![unreachable(inner, &sqlx::Error::PoolTimedOut)]),
     };
     let mut findings = Vec::new();
     let what = "check the outbox";
-    within(what, server(&mut connection, &mut findings)).await?;
-    let complete = within(what, tables(inner, &mut connection, &mut findings)).await?;
+    let mut pooled = match inner.pool.acquire().await {
+        Ok(connection) => connection,
+        Err(error) => return Ok(vec![few_connections(&error)]),
+    };
+    within(what, server(&mut direct, &mut findings)).await?;
+    within(what, pooler(inner, (&mut pooled, &mut direct), &mut findings)).await?;
+    let complete = within(what, tables(inner, &mut direct, &mut findings)).await?;
     if complete {
-        within(what, main_table(inner, &mut connection, &mut findings)).await?;
-        within(what, rows(inner, &mut connection, &mut findings)).await?;
+        within(what, main_table(inner, &mut direct, &mut findings)).await?;
+        within(what, rows(inner, &mut direct, &mut findings)).await?;
     }
-    pooler(inner, &mut connection, &mut findings).await?;
+    within(what, direct.close()).await?;
     Ok(findings)
 }
 
-fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
+fn few_connections(error: &sqlx::Error) -> Finding {
+    Finding::error(
+        "connections",
+        format!("the pool gives no connection while another one is open: {error}"),
+        "a relay needs two connections beside its pool: raise the limit of the role, the pool or the server",
+    )
+}
+
+fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
     let options = inner.pool.connect_options();
     let place = format!(
         "PostgreSQL at {}:{}, database {:?}, user {:?}",
@@ -67,15 +87,17 @@ fn unreachable(inner: &Inner, error: sqlx::Error) -> Finding {
         options.get_username()
     );
     let code = error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned());
-    match (classify(&error), code.as_deref()) {
+    match (classify(error), code.as_deref()) {
         (_, Some("3D000")) => Finding::error(
             "missing-database",
             format!("{place}: {error}"),
             "create the database, or correct the url",
         ),
-        (StoreErrorKind::Denied, _) => {
-            Finding::error("denied", format!("{place}: {error}"), "correct the user and the password of the url")
-        }
+        (StoreErrorKind::Denied, _) => Finding::error(
+            "denied",
+            format!("{place}: {error}"),
+            "correct the user and the password of the url",
+        ),
         _ => Finding::error(
             "unreachable",
             format!("{place}: {error}"),
@@ -144,7 +166,7 @@ async fn tables(
     let (mut missing, mut complete) = (Vec::new(), true);
     for (token, columns, privileges) in TABLES {
         let table = names.text(token);
-        let oid: Option<sqlx::postgres::types::Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
+        let oid: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
             .bind(&table)
             .persistent(false)
             .fetch_one(&mut *connection)
@@ -228,7 +250,9 @@ async fn main_table(
     if cache > 1 || increment < 1 {
         findings.push(Finding::error(
             "sequence-cache",
-            format!("{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"),
+            format!(
+                "{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"
+            ),
             format!("ALTER SEQUENCE {name} CACHE 1 INCREMENT 1, and restart the writers' connections"),
         ));
     }
@@ -268,7 +292,9 @@ fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(),
     if row.try_get("unknown")? {
         findings.push(Finding::warning(
             "statistics",
-            format!("{table} was never analysed; the relay's own statements do not mind, lists and counts do"),
+            format!(
+                "{table} was never analysed; the relay's own statements do not mind, lists and counts do"
+            ),
             format!("ANALYZE {table}, and leave autovacuum on"),
         ));
     }
@@ -316,36 +342,32 @@ async fn rows(
     Ok(())
 }
 
-/// A pooler in transaction mode gives one server process to two clients in turn.
+/// A connection of the pool and one beside it: what must be different between them, and what must not.
 async fn pooler(
     inner: &Inner,
-    connection: &mut PgConnection,
+    (pooled, direct): (&mut PgConnection, &mut PgConnection),
     findings: &mut Vec<Finding>,
-) -> Result<(), StoreError> {
-    use sqlx::{ConnectOptions as _, Connection as _};
-    let what = "open a second connection";
-    let mut second = match inner.pool.connect_options().connect().await {
-        Ok(second) => second,
-        Err(error) => {
-            findings.push(Finding::error(
-                "connections",
-                format!("a second connection is refused: {error}"),
-                "a relay needs two connections beside its pool: raise the limit of the role or of the server",
-            ));
-            return Ok(());
-        }
-    };
-    let mut pids = [0_i32; 2];
-    for (pid, connection) in pids.iter_mut().zip([connection, &mut second]) {
-        let query = sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false);
-        *pid = query.fetch_one(connection).await.map_err(|error| store_error(what, error))?;
+) -> Result<(), sqlx::Error> {
+    let mut seen: Vec<(i32, Option<Oid>)> = Vec::new();
+    for connection in [pooled, direct] {
+        let query = sqlx::query_as("SELECT pg_backend_pid(), to_regclass($1)::oid");
+        seen.push(query.bind(inner.tables().outbox()).persistent(false).fetch_one(connection).await?);
     }
-    if pids[0] == pids[1] {
+    let ((pooled_pid, pooled_table), (direct_pid, direct_table)) = (seen[0], seen[1]);
+    if pooled_pid == direct_pid {
         findings.push(Finding::error(
             "pooler",
             "two open connections share one server process: there is a pooler in transaction mode between",
             "connect the relay to PostgreSQL directly, or by a pool in session mode; writers may keep the pooler",
         ));
     }
-    second.close().await.map_err(|error| store_error(what, error))
+    if pooled_table != direct_table {
+        findings.push(Finding::error(
+            "search-path",
+            format!("{} is another table for the pool than for a connection beside it", inner.tables().outbox()),
+            "name the schema in the configuration, or set the search_path in the options of the pool instead of \
+             on its connections",
+        ));
+    }
+    Ok(())
 }

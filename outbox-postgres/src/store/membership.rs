@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_core::{
-    Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError,
-};
+use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -13,7 +11,8 @@ use crate::error::within;
 
 /// A row that says it is alive. One that expires later than any beat can have set is a clock's that has stepped back
 /// since, and counts as expired.
-const ALIVE: &str = "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.ttl";
+pub(super) const ALIVE: &str =
+    "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.ttl";
 
 pub(super) async fn join(inner: &Inner, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "join as a relay";

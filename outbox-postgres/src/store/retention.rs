@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_core::{Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats};
 use sqlx::{PgConnection, Row as _};
 
-use super::{Inner, begin, millis, settle::ARCHIVED};
+use super::{Inner, begin, membership::ALIVE, millis, settle::ARCHIVED};
 use crate::error::{store_error, within};
 
 /// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the status sent rows are
@@ -158,19 +158,21 @@ async fn purge_failed(
 
 pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let what = "count the outbox";
-    let sql = "SELECT o.*, (SELECT count(*) FROM {holds}) AS holds, \
-                 (SELECT count(*) FROM {relays} WHERE expires_at > clock_timestamp()) AS relays, \
-                 (SELECT count(*) FROM {partitions} p JOIN {relays} r ON r.relay_id = p.owner \
-                    WHERE r.expires_at > clock_timestamp()) AS owned \
+    let sql = format!(
+        "SELECT o.*, (SELECT count(*) FROM {{holds}}) AS holds, \
+                 (SELECT count(*) FROM {{relays}} r WHERE {ALIVE}) AS relays, \
+                 (SELECT count(*) FROM {{partitions}} p JOIN {{relays}} r ON r.relay_id = p.owner \
+                    WHERE {ALIVE}) AS owned \
                FROM (SELECT count(*) FILTER (WHERE status = 0) AS pending, \
                             count(*) FILTER (WHERE status = 1) AS sent, \
                             count(*) FILTER (WHERE status = 2) AS failed, \
                             (extract(epoch FROM clock_timestamp() - min(created_at) FILTER \
                                (WHERE status = 0 AND isfinite(created_at))) * 1000)::bigint AS oldest_ms \
-                     FROM {outbox}) o";
+                     FROM {{outbox}}) o"
+    );
     let connection = &mut *inner.connection(what).await?;
     within(what, async {
-        let row = sqlx::query(inner.tables().sql(sql)).fetch_one(connection).await?;
+        let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
         let count = |name: &str| -> Result<u64, sqlx::Error> {
             Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
         };

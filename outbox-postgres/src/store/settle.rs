@@ -124,27 +124,7 @@ async fn settle_sent(
     request: &SettleRequest,
     attempts: u32,
 ) -> Result<Option<Vec<Partition>>, StoreError> {
-    // `= ANY` and never a join: a join planned with the statistics of an empty table stalls on a full one.
-    let which = "o.sequence = ANY ($4::bigint[]) AND o.part = ANY (ARRAY(SELECT part FROM l)) AND o.status = 0 \
-                 AND NOT (SELECT found FROM h)";
-    let change = match request.when_sent {
-        WhenSent::Delete => format!("u AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING $5::integer)"),
-        WhenSent::Keep => format!(
-            "u AS (UPDATE {{outbox}} o SET status = 1, attempts = $5, sent_at = clock_timestamp() \
-             WHERE {which} RETURNING 1)"
-        ),
-        WhenSent::Archive => format!(
-            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING {ARCHIVED}), \
-             u AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at) \
-                   SELECT d.*, 1, $5::integer, clock_timestamp() FROM d RETURNING 1)"
-        ),
-    };
-    let sql = format!(
-        "WITH {LEASES}, \
-         h AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM {{holds}} WHERE sequence = ANY ($4::bigint[])) AS found), \
-         {change} \
-         SELECT (SELECT found FROM h) AS found, ARRAY(SELECT part FROM l) AS held, (SELECT count(*) FROM u) AS done"
-    );
+    let sql = sent_sql(request.when_sent);
     let (parts, epochs) = lease_codes(request);
     let sequences: Vec<Sequence> = request.settlements.iter().map(|s| s.sequence).collect();
     let query = sqlx::query(inner.tables().sql(&sql))
@@ -160,6 +140,31 @@ async fn settle_sent(
     }
     let held: Vec<i16> = row.try_get("held").map_err(fail)?;
     Ok(Some(held.into_iter().map(partition_of).collect()))
+}
+
+/// `$1` and `$2` the leases, `$3` the relay, `$4` the sequences, `$5` the attempts.
+pub(crate) fn sent_sql(when: WhenSent) -> String {
+    // `= ANY` and never a join: a join planned with the statistics of an empty table stalls on a full one.
+    let which = "o.sequence = ANY ($4::bigint[]) AND o.part = ANY (ARRAY(SELECT part FROM l)) AND o.status = 0 \
+                 AND NOT (SELECT found FROM h)";
+    let change = match when {
+        WhenSent::Delete => format!("u AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING $5::integer)"),
+        WhenSent::Keep => format!(
+            "u AS (UPDATE {{outbox}} o SET status = 1, attempts = $5, sent_at = clock_timestamp() \
+             WHERE {which} RETURNING 1)"
+        ),
+        WhenSent::Archive => format!(
+            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING {ARCHIVED}), \
+             u AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at) \
+                   SELECT d.*, 1, $5::integer, clock_timestamp() FROM d RETURNING 1)"
+        ),
+    };
+    format!(
+        "WITH {LEASES}, \
+         h AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM {{holds}} WHERE sequence = ANY ($4::bigint[])) AS found), \
+         {change} \
+         SELECT (SELECT found FROM h) AS found, ARRAY(SELECT part FROM l) AS held, (SELECT count(*) FROM u) AS done"
+    )
 }
 
 /// Every partition that something is to be recorded in, ascending.

@@ -1,11 +1,16 @@
 //! A schema of its own for each test, on a real server.
-#![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests, not all of them used by each")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    reason = "helpers of tests, not all of them used by each"
+)]
 
 use std::time::Duration;
 
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row, Sequence,
-    SettleRequest, Settlement, WhenSent,
+    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
+    Sequence, SettleRequest, Settlement, WhenSent,
 };
 use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
@@ -17,7 +22,8 @@ const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
 pub(crate) fn url() -> Option<String> {
     let url = std::env::var(VARIABLE).ok();
     if url.is_none() {
-        let missing = format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+        let missing =
+            format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
         assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
         eprintln!("{missing}");
     }
@@ -80,7 +86,8 @@ impl Place {
 
     /// One number.
     pub(crate) async fn number(&self, sql: &str) -> i64 {
-        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.unwrap()
+        let sql = format!("SELECT number::bigint FROM ({sql}) t (number)");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
     }
 
     pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {

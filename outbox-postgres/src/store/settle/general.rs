@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outbox_core::{
-    AggregateKey, HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, StoreError, Successors,
-    WhenSent,
+    AggregateKey, HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, StoreError,
+    Successors, WhenSent,
 };
 use sqlx::PgConnection;
 
@@ -82,7 +82,11 @@ impl Settling<'_> {
     }
 
     /// Sent events; returns those that were still pending.
-    async fn sent(&mut self, mine: &[&Settlement], when: WhenSent) -> Result<BTreeSet<Sequence>, sqlx::Error> {
+    async fn sent(
+        &mut self,
+        mine: &[&Settlement],
+        when: WhenSent,
+    ) -> Result<BTreeSet<Sequence>, sqlx::Error> {
         let sent: Vec<_> = mine.iter().filter(|s| s.outcome == Outcome::Sent).collect();
         if sent.is_empty() {
             return Ok(BTreeSet::new());

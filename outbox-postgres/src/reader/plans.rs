@@ -1,0 +1,188 @@
+//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge table, whatever the
+//! statistics say.
+
+use outbox_core::WhenSent;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgPoolOptions};
+use uuid::Uuid;
+
+use super::statements::{KIND_HOLDS, KIND_NO_HOLDS, Statements};
+use crate::{
+    PostgresConfig, PostgresStore,
+    session::{Purpose, Session},
+    store::settle::sent_sql,
+};
+
+const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
+const TYPES_MAIN: &str = "bigint, bigint, bigint, smallint[], timestamptz, bigint[], bigint, bigint";
+const TYPES_PROBE: &str = "oid, bigint, boolean, oid, oid, integer, smallint[], timestamptz, timestamptz";
+const PARTS: &str = "(SELECT array_agg(n) FROM generate_series(0, 63) n)";
+
+struct Place {
+    schema: String,
+    connection: PgConnection,
+    config: PostgresConfig,
+    fetch: Session,
+    settle: Session,
+}
+
+impl Place {
+    async fn new() -> Option<Self> {
+        let Ok(url) = std::env::var(VARIABLE) else {
+            let missing =
+                format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+            assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
+            eprintln!("{missing}");
+            return None;
+        };
+        let schema = format!("outbox_plan_{}", &Uuid::now_v7().simple().to_string()[4..]);
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        run(&mut connection, &format!("CREATE SCHEMA {schema}; SET search_path = {schema}")).await;
+        let config = PostgresConfig::builder().url(&url).schema(&schema).build().unwrap();
+        let store = PostgresStore::connect(&config).await.unwrap();
+        store.migrate().await.unwrap();
+        let pool = PgPoolOptions::new().connect(&url).await.unwrap();
+        let fetch = Session::open(&pool, Purpose::Fetch).await.unwrap();
+        let settle = Session::open(&pool, Purpose::Settle).await.unwrap();
+        // Statistics are the test's own.
+        run(&mut connection, "ALTER TABLE outbox SET (autovacuum_enabled = off)").await;
+        Some(Self { schema, connection, config, fetch, settle })
+    }
+
+    async fn insert(&mut self, rows: usize) {
+        let insert = format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) \
+             SELECT 'order', n % 1000, 'e', '' FROM generate_series(1, {rows}) n"
+        );
+        run(&mut self.connection, &insert).await;
+    }
+
+    async fn drop(mut self) {
+        run(&mut self.connection, &format!("DROP SCHEMA {} CASCADE", self.schema)).await;
+    }
+}
+
+async fn run(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+/// The plan of a statement that the session has prepared before, as the relay has.
+async fn plan(session: &mut Session, name: &str, arguments: &str) -> String {
+    // An argument of EXECUTE may be no sub-select.
+    let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
+    let arguments = arguments.replace(PARTS, &format!("'{{{}}}'", parts.join(",")));
+    let sql = format!("EXPLAIN (COSTS OFF) EXECUTE {name}({arguments})");
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut session.connection).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect()
+}
+
+/// The statements with their types, as they are prepared.
+async fn prepare(place: &mut Place) {
+    let sql = Statements::new(&place.config.tables);
+    let pass = "bigint, bigint, text[], text[], timestamptz, bigint[], smallint[], bigint";
+    for (name, types, text) in [
+        ("probe", TYPES_PROBE.to_owned(), &sql.probe),
+        ("main", TYPES_MAIN.to_owned(), &sql.main),
+        ("main_held", format!("{TYPES_MAIN}, text[], text[]"), &sql.main_held),
+        ("pass_leases", pass.to_owned(), &sql.pass_leases),
+        ("pass_keys", pass.to_owned(), &sql.pass_keys),
+        ("due", "timestamptz, bigint, timestamptz, smallint[], bigint, bigint".to_owned(), &sql.due),
+        ("due_rows", "bigint[], smallint[]".to_owned(), &sql.due_rows),
+        ("hold_rows", "bigint[], timestamptz".to_owned(), &sql.hold_rows),
+        ("payloads", "bigint[]".to_owned(), &sql.payloads),
+    ] {
+        run(&mut place.fetch.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
+    }
+    for (name, when) in
+        [("keep", WhenSent::Keep), ("remove", WhenSent::Delete), ("archive", WhenSent::Archive)]
+    {
+        let text = place.config.tables.text(&sent_sql(when));
+        let types = "smallint[], bigint[], uuid, bigint[], integer";
+        run(&mut place.settle.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
+    }
+}
+
+async fn check_plans(place: &mut Place, when: &str) {
+    let known = "'{1,2,3}'";
+    let main = format!("0, 10, 200000, {PARTS}, now(), {known}, 1000, 1000");
+    let pass = format!("0, 20000, '{{a}}', '{{b}}', now(), {known}, {PARTS}, 1000");
+    let cases = [
+        ("probe", format!("1, 0, true, 1, 1, 0, {PARTS}, now(), now()"), false),
+        ("main", main.clone(), true),
+        ("main_held", format!("{main}, '{{a}}', '{{b}}'"), true),
+        ("pass_leases", pass.clone(), true),
+        ("pass_keys", pass, true),
+        ("due", format!("now(), 0, now(), {PARTS}, 100, 1000"), false),
+        ("due_rows", format!("{known}, {PARTS}"), false),
+        ("hold_rows", format!("{known}, now()"), false),
+        ("payloads", known.to_owned(), false),
+    ];
+    for (name, arguments, streams) in cases {
+        let plan = plan(&mut place.fetch, name, &arguments).await;
+        let context = format!("{name} on a table that is {when}:\n{plan}");
+        assert!(!plan.contains("Seq Scan on outbox") && !plan.contains("Bitmap"), "{context}");
+        let index = match name {
+            "due" | "probe" => "using outbox_scheduled_idx on outbox",
+            _ => "using outbox_pkey on outbox",
+        };
+        assert!(plan.contains(index), "{context}");
+        if streams {
+            // Whatever sorts or joins would read the whole backlog before the limit.
+            assert!(!plan.contains("Sort") && !plan.contains("Join") && !plan.contains("Hash "), "{context}");
+            assert!(plan.contains("Index Cond: ((sequence > $1) AND (sequence <= $2))"), "{context}");
+        }
+    }
+    for name in ["keep", "remove", "archive"] {
+        let lease = "'{1}', '{1}', gen_random_uuid()";
+        let plan = plan(&mut place.settle, name, &format!("{lease}, {known}, 1")).await;
+        let context = format!("{name} on a table that is {when}:\n{plan}");
+        assert!(!plan.contains("Seq Scan on outbox"), "{context}");
+        assert!(plan.contains("Index Cond: (sequence = ANY ($4))"), "{context}");
+    }
+}
+
+#[tokio::test]
+async fn plans_are_index_scans_whatever_the_statistics_say() {
+    let Some(mut place) = Place::new().await else { return };
+    prepare(&mut place).await;
+    check_plans(&mut place, "empty and unknown").await;
+    run(&mut place.connection, "ANALYZE outbox").await;
+    check_plans(&mut place, "empty").await;
+    place.insert(100).await;
+    check_plans(&mut place, "small, and empty by its statistics").await;
+    run(&mut place.connection, "ANALYZE outbox").await;
+    check_plans(&mut place, "small").await;
+    place.insert(200_000).await;
+    check_plans(&mut place, "huge, and small by its statistics").await;
+    run(&mut place.connection, "ANALYZE outbox; ANALYZE outbox_holds; ANALYZE outbox_partitions").await;
+    check_plans(&mut place, "huge").await;
+    // Prepared afresh, as by a relay that starts now.
+    run(&mut place.fetch.connection, "DEALLOCATE ALL").await;
+    run(&mut place.settle.connection, "DEALLOCATE ALL").await;
+    prepare(&mut place).await;
+    check_plans(&mut place, "huge from the start").await;
+    run(&mut place.connection, "DELETE FROM outbox; ANALYZE outbox").await;
+    check_plans(&mut place, "empty again").await;
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn the_statement_for_no_holds_returns_nothing_where_there_is_one() {
+    let Some(mut place) = Place::new().await else { return };
+    prepare(&mut place).await;
+    place.insert(10).await;
+    let main = "EXECUTE main(0, 5, 10, (ARRAY[0]), now(), '{}', 100, 100)";
+    let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
+    let main = main.replace("(ARRAY[0])", &format!("'{{{}}}'", parts.join(",")));
+    let mut kinds = Vec::new();
+    for hold in [
+        "",
+        "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) VALUES (9, 'a', 'b', 'paused')",
+    ] {
+        run(&mut place.connection, hold).await;
+        let rows =
+            sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut place.fetch.connection).await.unwrap();
+        kinds.push((rows.len(), rows[0].get::<i32, _>(super::COLUMN_COUNT)));
+    }
+    assert_eq!(kinds, [(11, KIND_NO_HOLDS), (1, KIND_HOLDS)]);
+    place.drop().await;
+}

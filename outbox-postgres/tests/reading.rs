@@ -1,0 +1,398 @@
+//! The reader and the settle: what is PostgreSQL's own.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use outbox_core::{
+    Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _, OutboxReader, OutboxStore as _, Outcome,
+    PurgeRequest, StoreErrorKind, Unhold, WhenSent,
+};
+use outbox_postgres::PostgresStore;
+use sqlx::{Connection as _, PgConnection};
+use support::{Place, event, key, request, sequences, settle};
+
+/// Asks until there is something, for ten seconds at most.
+async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing came");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn whatever_stands_in_a_row_it_fails_alone() {
+    let Some(place) = Place::new().await else { return };
+    for (column, value) in [
+        ("headers", "'[1]'"),
+        ("headers", "'{\"a\": 1}'"),
+        ("headers", "'{\"a b\": \"c\"}'"),
+        ("version", "0"),
+        ("event_type", "''"),
+        ("created_at", "'infinity'"),
+        ("created_at", "'-infinity'"),
+        ("aggregate_id", "''"),
+    ] {
+        let (name, number) = (column, place.number("SELECT count(*) FROM outbox").await);
+        let columns = [("aggregate_type", "'order'".to_owned()), ("aggregate_id", format!("'{number}'"))];
+        let others = [("event_type", "'e'".to_owned()), ("payload", "'{}'".to_owned())];
+        let mut row: Vec<_> = columns.into_iter().chain(others).filter(|(n, _)| *n != name).collect();
+        row.push((name, value.to_owned()));
+        let (names, values): (Vec<_>, Vec<_>) = row.into_iter().unzip();
+        place.run(&format!("INSERT INTO outbox ({}) VALUES ({})", names.join(", "), values.join(", "))).await;
+    }
+    place.commit(&[event("good")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(rows.len(), 9);
+    for row in &rows[..8] {
+        assert!(row.content.is_err(), "{row:?}");
+    }
+    assert!(rows[8].content.is_ok());
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn an_event_scheduled_for_ever_and_one_since_ever() {
+    let Some(place) = Place::new().await else { return };
+    let insert = |at: &str| {
+        format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, available_at) \
+             VALUES ('order', '1', 'e', '', '{at}')"
+        )
+    };
+    place.run(&insert("infinity")).await;
+    place.run(&insert("-infinity")).await;
+    place.run(&insert("294276-01-01")).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    assert_eq!(sequences(&reader.fetch(request(&leases)).await.unwrap().rows), [2]);
+    assert!(place.store.admin_list().await >= 3);
+    place.drop().await;
+}
+
+trait AdminList {
+    async fn admin_list(&self) -> usize;
+}
+
+impl AdminList for PostgresStore {
+    async fn admin_list(&self) -> usize {
+        self.list(&outbox_core::EventFilter::default(), 10).await.unwrap().len()
+    }
+}
+
+#[tokio::test]
+async fn large_payloads_are_read_whole_and_within_the_limit() {
+    let Some(place) = Place::new().await else { return };
+    let large = |n: usize| {
+        Event::builder("order", n.to_string(), "e")
+            .payload(vec![u8::try_from(n).unwrap(); 100_000])
+            .build()
+            .unwrap()
+    };
+    place.commit(&(0..20).map(large).collect::<Vec<_>>()).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let (mut known, mut read) = (Vec::new(), Vec::new());
+    while read.len() < 20 {
+        let request = FetchRequest { bytes_max: 300_000, known: known.clone(), ..request(&leases) };
+        let fetched = reader.fetch(request).await.unwrap();
+        assert!((1..=3).contains(&fetched.rows.len()), "{}", fetched.rows.len());
+        known.extend(sequences(&fetched.rows));
+        read.extend(fetched.rows);
+    }
+    for (n, row) in read.iter().enumerate() {
+        let payload = &row.content.as_ref().unwrap().payload;
+        assert!(payload.len() == 100_000 && payload.iter().all(|byte| usize::from(*byte) == n), "{n}");
+    }
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_reader_whose_fetch_was_dropped_is_of_no_more_use() {
+    let Some(place) = Place::new().await else { return };
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let mut fetch = Box::pin(reader.fetch(request(&leases)));
+    assert!(futures::poll!(&mut fetch).is_pending());
+    drop(fetch);
+    let error = reader.fetch(request(&leases)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Misuse);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_settle_that_is_dropped_leaves_nothing_locked() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&[event("1"), event("2")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
+    let request = settle(relay, &leases, &rows, &retry);
+    for polls in 1..40 {
+        let mut settling = Box::pin(place.store.settle(&request));
+        for _ in 0..polls {
+            if futures::poll!(&mut settling).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let settled = place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
+    assert!(settled.fenced.is_empty());
+    assert_eq!(place.number("SELECT count(*) FROM outbox WHERE status = 1").await, 2);
+    assert_eq!(place.number("SELECT count(*) FROM outbox_holds").await, 0);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn an_error_text_that_postgresql_cannot_store_is_stored_all_the_same() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&[event("1")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    let error = format!("nul \0 and {}", "long ".repeat(10_000));
+    let retry = Outcome::Retry { after: Duration::MAX, error, reason: HoldReason::Backoff };
+    place.store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
+    let kept = place.number("SELECT length(last_error) FROM outbox").await;
+    assert!((1_000..5_000).contains(&kept), "{kept}");
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn the_next_reader_begins_at_the_floor_and_not_below() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&(0..100).map(|n| event(&n.to_string())).collect::<Vec<_>>()).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    place.store.settle(&settle(relay, &leases, &rows[..60], &Outcome::Sent)).await.unwrap();
+    let known = sequences(&rows[60..]);
+    until(async || {
+        reader.fetch(FetchRequest { known: known.clone(), ..request(&leases) }).await.unwrap();
+        (place.number("SELECT min(floor) FROM outbox_partitions").await == 60).then_some(())
+    })
+    .await;
+    let mut next = place.store.reader(relay).await.unwrap();
+    assert_eq!(sequences(&next.fetch(request(&leases)).await.unwrap().rows), known);
+    place.drop().await;
+}
+
+/// Holds the first event, drains the others past it, and removes the hold; returns the reader.
+async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_core::Lease>, HoldEnd) {
+    place.commit(&[event("1"), event("1"), event("2")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    let retry = Outcome::Retry {
+        after: Duration::from_secs(60),
+        error: "no".to_owned(),
+        reason: HoldReason::Backoff,
+    };
+    place.store.settle(&settle(relay, &leases, &rows[..1], &retry)).await.unwrap();
+    place.store.settle(&settle(relay, &leases, &rows[2..], &Outcome::Sent)).await.unwrap();
+    // Everything else is done, so the floor passes what is held.
+    until(async || {
+        assert!(reader.fetch(request(&leases)).await.unwrap().rows.is_empty());
+        (place.number("SELECT min(floor) FROM outbox_partitions").await == 3).then_some(())
+    })
+    .await;
+    place.run("UPDATE outbox_holds SET until = clock_timestamp()").await;
+    let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
+    assert_eq!(hold.sequence, Some(1));
+    let due = [hold.row.unwrap()];
+    place.store.settle(&settle(relay, &leases, &due, &Outcome::Sent)).await.unwrap();
+    let end = HoldEnd { key: key("1"), partition: hold.partition, removed: true };
+    (reader, leases, end)
+}
+
+#[tokio::test]
+async fn what_waited_behind_a_hold_survives_a_crash_after_its_end() {
+    let Some(place) = Place::new().await else { return };
+    let (mut reader, leases, _) = hold_and_release(&place).await;
+    // The end is never told; the floors are written meanwhile.
+    place.commit(&[event("2")]).await;
+    let part = place.number("SELECT part FROM outbox WHERE sequence = 4").await;
+    until(async || {
+        let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+        assert!(rows.iter().all(|row| row.sequence == 4), "{rows:?}");
+        let floor = format!("SELECT floor FROM outbox_partitions WHERE part = {part}");
+        (place.number(&floor).await == 4).then_some(())
+    })
+    .await;
+    drop(reader);
+    let (relay, leases) = {
+        place.run("UPDATE outbox_partitions SET owner = NULL").await;
+        place.relay().await
+    };
+    let mut next = place.store.reader(relay).await.unwrap();
+    let rows = next.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(rows.first().map(|row| row.sequence), Some(2), "{rows:?}");
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_scheduled_event_that_becomes_due_behind_a_hold_comes_with_its_end() {
+    let Some(place) = Place::new().await else { return };
+    let at = chrono::Utc::now() + Duration::from_millis(2_500);
+    let scheduled = Event::builder("order", "1", "e").available_at(at).build().unwrap();
+    place.commit(&[scheduled, event("2")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(sequences(&rows), [2]);
+    place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
+    // The floor passes the scheduled event, so that the hold begins above it.
+    until(async || {
+        reader.fetch(request(&leases)).await.unwrap();
+        (place.number("SELECT min(floor) FROM outbox_partitions").await == 2).then_some(())
+    })
+    .await;
+    place.store.pause(&key("1")).await.unwrap();
+    assert_eq!(place.number("SELECT from_sequence FROM outbox_holds").await, 3);
+    until(async || {
+        let due = place.number("SELECT count(*) FROM outbox WHERE available_at < clock_timestamp()").await;
+        assert!(reader.fetch(request(&leases)).await.unwrap().rows.is_empty());
+        (due == 1).then_some(())
+    })
+    .await;
+    reader.fetch(request(&leases)).await.unwrap();
+    place.store.resume(&key("1")).await.unwrap();
+    let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
+    let mut end = settle(relay, &leases, &[], &Outcome::Sent);
+    end.unholds = vec![Unhold { key: key("1"), partition: hold.partition, sequence: None }];
+    place.store.settle(&end).await.unwrap();
+    let ended = HoldEnd { key: key("1"), partition: hold.partition, removed: true };
+    let mut ended_holds = vec![ended];
+    let rows = until(async || {
+        let request = FetchRequest { ended_holds: std::mem::take(&mut ended_holds), ..request(&leases) };
+        let rows = reader.fetch(request).await.unwrap().rows;
+        (!rows.is_empty()).then_some(rows)
+    })
+    .await;
+    assert_eq!(sequences(&rows), [1]);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_new_reader_knows_what_the_old_one_had_returned() {
+    let Some(place) = Place::new().await else { return };
+    let (reader, leases, end) = hold_and_release(&place).await;
+    let relay: uuid::Uuid = sqlx::query_scalar("SELECT owner FROM outbox_partitions LIMIT 1")
+        .fetch_one(&place.pool)
+        .await
+        .unwrap();
+    let relay = outbox_core::RelayId(relay);
+    drop(reader);
+    // The end of the hold is told to the new reader, or not at all.
+    for ended_holds in [vec![end], Vec::new()] {
+        let mut next = place.store.reader(relay).await.unwrap();
+        let request = FetchRequest { ended_holds, ..request(&leases) };
+        assert_eq!(sequences(&next.fetch(request).await.unwrap().rows), [2]);
+    }
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_stays_open_is_waited_for_and_nothing_else_is() {
+    let Some(place) = Place::new().await else { return };
+    let mut writer = PgConnection::connect(&place.url).await.unwrap();
+    support::execute(&mut writer, &format!("SET search_path = {}; BEGIN", place.schema)).await;
+    let insert = |id: &str| {
+        format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) \
+             VALUES ('order', '{id}', 'e', '')"
+        )
+    };
+    support::execute(&mut writer, &insert("late")).await;
+    place.commit(&[event("1"), event("2")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(sequences(&rows), [2, 3]);
+    place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
+    place.commit(&[event("3")]).await;
+    assert_eq!(sequences(&reader.fetch(request(&leases)).await.unwrap().rows), [4]);
+    let known = FetchRequest { known: vec![4], ..request(&leases) };
+    assert!(reader.fetch(known.clone()).await.unwrap().rows.is_empty());
+    support::execute(&mut writer, &format!("{}; COMMIT", insert("late"))).await;
+    assert_eq!(sequences(&reader.fetch(known.clone()).await.unwrap().rows), [1, 5]);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_sequence_that_was_reset_is_an_error_and_not_a_silence() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&[event("1"), event("2")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    reader.fetch(request(&leases)).await.unwrap();
+    place.run("TRUNCATE outbox RESTART IDENTITY").await;
+    place.commit(&[event("1")]).await;
+    let error = reader.fetch(request(&leases)).await.unwrap_err();
+    assert!(error.to_string().contains("it was reset"), "{error}");
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_purge_walks_on_and_comes_round() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&(0..3_000).map(|n| event(&n.to_string())).collect::<Vec<_>>()).await;
+    place.run("UPDATE outbox SET status = 1, sent_at = now() WHERE sequence % 3 <> 0").await;
+    let all = PurgeRequest {
+        sent: Some((Duration::ZERO, outbox_core::Disposal::Delete)),
+        failed: None,
+        rows_max: 700,
+    };
+    let mut removed = Vec::new();
+    for _ in 0..4 {
+        removed.push(place.store.purge(all).await.unwrap().sent);
+    }
+    assert_eq!(removed, [700, 700, 600, 0]);
+    // What is sent later, below the place where the last purge stopped, is found too.
+    place.run("UPDATE outbox SET status = 1, sent_at = now() WHERE sequence IN (3, 1500, 3000)").await;
+    assert_eq!(place.store.purge(all).await.unwrap().sent, 3);
+    assert_eq!(place.number("SELECT count(*) FROM outbox").await, 997);
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_pool_of_ones_own_is_left_as_it_is() {
+    let Some(place) = Place::new().await else { return };
+    let store = PostgresStore::new(place.pool.clone(), &place.config);
+    let relay = store.join(Duration::from_secs(60)).await.unwrap();
+    let leases = place.claim_all(relay).await;
+    place.commit(&[event("1")]).await;
+    let mut reader = store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    let mut sent = settle(relay, &leases, &rows, &Outcome::Sent);
+    sent.when_sent = WhenSent::Delete;
+    store.settle(&sent).await.unwrap();
+    let timeout: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&place.pool).await.unwrap();
+    assert_eq!(timeout, "0");
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn an_unhold_of_a_hold_that_was_paused_meanwhile_does_nothing() {
+    let Some(place) = Place::new().await else { return };
+    let (relay, leases) = place.relay().await;
+    place.store.pause(&key("1")).await.unwrap();
+    let part = u16::try_from(place.number("SELECT part FROM outbox_holds").await).unwrap();
+    let mut request = settle(relay, &leases, &[], &Outcome::Sent);
+    request.unholds = vec![Unhold { key: key("1"), partition: part, sequence: None }];
+    place.store.settle(&request).await.unwrap();
+    assert_eq!(place.store.holds(10).await.unwrap().len(), 1);
+    place.store.resume(&key("1")).await.unwrap();
+    place.store.settle(&request).await.unwrap();
+    assert_eq!(place.store.holds(10).await.unwrap().len(), 0);
+    place.drop().await;
+}
