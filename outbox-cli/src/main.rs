@@ -27,6 +27,9 @@ Exit codes:
 Every setting of the file can be given by environment, which wins: relay.lease_ttl is OUTBOX_RELAY_LEASE_TTL, and
 OUTBOX_STORE_URL_FILE names a file that holds store.url.";
 
+/// While a broker is away, librdkafka warns several times a second of what the relay says once.
+const LOG_DEFAULT: &str = "info,librdkafka=error";
+
 /// Publishes the events that services write into their outbox tables.
 #[derive(Debug, Parser)]
 #[command(name = "outbox", version, after_help = EXIT_CODES)]
@@ -36,7 +39,7 @@ struct Cli {
     config: Option<PathBuf>,
 
     /// How much is logged: error, warn, info, debug, trace, or by target, such as info,outbox_kafka=debug
-    #[arg(long, global = true, env = "OUTBOX_LOG", value_name = "LEVEL", default_value = "info")]
+    #[arg(long, global = true, env = "OUTBOX_LOG", value_name = "LEVEL", default_value = LOG_DEFAULT)]
     log: tracing_subscriber::filter::Targets,
 
     /// How it is logged, always to the standard error

@@ -102,13 +102,14 @@ fn read_kafka(reader: &mut Reader) -> KafkaSettings {
     kafka
 }
 
-/// How much earlier than the relay the producer gives a message up: a call that the relay gives up first costs the
-/// producer, which is replaced.
+/// How much earlier than the relay the producer gives a message up. librdkafka looks for messages whose time is over
+/// once a second, and the relay ends a call that is not over by then: it would take a broker that is away for a message
+/// that failed, spend an attempt, and replace the producer.
 #[cfg(feature = "kafka")]
-const DELIVERY_MARGIN: Duration = Duration::from_millis(500);
+const DELIVERY_MARGIN: Duration = Duration::from_millis(1500);
 
 #[cfg(feature = "kafka")]
-fn delivery_timeout_default(publish_timeout: Duration) -> Duration {
+fn delivery_timeout_max(publish_timeout: Duration) -> Duration {
     publish_timeout.saturating_sub(DELIVERY_MARGIN).max(publish_timeout / 2)
 }
 
@@ -133,14 +134,16 @@ fn to_kafka(
         reader.problem(URL, "has more than the addresses of brokers", remedy);
         return None;
     }
-    let delivery_timeout =
-        settings.delivery_timeout.unwrap_or_else(|| delivery_timeout_default(publish_timeout));
-    if settings.delivery_timeout.is_some_and(|given| given >= publish_timeout) {
-        let what = format!("is not below relay.publish_timeout, which is {publish_timeout:?}");
+    let delivery_timeout_max = delivery_timeout_max(publish_timeout);
+    let delivery_timeout = settings.delivery_timeout.unwrap_or(delivery_timeout_max);
+    if delivery_timeout > delivery_timeout_max {
+        let what = format!(
+            "is above {delivery_timeout_max:?}, which relay.publish_timeout, {publish_timeout:?}, leaves for it"
+        );
         reader.problem(
             "publisher.kafka.delivery_timeout",
             &what,
-            "choose half a second less than that, or leave it out",
+            "leave it out, or raise relay.publish_timeout",
         );
     }
     let key = match settings.key {

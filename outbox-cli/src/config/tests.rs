@@ -416,14 +416,14 @@ fn kafka_properties_are_passed_on_and_their_problems_named() {
         "\"client.id\": \"me\"",
         "key: Aggregate,",
         "linger: 1ms",
-        "delivery_timeout: 4.5s",
+        "delivery_timeout: 3.5s",
         "\"k1:9092,k2:9092\"",
     ] {
         assert!(shown.contains(part), "{part} in {shown}");
     }
 
     let file =
-        file.replace("compression.type = \"lz4\"", "acks = 1\ndelivery_timeout = \"6s\"\nno.such = true");
+        file.replace("compression.type = \"lz4\"", "acks = 1\ndelivery_timeout = \"4s\"\nno.such = true");
     let lines = refused(
         &file,
         &[("OUTBOX_PUBLISHER_KAFKA_COMPRESSION_TYPE", "rar"), ("OUTBOX_PUBLISHER_KAFKA_IN_FLIGHT_MAX", "9")],

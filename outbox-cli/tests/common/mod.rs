@@ -13,7 +13,10 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -93,13 +96,15 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// A process that runs, and is killed if the test forgets it.
+/// A process that runs, and is killed when the test ends, or when it hangs on reading what the process writes.
 pub struct Running {
-    child: Child,
+    child: Arc<Mutex<Child>>,
     pub stdout: Option<ChildStdout>,
     lines: Receiver<String>,
     reading: Option<JoinHandle<()>>,
     seen: String,
+    /// Dropped with the process, which tells the guard that nothing hangs.
+    _guard: Sender<()>,
 }
 
 impl Running {
@@ -114,7 +119,15 @@ impl Running {
             }
         });
         let stdout = child.stdout.take();
-        Self { child, stdout, lines, reading: Some(reading), seen: String::new() }
+        let child = Arc::new(Mutex::new(child));
+        let (guard, dropped) = mpsc::channel::<()>();
+        let hanging = Arc::clone(&child);
+        thread::spawn(move || {
+            if dropped.recv_timeout(3 * DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                let _ = hanging.lock().unwrap().kill();
+            }
+        });
+        Self { child, stdout, lines, reading: Some(reading), seen: String::new(), _guard: guard }
     }
 
     /// Waits for a line of the log with this text, and returns it.
@@ -134,7 +147,7 @@ impl Running {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.child.lock().unwrap().try_wait().unwrap().is_none()
     }
 
     pub fn signal(&self, name: &str) {
@@ -143,7 +156,8 @@ impl Running {
 
     /// Sends signals without a pause between them.
     pub fn signals(&self, names: &[&str]) {
-        let kill: String = names.iter().map(|name| format!("kill -{name} {};", self.child.id())).collect();
+        let id = self.child.lock().unwrap().id();
+        let kill: String = names.iter().map(|name| format!("kill -{name} {id};")).collect();
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
@@ -165,7 +179,7 @@ impl Running {
     #[track_caller]
     pub fn ended(mut self) -> Ended {
         until("the process ends", || !self.is_running());
-        let code = self.child.wait().unwrap().code();
+        let code = self.child.lock().unwrap().wait().unwrap().code();
         self.reading.take().unwrap().join().unwrap();
         for line in self.lines.try_iter() {
             self.seen.push_str(&line);
@@ -177,8 +191,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 
