@@ -226,7 +226,7 @@ pub(crate) async fn enqueue(bed: &mut Bed) {
     {
         times.sort_unstable();
         let (p50, p99) = (times[times.len() / 2], times[times.len() * 99 / 100]);
-        bed.row("enqueue", name, format!("transaction p50 {p50:.0?}, p99 {p99:.0?}"));
+        bed.row("enqueue", name, format!("transaction p50 {p50:.2?}, p99 {p99:.2?}"));
     }
     place.drop().await;
 }
