@@ -318,17 +318,25 @@ down() {
   wait
 }
 kill_() {
-  local list name pid i
+  local list name pid children child i
   [ $# -gt 0 ] || die "kill what?"
   list=$(names "$@")
   for name in $list; do
     alive "$name" || { say "$name: not running"; continue; }
     pid=$(pid_of "$name")
+    children=$(cat "/proc/$pid/task"/*/children 2>/dev/null || true)
     kill -KILL "$pid"
-    # PostgreSQL's children leave by themselves once the postmaster is gone; the port says when.
+    # PostgreSQL's children leave by themselves once the postmaster is gone. They outlive its port, and as long as they
+    # have its shared memory no new postmaster starts.
     for ((i = 0; i < 500; i++)); do
       alive "$name" || listens "$(port "$name")" || break
       sleep 0.02
+    done
+    for child in $children; do
+      for ((i = 0; i < 500; i++)); do
+        kill -0 "$child" 2>/dev/null || break
+        sleep 0.02
+      done
     done
     rm -f "$RUN/$name.pid"
     say "$name: killed pid $pid"
