@@ -54,7 +54,9 @@ pub(crate) fn start_log(filter: Targets, format: LogFormat) {
         LogFormat::Human => layer.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    // Not as the layer's own filter: after a question whether something is enabled, as rdkafka puts them, that one drops
+    // the next event of the same thread.
+    tracing_subscriber::registry().with(filter).with(layer).init();
 }
 
 /// Writes a result to the standard output.
