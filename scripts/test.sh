@@ -28,6 +28,9 @@ command -v cargo >/dev/null || die 'there is no Rust: install it from https://ru
 command -v cc >/dev/null || lacking+=(gcc)
 command -v c++ >/dev/null || lacking+=(g++)
 command -v make >/dev/null || lacking+=(make)
+# The service in another language, with its driver from pip.
+command -v python3 >/dev/null || lacking+=(python3)
+python3 -m pip --version >/dev/null 2>&1 || lacking+=(python3-pip)
 perl -MFindBin -MIPC::Cmd -MTime::Piece -e 1 2>/dev/null || lacking+=(perl)
 [ -e /usr/include/zlib.h ] || export LIBZ_SYS_STATIC=1
 if [ ${#lacking[@]} -gt 0 ]; then

@@ -51,8 +51,9 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("retry.backoff.max.ms", "500"),
 ];
 
-/// A second less than a relay's default publish time-out, which must be longer.
-const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4);
+/// A second and a half less than a relay's default publish time-out: librdkafka looks for what has timed out once a
+/// second, and a message that it has not given up by then has an unknown outcome.
+const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_millis(3_500);
 const DELIVERY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(900);
 
@@ -237,7 +238,7 @@ impl fmt::Debug for KafkaConfig {
 pub struct KafkaConfigBuilder(KafkaConfig);
 
 impl KafkaConfigBuilder {
-    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 4 s unless
+    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 3.5 s unless
     /// set. librdkafka repeats a request until then. Keep it below the relay's publish timeout by half a second or
     /// more: a call that is given up before costs its producer.
     pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
@@ -357,8 +358,8 @@ mod tests {
             ("enable.idempotence", "true"),
             ("acks", "all"),
             ("max.in.flight", "1"),
-            ("message.timeout.ms", "5000"),
-            ("topic.metadata.propagation.max.ms", "2500"),
+            ("message.timeout.ms", "3500"),
+            ("topic.metadata.propagation.max.ms", "1750"),
             ("linger.ms", "1.5"),
             ("partitioner", "murmur2_random"),
             ("client.id", "me"),

@@ -77,6 +77,9 @@ pub(crate) fn classify(code: Code, answered: bool) -> (PublishErrorKind, Publish
         | Code::InvalidProducerIdMapping
         | Code::UnknownProducerId => (Unavailable, Broker, Unknown),
 
+        // Given up before librdkafka did, while there was no broker to take it.
+        Code::PurgeQueue if !answered => (Unavailable, Broker, No),
+        Code::PurgeInflight if !answered => (Unavailable, Broker, Unknown),
         Code::PurgeQueue | Code::TimedOutQueue | Code::ThrottlingQuotaExceeded | Code::InvalidMessage => {
             (Transient, Message, No)
         }
@@ -134,8 +137,6 @@ mod tests {
             (Code::Fatal, (Unavailable, Broker, Unknown)),
             (Code::OutOfOrderSequenceNumber, (Unavailable, Broker, Unknown)),
             (Code::UnknownProducerId, (Unavailable, Broker, Unknown)),
-            (Code::PurgeQueue, (Transient, Message, No)),
-            (Code::PurgeInflight, (Transient, Message, Unknown)),
             (Code::NotLeaderForPartition, (Transient, Message, Unknown)),
             (Code::LeaderNotAvailable, (Transient, Message, Unknown)),
             (Code::RequestTimedOut, (Transient, Message, Unknown)),
@@ -146,6 +147,14 @@ mod tests {
             assert_eq!(classify(code, true), expected, "{code:?}");
             assert_eq!(classify(code, false), expected, "{code:?}, unanswered");
         }
+    }
+
+    #[test]
+    fn what_is_given_up_while_no_broker_answers_spends_no_attempt() {
+        assert_eq!(classify(Code::PurgeQueue, true), (Transient, Message, No));
+        assert_eq!(classify(Code::PurgeQueue, false), (Unavailable, Broker, No));
+        assert_eq!(classify(Code::PurgeInflight, true), (Transient, Message, Unknown));
+        assert_eq!(classify(Code::PurgeInflight, false), (Unavailable, Broker, Unknown));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! use outbox_kafka::{KafkaConfig, KafkaPublisher};
 //!
 //! let config = KafkaConfig::builder("kafka-1:9092,kafka-2:9092")
-//!     .delivery_timeout(Duration::from_secs(4))
+//!     .delivery_timeout(Duration::from_millis(3_500))
 //!     .property("compression.type", "lz4")
 //!     .build()?;
 //! let publisher = KafkaPublisher::new(config)?;

@@ -241,7 +241,8 @@ async fn a_call_that_is_dropped_leaves_nothing_queued() {
     }
     for _ in 0..100 {
         let report = tokio::time::timeout(TIMEOUT, dropped_reports.recv()).await.unwrap().unwrap();
-        assert_eq!(report.result.unwrap_err().kind, Transient);
+        // Whether the outage was noticed by then decides which.
+        assert!(matches!(report.result.unwrap_err().kind, Transient | Unavailable));
     }
     cluster.broker_up(1).unwrap();
     // The other call's message was purged with them, and is sent by the new producer.
@@ -261,7 +262,8 @@ async fn a_call_that_runs_out_of_time_leaves_nothing_queued_and_reports_everythi
     let messages = (0..100).map(|i| message(TOPIC, &i.to_string(), "{}")).collect();
     let results = publish(&publisher, messages, Duration::from_millis(500)).await;
     for result in results {
-        assert_eq!(result.unwrap().unwrap_err().kind, Transient);
+        // Whether the outage was noticed by then decides which.
+        assert!(matches!(result.unwrap().unwrap_err().kind, Transient | Unavailable));
     }
     cluster.broker_up(1).unwrap();
     assert_eq!(publish_one(&publisher, message(TOPIC, "1", "{}")).await, Ok(()));
