@@ -137,8 +137,9 @@ impl PostgresConfigBuilder {
         self
     }
 
-    /// Whether `enqueue` keeps its statements prepared on the caller's connections, which is faster; true by default. False for
-    /// a writer behind a pooler in transaction mode that loses them, such as PgBouncer before 1.21.
+    /// Whether `enqueue` keeps its statements prepared on the caller's connections, which is faster; true by
+    /// default. False for a writer behind a pooler in transaction mode that loses them, such as PgBouncer before
+    /// 1.21.
     pub fn prepare(mut self, prepare: bool) -> Self {
         self.prepare = prepare;
         self

@@ -30,7 +30,8 @@ const BYTES_PER_STATEMENT: usize = 16 << 20;
 /// ```
 ///
 /// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a pooled
-/// connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the transactions it began.
+/// connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the
+/// transactions it began.
 #[derive(Debug, Clone)]
 pub struct PostgresOutbox {
     one: Arc<str>,

@@ -1,4 +1,5 @@
-//! The reader of one relay: [`PostgresReader`]. It keeps a read position, and finds by other ways what lies behind it.
+//! The reader of one relay: [`PostgresReader`]. It keeps a read position, and finds by other ways what lies behind
+//! it.
 //!
 //! | what | how it is found |
 //! |---|---|
@@ -8,15 +9,15 @@
 //! | a partition that was claimed | a pass from its persisted floor up to R: see [`leases`] |
 //! | an aggregate whose hold is gone | a pass from where its hold began up to R: see [`keys`] |
 //!
-//! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out of the main
-//! scan until it has come to R.
+//! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out of the
+//! main scan until it has come to R.
 //!
 //! # The cost of a writer that stays open
-//! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there to
-//! R again, some 2 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan that
-//! took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the server a
-//! quarter of one core at most, and the latency of new events grows with what was written since it began. Keep
-//! transactions that write events short.
+//! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there
+//! to R again, some 2 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan
+//! that took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the
+//! server a quarter of one core at most, and the latency of new events grows with what was written since it began.
+//! Keep transactions that write events short.
 //!
 //! The relay's statements do not depend on statistics, so the reader never runs `ANALYZE`; autovacuum does.
 
@@ -24,9 +25,11 @@ mod batch;
 mod bound;
 mod catch_up;
 mod decode;
+mod due_holds;
 mod floor;
 mod keys;
 mod leases;
+mod main_scan;
 #[cfg(test)]
 mod plans;
 mod schedule;
@@ -38,45 +41,25 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::TryStreamExt as _;
-use outbox_core::{
-    AggregateKey, DueHold, FetchRequest, Fetched, HoldEnd, OutboxReader, RelayId, Sequence, StoreError,
-    StoreErrorKind,
-};
+use outbox_core::{FetchRequest, Fetched, OutboxReader, RelayId, Sequence, StoreError, StoreErrorKind};
 use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 
 use self::{
     batch::Batch,
     bound::Bound,
     decode::{COLUMN_COUNT, decode},
+    due_holds::PAUSED_OVERLAP,
     keys::Keys,
     leases::Leases,
     schedule::Schedule,
-    statements::{KIND_HOLDS, KIND_LATE, KIND_NO_HOLDS},
 };
 pub(crate) use self::{keys::Inherited, statements::Statements};
 use crate::{
     error::{CALL_TIMEOUT, silent, store_error},
     micros::Micros,
     session::{Purpose, Session},
-    store::{Inner, partition_of},
+    store::Inner,
 };
-
-/// The most due holds that one fetch returns.
-const HOLDS_MAX: usize = 256;
-/// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200 ms.
-const SPAN_MAX: Sequence = 500_000;
-/// A scan that goes over more numbers for late rows than this, and takes longer than that, is followed by a rest.
-const LATE_LONG: Sequence = 50_000;
-const SCAN_LONG: Duration = Duration::from_millis(20);
-const REST_MAX: Duration = Duration::from_secs(1);
-/// The most paused aggregates that one fetch returns, and how often they are looked for.
-const PAUSED_MAX: i64 = 1_000;
-const PAUSED_EVERY: Duration = Duration::from_millis(250);
-/// How long the transaction of a pause may take from its first statement to its commit and still be noticed.
-const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
-
-type Sql<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
 /// Reads for one relay, on a connection of its own.
 pub(crate) struct PostgresReader {
@@ -249,220 +232,6 @@ impl PostgresReader {
         })
     }
 
-    /// Takes note of how due holds ended.
-    async fn end_holds(&mut self, ended: &[HoldEnd]) -> Result<(), sqlx::Error> {
-        for end in ended {
-            let Some(lease) = self.leases.lease(end.partition) else { continue };
-            if !end.removed {
-                self.keys.held_again(&end.key);
-                continue;
-            }
-            let from = match self.keys.get(&end.key) {
-                Some(state) => state.from,
-                // Removed by somebody else's word: the floor has been lowered to below what waits.
-                None => self.stored_floor(end.partition).await? + 1,
-            };
-            self.keys.wait(&end.key, lease, from);
-        }
-        Ok(())
-    }
-
-    /// Finds out what became of aggregates that the previous reader had returned.
-    async fn check_inherited(&mut self, known: &Known<'_>) -> Result<(), sqlx::Error> {
-        let inherited = self.keys.in_phase(keys::Phase::Inherited);
-        if inherited.is_empty() {
-            return Ok(());
-        }
-        let (types, ids) = self.keys.arrays(|phase| phase == keys::Phase::Inherited);
-        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.hold_states)))
-            .bind(self.leases.all())
-            .bind(types)
-            .bind(ids)
-            .fetch_all(&mut self.session.connection)
-            .await?;
-        let mut holds = std::collections::HashMap::new();
-        for row in rows {
-            let state: (Option<Sequence>, bool) = (row.try_get(2)?, row.try_get(3)?);
-            holds.insert(AggregateKey::new(row.try_get(0)?, row.try_get(1)?), state);
-        }
-        for (key, state) in inherited {
-            match holds.get(&key) {
-                None => self.keys.wait(&key, state.lease, state.from),
-                Some((_, false)) => self.keys.held_again(&key),
-                // The relay has the event and will tell.
-                Some((Some(sequence), true)) if known.contains(*sequence) => {
-                    self.keys.outstanding(key, state.lease, state.from);
-                }
-                // Returned again, with the other due holds.
-                Some((_, true)) => {}
-            }
-        }
-        Ok(())
-    }
-
-    async fn read_due_holds(&mut self, probe: &Probe, batch: &mut Batch) -> Result<(), sqlx::Error> {
-        // Half of the room at most, or every other turn: a failing topic must not keep back the others.
-        let max = match batch.room() {
-            1 => usize::from(self.turn),
-            room => room.div_ceil(2).min(HOLDS_MAX),
-        };
-        if max == 0 {
-            batch.more = true;
-            return Ok(());
-        }
-        let (types, ids) = self.keys.arrays(|phase| phase != keys::Phase::Inherited);
-        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
-            .bind(probe.now)
-            .bind(self.leases.all())
-            .bind(types)
-            .bind(ids)
-            .bind(limit(max))
-            .fetch_all(&mut self.session.connection)
-            .await?;
-        batch.more |= rows.len() == max;
-        let mut holds: Vec<(DueHold, Sequence)> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let hold = DueHold {
-                key: AggregateKey::new(row.try_get(1)?, row.try_get(2)?),
-                partition: partition_of(row.try_get(0)?),
-                sequence: row.try_get(3)?,
-                row: None,
-            };
-            holds.push((hold, row.try_get(4)?));
-        }
-        let sequences: Vec<Sequence> = holds.iter().filter_map(|(hold, _)| hold.sequence).collect();
-        let mut reads = std::collections::HashMap::new();
-        if !sequences.is_empty() {
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.hold_rows))).bind(sequences);
-            let mut rows = query.bind(probe.now).fetch(&mut self.session.connection);
-            while let Some(row) = rows.try_next().await? {
-                let read = decode(&row, probe.now)?;
-                reads.insert(read.row.sequence, read);
-            }
-        }
-        for (hold, from) in holds {
-            if !batch.has_half() {
-                batch.more = true;
-                break;
-            }
-            let read = hold.sequence.and_then(|sequence| reads.remove(&sequence));
-            let Some(lease) = self.leases.lease(hold.partition) else { continue };
-            self.keys.outstanding(hold.key.clone(), lease, from);
-            batch.push_hold(hold, read);
-        }
-        Ok(())
-    }
-
-    /// Reads what has become visible late and what is new, and moves R and V. `due` are the places in the batch of
-    /// scheduled events, which must not be returned unless all late rows are.
-    async fn read_main(
-        &mut self,
-        bound: &mut Bound,
-        probe: &Probe,
-        known: &Known<'_>,
-        batch: &mut Batch,
-        due: std::ops::Range<usize>,
-    ) -> Result<(), sqlx::Error> {
-        let room = batch.room();
-        if !bound.behind() || (room == 0 && due.is_empty()) {
-            return Ok(());
-        }
-        // While scheduled events wait to be returned, nothing newer is.
-        let new_max = if self.schedule.queue.is_empty() { room } else { 0 };
-        let mut scan = Scan {
-            late_max: room.max(1),
-            new_max,
-            end: bound.drawn.min(bound.read.saturating_add(SPAN_MAX)),
-            late: 0,
-            new: 0,
-            last_new: bound.read,
-            cut: false,
-        };
-        if self.rests() && due.is_empty() {
-            return Ok(());
-        }
-        let (begun, long) = (Instant::now(), bound.read - bound.visible > LATE_LONG);
-        let mut held = probe.held || !self.keys.is_empty();
-        // A hold may have come since the probe; the second try looks at each.
-        while self.scan(bound, probe, known, batch, &mut scan, held).await? {
-            held = true;
-        }
-        if scan.late >= scan.late_max {
-            // Not all late rows are returned, so nothing that may stand behind one of them is.
-            self.schedule.queue.extend(batch.take_back(due));
-            batch.more = true;
-            return Ok(());
-        }
-        bound.visible = probe.next_visible;
-        if new_max == 0 {
-            return Ok(());
-        }
-        let limited = scan.cut || scan.new >= new_max;
-        let took = begun.elapsed();
-        if long && !limited && took > SCAN_LONG {
-            self.rest_until = Some(Instant::now() + (3 * took).min(REST_MAX));
-        }
-        batch.more |= limited;
-        bound.read = if limited { scan.last_new } else { scan.end };
-        Ok(())
-    }
-
-    /// Runs the main statement; true if it found holds where none were expected, and returned nothing.
-    async fn scan(
-        &mut self,
-        bound: &Bound,
-        probe: &Probe,
-        known: &Known<'_>,
-        batch: &mut Batch,
-        scan: &mut Scan,
-        held: bool,
-    ) -> Result<bool, sqlx::Error> {
-        let sql = if held { &self.sql.main_held } else { &self.sql.main };
-        let mut query: Sql<'_> = sqlx::query(AssertSqlSafe(Arc::clone(sql)))
-            .bind(bound.visible)
-            .bind(bound.read)
-            .bind(scan.end)
-            .bind(self.leases.parts(leases::Phase::Ready))
-            .bind(self.schedule.due_until())
-            .bind(known.between(bound.visible, bound.read))
-            .bind(limit(scan.late_max))
-            .bind(limit(scan.new_max));
-        if held {
-            let (types, ids) = self.keys.arrays(|_| true);
-            query = query.bind(types).bind(ids);
-        }
-        let mut rows = query.fetch(&mut self.session.connection);
-        while let Some(row) = rows.try_next().await? {
-            match row.try_get::<i32, _>(COLUMN_COUNT)? {
-                KIND_NO_HOLDS => {}
-                KIND_HOLDS => return Ok(true),
-                KIND_LATE => {
-                    let read = decode(&row, probe.now)?;
-                    scan.late += 1;
-                    if batch.room() == 0 && scan.late > 1 {
-                        // The bytes are reached: as if the limit were.
-                        scan.late = scan.late_max;
-                        break;
-                    }
-                    batch.push(read);
-                }
-                _ => {
-                    if scan.late >= scan.late_max || batch.room() == 0 {
-                        scan.cut = true;
-                        break;
-                    }
-                    scan.new += 1;
-                    let read = decode(&row, probe.now)?;
-                    scan.last_new = read.row.sequence;
-                    if !known.contains(read.row.sequence) {
-                        batch.push(read);
-                    }
-                }
-            }
-        }
-        Ok(false)
-    }
-
     /// Reads the payloads that were too large to come with their rows.
     async fn read_payloads(&mut self, batch: &mut Batch) -> Result<(), sqlx::Error> {
         let sequences: Vec<Sequence> = batch.missing().map(|read| read.row.sequence).collect();
@@ -486,44 +255,9 @@ impl PostgresReader {
         Ok(())
     }
 
-    async fn paused(&mut self, probe: &Probe) -> Result<Vec<AggregateKey>, sqlx::Error> {
-        if !probe.paused || self.paused_looked.is_some_and(|looked| looked.elapsed() < PAUSED_EVERY) {
-            return Ok(Vec::new());
-        }
-        self.paused_looked = Some(Instant::now());
-        let rows: Vec<(String, String, Micros)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.paused)))
-            .bind(self.paused_until)
-            .bind(self.leases.all())
-            .bind(PAUSED_MAX)
-            .fetch_all(&mut self.session.connection)
-            .await?;
-        // Looked at again until it is old enough that nothing older can still commit.
-        let settled = probe.now.minus(PAUSED_OVERLAP);
-        self.paused_until = match rows.last() {
-            Some((.., last)) if rows.len() == limit_len(PAUSED_MAX) => *last,
-            _ => self.paused_until.max(settled),
-        };
-        Ok(rows.into_iter().map(|(kind, id, _)| AggregateKey::new(&kind, &id)).collect())
-    }
-
-    fn rests(&self) -> bool {
-        self.rest_until.is_some_and(|until| Instant::now() < until)
-    }
-
     fn passing(&self) -> bool {
         self.leases.pass.is_some() || (0..keys::LANES).any(|lane| self.keys.lane(lane).is_some())
     }
-}
-
-/// How far the main statement came.
-struct Scan {
-    late_max: usize,
-    new_max: usize,
-    end: Sequence,
-    late: usize,
-    new: usize,
-    last_new: Sequence,
-    cut: bool,
 }
 
 /// What the relay holds, and what this fetch has read already.
@@ -553,10 +287,6 @@ impl<'a> Known<'a> {
 
 fn limit(rows: usize) -> i64 {
     i64::try_from(rows).unwrap_or(i64::MAX)
-}
-
-fn limit_len(rows: i64) -> usize {
-    usize::try_from(rows).unwrap_or_default()
 }
 
 fn behind(table: &str, drawn: Sequence, read: Sequence) -> StoreError {

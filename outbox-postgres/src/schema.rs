@@ -16,7 +16,8 @@ pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
     format!("(get_byte(decode(md5({aggregate_type} || '/' || {aggregate_id}), 'hex'), 0) & 63)::smallint")
 }
 
-/// The statements that create the tables, for one's own migration tool. They may be run again at any time and change nothing then.
+/// The statements that create the tables, for one's own migration tool. They may be run again at any time and
+/// change nothing then.
 ///
 /// ```
 /// let config = outbox_postgres::PostgresConfig::builder().schema("billing").build()?;

@@ -19,8 +19,8 @@ pub(crate) const RELAY_SETTINGS: &str = "SET default_transaction_isolation = 're
      SET default_transaction_read_only = off; SET idle_in_transaction_session_timeout = '5s'; \
      SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET jit = off;";
 
-/// The statements of the relay's loop have one right plan each, an index scan in the order of the primary key. Statistics
-/// of an empty or a stale table make the planner think otherwise, so it is given no choice.
+/// The statements of the relay's loop have one right plan each, an index scan in the order of the primary key.
+/// Statistics of an empty or a stale table make the planner think otherwise, so it is given no choice.
 const FETCH_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off; \
      SET plan_cache_mode = force_generic_plan;";
 

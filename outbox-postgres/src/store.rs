@@ -43,8 +43,8 @@ pub struct PostgresStore(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) pool: PgPool,
     pub(crate) config: PostgresConfig,
-    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it works, so that a settle
-    /// that is dropped half-way takes its connection with it.
+    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it works,
+    /// so that a settle that is dropped half-way takes its connection with it.
     settling: tokio::sync::Mutex<Option<Session>>,
     /// The server's process of the settle that is running, or 0: its locks are not those of a writer.
     pub(crate) settling_pid: AtomicI32,
@@ -53,7 +53,8 @@ pub(crate) struct Inner {
 }
 
 impl PostgresStore {
-    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a finding of `check`.
+    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a finding of
+    /// `check`.
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url.
@@ -78,8 +79,8 @@ impl PostgresStore {
         Ok(Self::new(pool, config))
     }
 
-    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are. Connects when
-    /// it is first used.
+    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are. Connects
+    /// when it is first used.
     pub fn new(pool: PgPool, config: &PostgresConfig) -> Self {
         Self(Arc::new(Inner {
             pool,

@@ -3,9 +3,14 @@
 
 mod support;
 
-use outbox_core::{Finding, OutboxStore as _, Severity};
+use std::time::Duration;
+
+use outbox_core::{
+    Disposal, Enqueue as _, EventFilter, FailureCause, Finding, HoldReason, OutboxAdmin as _,
+    OutboxStore as _, Outcome, PurgeRequest, SettleRequest, Severity, Status, Successors, WhenSent,
+};
 use outbox_postgres::{PostgresConfig, PostgresStore, SentRows};
-use support::Place;
+use support::{Place, event, key, request, settle};
 
 /// Provokes a finding by statements, and looks for it.
 async fn provoke(sql: &str, code: &str, severity: Severity) {
@@ -164,8 +169,7 @@ async fn a_search_path_that_only_the_pool_has() {
 async fn a_pool_that_gives_nothing() {
     let Some(place) = Place::new().await else { return };
     let options = sqlx::postgres::PgPoolOptions::new().max_connections(1);
-    let pool =
-        options.acquire_timeout(std::time::Duration::from_millis(50)).connect(&place.url).await.unwrap();
+    let pool = options.acquire_timeout(Duration::from_secs(1)).connect(&place.url).await.unwrap();
     let taken = pool.acquire().await.unwrap();
     let findings = PostgresStore::new(pool, &place.config).check().await.unwrap();
     expect(&findings, "connections", Severity::Error);
@@ -195,4 +199,86 @@ async fn a_database_of_another_encoding() {
     drop(store);
     place.run(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
     place.drop().await;
+}
+
+#[tokio::test]
+async fn the_documented_privileges_are_enough_for_everything() {
+    let Some(place) = Place::new().await else { return };
+    let (schema, suffix) = (&place.schema, &place.schema[place.schema.len() - 20..]);
+    let (writer, relay) = (format!("w{suffix}"), format!("r{suffix}"));
+    place
+        .run(&format!(
+            "CREATE ROLE {writer} LOGIN PASSWORD 'secret'; CREATE ROLE {relay} LOGIN PASSWORD 'secret'; \
+             GRANT USAGE ON SCHEMA {schema} TO {writer}, {relay}; \
+             GRANT INSERT, SELECT ON outbox TO {writer}; \
+             GRANT SELECT, UPDATE, DELETE ON outbox TO {relay}; GRANT SELECT ON outbox_sequence_seq TO {relay}; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relays, outbox_holds, outbox_failed TO {relay}; \
+             GRANT SELECT, UPDATE ON outbox_partitions, outbox_meta TO {relay}; \
+             GRANT SELECT, INSERT ON outbox_archive TO {relay}; \
+             GRANT SELECT, INSERT, DELETE ON outbox_topics TO {relay}"
+        ))
+        .await;
+    let url = |role: &str| place.url.replace("outbox:outbox@", &format!("{role}:secret@"));
+    let pool = sqlx::PgPool::connect(&url(&writer)).await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    place.outbox.enqueue(&mut transaction, &event("1")).await.unwrap();
+    let events: Vec<_> = (2..9).map(|n: u8| event(&n.to_string())).collect();
+    place.outbox.enqueue_all(&mut transaction, &events).await.unwrap();
+    transaction.commit().await.unwrap();
+    pool.close().await;
+
+    let config = PostgresConfig::builder().url(url(&relay)).schema(schema).build().unwrap();
+    let store = PostgresStore::connect(&config).await.unwrap();
+    assert_eq!(store.check().await.unwrap(), []);
+    everything(&store).await;
+    place.run(&format!("DROP OWNED BY {writer}, {relay}; DROP ROLE {writer}, {relay}")).await;
+    place.drop().await;
+}
+
+/// Whatever a relay and its operator do.
+async fn everything(store: &PostgresStore) {
+    let id = store.join(Duration::from_secs(60)).await.unwrap();
+    assert!(store.beat(id, Duration::from_secs(60)).await.unwrap());
+    let seen = store.membership(id).await.unwrap().partitions;
+    let seen: Vec<_> = seen.iter().map(|p| (p.partition, p.epoch)).collect();
+    let leases: Vec<_> = store.claim(id, &seen).await.unwrap().into_iter().map(|c| c.lease).collect();
+    let mut reader = store.reader(id).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(rows.len(), 8);
+    let lease = *leases.iter().find(|lease| lease.partition == rows[0].partition).unwrap();
+    assert!(store.begin_attempt(id, lease, rows[0].sequence, 1).await.unwrap());
+    let error = || "no".to_owned();
+    let (after, cause) = (Duration::ZERO, FailureCause::Exhausted);
+    for (row, (outcome, when_sent)) in rows.chunks(1).zip([
+        (Outcome::Sent, WhenSent::Keep),
+        (Outcome::Sent, WhenSent::Delete),
+        (Outcome::Sent, WhenSent::Archive),
+        (Outcome::Retry { after, error: error(), reason: HoldReason::Topic }, WhenSent::Keep),
+        (Outcome::Failed { cause, error: error(), successors: Successors::Park }, WhenSent::Keep),
+        (Outcome::Failed { cause, error: error(), successors: Successors::Release }, WhenSent::Keep),
+    ]) {
+        let request = SettleRequest { when_sent, ..settle(id, &leases, row, &outcome) };
+        assert!(store.settle(&request).await.unwrap().fenced.is_empty());
+    }
+    let due = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0).row.unwrap();
+    let archive =
+        SettleRequest { when_sent: WhenSent::Archive, ..settle(id, &leases, &[due], &Outcome::Sent) };
+    store.settle(&archive).await.unwrap();
+    let all = EventFilter::default();
+    assert_eq!(store.list(&EventFilter::status(Status::Failed), 10).await.unwrap().len(), 2);
+    assert_eq!(store.requeue(&all).await.unwrap(), 2);
+    assert_eq!(store.discard(&all).await.unwrap(), 2);
+    store.pause(&key("8")).await.unwrap();
+    assert!(store.resume(&key("8")).await.unwrap());
+    assert_eq!(store.holds(10).await.unwrap().len(), 3);
+    store.pause_topic("t").await.unwrap();
+    assert_eq!(store.paused_topics().await.unwrap(), ["t"]);
+    assert!(store.resume_topic("t").await.unwrap());
+    for disposal in [Disposal::Archive, Disposal::Delete] {
+        let age = Some((Duration::ZERO, disposal));
+        store.purge(PurgeRequest { sent: age, failed: age, rows_max: 1 }).await.unwrap();
+    }
+    assert_eq!(store.stats().await.unwrap().pending, 2);
+    store.release(id, &leases).await.unwrap();
+    store.leave(id).await.unwrap();
 }

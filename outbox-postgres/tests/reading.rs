@@ -302,6 +302,28 @@ async fn a_new_reader_knows_what_the_old_one_had_returned() {
 }
 
 #[tokio::test]
+async fn a_hold_that_is_out_is_not_returned_again() {
+    let Some(place) = Place::new().await else { return };
+    place.commit(&[event("1")]).await;
+    let (relay, leases) = place.relay().await;
+    let mut reader = place.store.reader(relay).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
+    place.store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
+    assert_eq!(reader.fetch(request(&leases)).await.unwrap().due_holds.len(), 1);
+    let out = FetchRequest { known: sequences(&rows), ..request(&leases) };
+    assert_eq!(reader.fetch(out.clone()).await.unwrap().due_holds.len(), 0);
+    // Nor by the next reader, which the relay's hint tells of it; without the hint it is.
+    drop(reader);
+    let mut reader = place.store.reader(relay).await.unwrap();
+    assert_eq!(reader.fetch(out).await.unwrap().due_holds.len(), 0);
+    drop(reader);
+    let mut reader = place.store.reader(relay).await.unwrap();
+    assert_eq!(reader.fetch(request(&leases)).await.unwrap().due_holds.len(), 1);
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn a_writer_that_stays_open_is_waited_for_and_nothing_else_is() {
     let Some(place) = Place::new().await else { return };
     let mut writer = PgConnection::connect(&place.url).await.unwrap();

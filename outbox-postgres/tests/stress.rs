@@ -1,8 +1,8 @@
 //! The fetch contract under writers that commit late and out of order, with every other event of a relay's life at
 //! random: retries, parks, pauses, requeues, schedules, lost leases, new readers and restarts.
 //!
-//! The relay here is a small model of one. After each fetch it checks the contract itself: what was returned, with what
-//! it holds, is closed under *earlier*. In the end nothing may be lost.
+//! The relay here is a small model of one. After each fetch it checks the contract itself: what was returned, with
+//! what it holds, is closed under *earlier*. In the end nothing may be lost.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 mod support;
@@ -37,8 +37,8 @@ fn is_loose(key: &AggregateKey) -> bool {
     key.aggregate_id().ends_with('9')
 }
 
-/// Writes `count` events: each counts its aggregate's version up under the lock of a row, so that versions ascend in the order
-/// of the commits of one aggregate.
+/// Writes `count` events: each counts its aggregate's version up under the lock of a row, so that versions ascend
+/// in the order of the commits of one aggregate.
 async fn write(
     (pool, outbox): (PgPool, PostgresOutbox),
     seed: u64,

@@ -2,9 +2,10 @@
 //!
 //! A sequence is drawn before its row commits, so a row with a low number may become visible after rows with higher
 //! ones. Every writer of the table holds a lock on it from before it draws its first number until after its commit
-//! is visible. So: read the last number drawn (F), *then* the writers that are open (C). A writer that C shows for the
-//! first time has drawn nothing up to the F of the probe before; one that has gone has committed, visibly to every
-//! later snapshot, or never will. The bound (V) is the least of the floors of the open writers, or F without any.
+//! is visible. So: read the last number drawn (F), *then* the writers that are open (C). A writer that C shows for
+//! the first time has drawn nothing up to the F of the probe before; one that has gone has committed, visibly to
+//! every later snapshot, or never will. The bound (V) is the least of the floors of the open writers, or F without
+//! any.
 //!
 //! Rows are read up to a position (R). Each fetch reads what is new above R and whatever has become visible between
 //! V and R, in one statement, and only then moves V.
@@ -36,8 +37,8 @@ impl Bound {
         self.visible < self.drawn || self.read < self.drawn
     }
 
-    /// Takes a probe and returns the next V, to be set once the fetch after it has succeeded. `None` for the writers: they
-    /// were not looked at, since nothing was drawn and no writer was open.
+    /// Takes a probe and returns the next V, to be set once the fetch after it has succeeded. `None` for the
+    /// writers: they were not looked at, since nothing was drawn and no writer was open.
     pub(super) fn observe(&mut self, drawn: Sequence, writers: Option<Vec<String>>) -> Sequence {
         let Some(writers) = writers else { return self.visible };
         let floor = |writer: &String| match self.writers.get(writer) {

@@ -1,4 +1,5 @@
-//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event fails alone.
+//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event
+//! fails alone.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,10 @@
 //! The persisted floors: below the floor of a partition nothing waits, unless it has a hold or is scheduled.
 //!
-//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold. It need
-//! not be exact, only never too high, so it is written every two seconds: often enough for passes to be short, and
-//! seldom enough that the versions of these rows stay few while some other transaction keeps them from being removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not raise it again before
-//! everything behind the hold has been returned.
+//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold. It
+//! need not be exact, only never too high, so it is written every two seconds: often enough for passes to be short,
+//! and seldom enough that the versions of these rows stay few while some other transaction keeps them from being
+//! removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not
+//! raise it again before everything behind the hold has been returned.
 
 use std::{
     sync::Arc,

@@ -11,7 +11,8 @@ use std::collections::HashMap;
 
 use outbox_core::{AggregateKey, Epoch, Lease, Partition, Sequence};
 
-/// Two passes may run side by side, so that a short back-off need not wait for an aggregate that was parked a week ago.
+/// Two passes may run side by side, so that a short back-off need not wait for an aggregate that was parked a week
+/// ago.
 pub(super) const LANES: usize = 2;
 /// A hold that began within this many numbers of the read position goes into the short lane.
 const SHORT: Sequence = 100_000;
@@ -87,8 +88,8 @@ impl Keys {
         }
     }
 
-    /// Takes note of the leases that are asked for: what belongs to an older epoch is forgotten, and what belongs to a
-    /// partition that is not asked for is put away, since its lease may come back.
+    /// Takes note of the leases that are asked for: what belongs to an older epoch is forgotten, and what belongs
+    /// to a partition that is not asked for is put away, since its lease may come back.
     pub(super) fn adopt(&mut self, epoch: impl Fn(Partition) -> Option<Epoch>) {
         self.keys.retain(|_, state| epoch(state.lease.partition).is_none_or(|e| e == state.lease.epoch));
         for state in self.keys.values_mut() {
@@ -113,8 +114,8 @@ impl Keys {
         chosen.map(|key| (key.aggregate_type().to_owned(), key.aggregate_id().to_owned())).unzip()
     }
 
-    /// Gives waiting aggregates to the lanes: those that an idle lane can begin with, and those that a running one has not
-    /// come to. Returns them.
+    /// Gives waiting aggregates to the lanes: those that an idle lane can begin with, and those that a running one
+    /// has not come to. Returns them.
     pub(super) fn start(&mut self, read: Sequence) -> Vec<AggregateKey> {
         let mut started = Vec::new();
         for (lane, position) in self.lanes.iter_mut().enumerate() {
@@ -157,7 +158,8 @@ impl Keys {
             .collect()
     }
 
-    /// Below which number everything of the partition that is read by key has been returned; `None` if there is nothing.
+    /// Below which number everything of the partition that is read by key has been returned; `None` if there is
+    /// nothing.
     pub(super) fn floor(&self, partition: Partition) -> Option<Sequence> {
         let states = self.keys.values().filter(|state| state.lease.partition == partition);
         states

@@ -1,5 +1,5 @@
-//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge table, whatever the
-//! statistics say.
+//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge table,
+//! whatever the statistics say.
 
 use outbox_core::WhenSent;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgPoolOptions};

@@ -1,8 +1,8 @@
 //! Scheduled events behind the read position.
 //!
-//! The main scan passes over an event whose time has not come. It is found again by its time: the numbers of all that have become due
-//! since the last look are collected, and their rows returned in ascending order, before anything newer. The clock is
-//! the server's, and goes only as far as has been collected.
+//! The main scan passes over an event whose time has not come. It is found again by its time: the numbers of all
+//! that have become due since the last look are collected, and their rows returned in ascending order, before
+//! anything newer. The clock is the server's, and goes only as far as has been collected.
 
 use std::collections::{BTreeSet, HashMap};
 

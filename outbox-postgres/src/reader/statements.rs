@@ -1,7 +1,7 @@
-//! The statements of the reader, each with one right plan: an index scan in the order of the primary key, stopped by
-//! its limit. The sub-selects that filter rows are written so that the planner cannot turn them into joins, which would
-//! read and sort a whole backlog before the limit: `OFFSET 0` inside `EXISTS`, and `NOT IN` or `IN … IS TRUE` over arrays, which are
-//! hashed once.
+//! The statements of the reader, each with one right plan: an index scan in the order of the primary key, stopped
+//! by its limit. The sub-selects that filter rows are written so that the planner cannot turn them into joins,
+//! which would read and sort a whole backlog before the limit: `OFFSET 0` inside `EXISTS`, and `NOT IN` or `IN … IS
+//! TRUE` over arrays, which are hashed once.
 
 use std::sync::Arc;
 
@@ -135,8 +135,9 @@ fn probe() -> String {
     )
 }
 
-/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most; with holds `$9` and `$10`
-/// the aggregates that are read by key. All of it, the look at the holds too, is of one snapshot.
+/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most; with
+/// holds `$9` and `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one
+/// snapshot.
 fn main(held: Option<&str>) -> String {
     let filter = held.unwrap_or("AND NOT (SELECT found FROM m)");
     let found = match held {
@@ -160,7 +161,8 @@ fn main(held: Option<&str>) -> String {
     )
 }
 
-/// `$1` from, `$2` to, `$3` the aggregates' types, `$4` their ids, `$5` due until, `$6` known, `$7` partitions, `$8` at most.
+/// `$1` from, `$2` to, `$3` the aggregates' types, `$4` their ids, `$5` due until, `$6` known, `$7` partitions,
+/// `$8` at most.
 fn pass(within: &str, end: &str) -> String {
     format!(
         "SELECT {COLUMNS} FROM {{outbox}} o WHERE o.sequence > $1 AND o.sequence <= $2 AND {READY} \

@@ -87,8 +87,8 @@ pub(super) async fn claim(
     let what = "claim partitions";
     let parts: Vec<i16> = seen.iter().map(|(part, _)| partition_code(*part)).collect();
     let epochs: Vec<Epoch> = seen.iter().map(|(_, epoch)| *epoch).collect();
-    // The rows are locked in one order by everybody, so that two claims cannot deadlock; after the wait for a lock the epoch is
-    // compared again, with the newest version of the row.
+    // The rows are locked in one order by everybody, so that two claims cannot deadlock; after the wait for a lock
+    // the epoch is compared again, with the newest version of the row.
     let sql = format!(
         "WITH alive AS MATERIALIZED (SELECT r.relay_id FROM {{relays}} r WHERE {ALIVE}), \
          free AS MATERIALIZED ( \

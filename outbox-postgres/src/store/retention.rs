@@ -8,8 +8,8 @@ use sqlx::{PgConnection, Row as _};
 use super::{Inner, begin, membership::ALIVE, millis, settle::ARCHIVED};
 use crate::error::{store_error, within};
 
-/// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the status sent rows are
-/// found by walking the table; this bounds the walk of one call to some 20 ms.
+/// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the
+/// status sent rows are found by walking the table; this bounds the walk of one call to some 20 ms.
 const LOOKED_AT_PER_ROW: i64 = 10;
 const LOOKED_AT_MAX: i64 = 50_000;
 

@@ -20,7 +20,8 @@ use crate::{
     session::Purpose,
 };
 
-/// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to write stale rows.
+/// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to write
+/// stale rows.
 const LEASES: &str = "l AS MATERIALIZED ( \
       SELECT p.part FROM {partitions} p JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
       WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR SHARE OF p)";
@@ -113,8 +114,8 @@ fn all_sent(request: &SettleRequest) -> Option<u32> {
     (request.unholds.is_empty() && request.settlements.iter().all(alike)).then_some(attempts)
 }
 
-/// Settles sent events in one statement and returns the partitions whose lease is held; `None`, having changed nothing,
-/// if one of the events has a hold.
+/// Settles sent events in one statement and returns the partitions whose lease is held; `None`, having changed
+/// nothing, if one of the events has a hold.
 ///
 /// A hold that names an event in flight was there before the event was read, so that looking for one in the same
 /// snapshot is enough.
