@@ -149,8 +149,8 @@ pub struct Fetched {
     pub rows: Vec<Row>,
     /// Holds whose time has come, at most a bounded number at a time, the longest due first.
     pub due_holds: Vec<DueHold>,
-    /// Aggregates that an operator has paused since this reader's previous fetch. May repeat, and may lag by a
-    /// second.
+    /// Aggregates that an operator has paused since this reader's previous fetch. May repeat while the pause lasts,
+    /// and may lag by a second. Rows of theirs in the same answer were read before, and are dropped with the others.
     pub paused: Vec<AggregateKey>,
     /// A limit was hit: ask again at once.
     pub more: bool,

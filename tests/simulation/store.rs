@@ -305,6 +305,9 @@ impl OutboxReader for SimReader {
         if database.fault() {
             return Err(unavailable("fetch: answer lost"));
         }
+        // A store may look for pauses after it has read its rows.
+        let holds = database.memory.holds(u32::MAX).await?;
+        fetched.paused.extend(holds.into_iter().filter(|hold| hold.paused).map(|hold| hold.key));
         let mut vanished = database.vanished.lock().expect("vanished").clone();
         vanished.extend(database.hidden.lock().expect("hidden").iter());
         fetched.rows.retain(|row| !vanished.contains(&row.sequence));

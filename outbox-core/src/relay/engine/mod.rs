@@ -204,3 +204,53 @@ impl Engine {
         self.status.broker_available = self.broker.failures == 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AggregateKey, Claimed, Fetched, Row, StoredEvent};
+
+    const NOW: Monotonic = Duration::from_secs(1);
+
+    fn row(sequence: Sequence) -> Row {
+        let event = StoredEvent {
+            id: uuid::Uuid::from_u128(sequence as u128),
+            event_type: "e".to_owned(),
+            version: 1,
+            payload: bytes::Bytes::new(),
+            content_type: None,
+            headers: BTreeMap::new(),
+            topic: None,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+        };
+        let key = AggregateKey::new("order", "1");
+        Row { sequence, partition: 0, key, attempts: 0, age: Duration::ZERO, content: Ok(event) }
+    }
+
+    /// The sequences that the engine publishes now.
+    fn published(engine: &mut Engine) -> Vec<Sequence> {
+        match engine.next_publish(NOW) {
+            Some(Command::Publish(_, messages)) => messages.iter().map(|message| message.sequence).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn fetch(engine: &mut Engine, fetched: Fetched) {
+        engine.wake(NOW);
+        assert!(matches!(engine.next_fetch(NOW), Some(Command::Fetch(..))));
+        engine.fetched(NOW, fetched);
+    }
+
+    #[test]
+    fn rows_that_come_with_the_news_of_a_pause_do_not_pass_those_that_it_drops() {
+        let mut engine = Engine::new(RelayConfig::default(), 1);
+        engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
+        engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
+        fetch(&mut engine, Fetched { rows: vec![row(1), row(2)], ..Fetched::default() });
+        assert_eq!(published(&mut engine), vec![1]);
+        let paused = vec![AggregateKey::new("order", "1")];
+        fetch(&mut engine, Fetched { rows: vec![row(3)], paused, ..Fetched::default() });
+        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
+        assert!(published(&mut engine).is_empty(), "2 was dropped, so 3 must not go");
+    }
+}

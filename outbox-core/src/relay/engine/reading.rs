@@ -25,14 +25,6 @@ impl Engine {
             })
             .map(|lease| lease.partition)
             .collect();
-        for key in &fetched.paused {
-            let partition = self.lanes.get_mut(key).map(|lane| lane.partition);
-            if self.lanes.paused(key)
-                && let Some(partition) = partition
-            {
-                self.hold_ended(key.clone(), partition, false);
-            }
-        }
         let mut found = false;
         for hold in fetched.due_holds {
             if valid.contains(&hold.partition) {
@@ -43,6 +35,15 @@ impl Engine {
             if valid.contains(&row.partition) {
                 let item = self.item(now, row);
                 found |= self.lanes.insert(item);
+            }
+        }
+        // After the rows: those that came with the news of a pause were read before it, and stand behind what is dropped.
+        for key in &fetched.paused {
+            let partition = self.lanes.get_mut(key).map(|lane| lane.partition);
+            if self.lanes.paused(key)
+                && let Some(partition) = partition
+            {
+                self.hold_ended(key.clone(), partition, false);
             }
         }
         self.lanes.fetch_ended();
