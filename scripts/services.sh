@@ -6,9 +6,10 @@
 #   scripts/services.sh kill NAME...      SIGKILL, for crash tests; `up` starts it again on the same data
 #   scripts/services.sh wipe [NAME...]    stop and delete the data; downloads stay
 #   scripts/services.sh status            one line per server
+#   scripts/services.sh list              each server with the variable that holds its address
 #   scripts/services.sh env [NAME...]     export lines for the servers that answer: eval "$(scripts/services.sh env)"
 #
-# NAMES: postgres kafka
+# NAMES: one for each file in scripts/services/
 #
 # Settings (environment):
 #   SVC_DIR        where data, logs, sockets and pid files live   (/var/tmp/outbox-services)
@@ -18,7 +19,7 @@
 #   KAFKA_VERSION  the version of Apache Kafka                    (4.1.1)
 #   PG_BIN         the folder of PostgreSQL's programs            (the newest in /usr/lib/postgresql)
 #
-# A new server is five functions, found by its name, and a word in ALL:
+# A new server X is a file scripts/services/X.sh with PORT_X, STOP_X (the signal that ends it) and these functions:
 #   missing_X  prints the Debian packages that it lacks     fetch_X  gets what apt does not have
 #   init_X     makes its data folder, once                  run_X    starts it, by `launch`
 #   probe_X    is true when it really answers               url_X    prints NAME=value for `env`
@@ -26,13 +27,11 @@
 set -euo pipefail
 SELF=$(realpath "$0")
 
-ALL=(postgres kafka)
-: "${SVC_DIR:=/var/tmp/outbox-services}" "${SVC_PORT_BASE:=25000}" "${SVC_WAIT:=90}" "${KAFKA_VERSION:=4.1.1}"
+: "${SVC_DIR:=/var/tmp/outbox-services}" "${SVC_PORT_BASE:=25000}" "${SVC_WAIT:=90}"
 : "${SVC_PKG_DIR:=$SVC_DIR/pkg}"
 SVC_DIR=$(realpath -m "$SVC_DIR") PKG=$(realpath -m "$SVC_PKG_DIR")
 DATA=$SVC_DIR/data RUN=$SVC_DIR/run LOG=$SVC_DIR/log
 HOST=127.0.0.1 USER_=outbox PASSWORD=outbox DATABASE=outbox
-PORT_postgres=$((SVC_PORT_BASE + 432)) PORT_kafka=$((SVC_PORT_BASE + 92)) PORT_kafka_controller=$((SVC_PORT_BASE + 93))
 # Root is needed to install packages only; PostgreSQL refuses to be root and gets a user of its own then.
 ROOT=
 [ "$(id -u)" != 0 ] || ROOT=1
@@ -139,126 +138,13 @@ apt_transaction() {
     >>"$LOG/apt.log" 2>&1 </dev/null 9>&-
 }
 
-# ---- PostgreSQL ----
-postgres_bin() { # of the newest version that is installed, with server and client
-  local folder
-  [ -z "${PG_BIN:-}" ] || { echo "$PG_BIN"; return; }
-  for folder in /usr/lib/postgresql/*/bin; do
-    [ ! -x "$folder/postgres" ] || [ ! -x "$folder/psql" ] || echo "$folder"
-  done | sort -V | tail -n 1
-}
-as_postgres() { if [ -n "$ROOT" ]; then setpriv --reuid=postgres --regid=postgres --init-groups "$@"; else "$@"; fi; }
-missing_postgres() { [ -n "$(postgres_bin)" ] || echo postgresql; }
-init_postgres() {
-  local data=$DATA/postgres password=$RUN/postgres.password
-  [ ! -e "$data/PG_VERSION" ] || return 0
-  rm -rf "$data"
-  mkdir -p "$data"
-  echo "$PASSWORD" >"$password"
-  if [ -n "$ROOT" ]; then
-    chown postgres: "$data" "$password"
-    as_postgres test -x "$data" || die "the user postgres cannot reach $data: choose another SVC_DIR"
-  fi
-  as_postgres "$(postgres_bin)/initdb" -D "$data" -U "$USER_" --pwfile="$password" --auth-local=trust \
-    --auth-host=scram-sha-256 -E UTF8 --locale=C.UTF-8 --no-sync >>"$LOG/postgres.log" 2>&1
-  rm -f "$password"
-  # Durable as in production, because that is what is measured and crashed; logical, for log tailing.
-  cat >>"$data/postgresql.conf" <<END
-listen_addresses = '$HOST'
-wal_level = logical
-max_wal_senders = 20
-max_replication_slots = 20
-max_connections = 300
-shared_buffers = 256MB
-max_wal_size = 2GB
-timezone = 'UTC'
-END
-}
-run_postgres() {
-  local as=()
-  mkdir -p "$RUN/postgres"
-  if [ -n "$ROOT" ]; then
-    chown postgres: "$RUN/postgres"
-    as=(setpriv --reuid=postgres --regid=postgres --init-groups)
-  fi
-  launch postgres "${as[@]}" "$(postgres_bin)/postgres" -D "$DATA/postgres" -p "$PORT_postgres" -k "$RUN/postgres"
-}
-psql_() { PGPASSWORD=$PASSWORD "$(postgres_bin)/psql" -X -qAt -h "$HOST" -p "$PORT_postgres" -U "$USER_" -d postgres "$@"; }
-probe_postgres() { [ "$(psql_ -c 'select 1')" = 1 ]; }
-post_postgres() {
-  [ "$(psql_ -c "select count(*) from pg_database where datname = '$DATABASE'")" = 1 ] ||
-    psql_ -c "create database $DATABASE"
-}
-url_postgres() { echo "POSTGRES_URL=postgres://$USER_:$PASSWORD@$HOST:$PORT_postgres/$DATABASE"; }
-STOP_postgres=INT
-
-# ---- Apache Kafka: one node that is broker and controller ----
-KAFKA_JARS=$PKG/kafka-$KAFKA_VERSION
-java_() { "${JAVA_HOME:+$JAVA_HOME/bin/}java" "$@"; }
-missing_kafka() {
-  command -v "${JAVA_HOME:+$JAVA_HOME/bin/}java" >/dev/null || echo default-jre-headless
-  [ -e "$KAFKA_JARS/.ready" ] || command -v mvn >/dev/null || echo maven
-}
-fetch_kafka() {
-  [ ! -e "$KAFKA_JARS/.ready" ] || return 0
-  mkdir -p "$KAFKA_JARS"
-  # The broker's own jar leaves out its logging backend, without which it does not start.
-  cat >"$KAFKA_JARS/pom.xml" <<END
-<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
-  <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>$KAFKA_VERSION</version></dependency>
-    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version></dependency>
-  </dependencies></project>
-END
-  say "kafka: fetching version $KAFKA_VERSION"
-  retry fetch_kafka_jars || { tail -n 20 "$LOG/fetch.log" >&2; die "kafka: fetching its jars by Maven failed"; }
-  touch "$KAFKA_JARS/.ready"
-}
-fetch_kafka_jars() {
-  (cd "$KAFKA_JARS" && mvn -q -B dependency:copy-dependencies -DincludeScope=runtime \
-    -DoutputDirectory="$KAFKA_JARS/libs") >>"$LOG/fetch.log" 2>&1 </dev/null 9>&-
-}
-init_kafka() {
-  local data=$DATA/kafka id
-  mkdir -p "$data"
-  cat >"$data/server.properties" <<END
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@$HOST:$PORT_kafka_controller
-listeners=PLAINTEXT://$HOST:$PORT_kafka,CONTROLLER://$HOST:$PORT_kafka_controller
-advertised.listeners=PLAINTEXT://$HOST:$PORT_kafka
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
-controller.listener.names=CONTROLLER
-log.dirs=$data/log
-num.partitions=3
-default.replication.factor=1
-min.insync.replicas=1
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=3
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=3
-group.initial.rebalance.delay.ms=0
-auto.create.topics.enable=true
-END
-  [ ! -e "$data/log/meta.properties" ] || return 0
-  # The cluster's id is 16 bytes in URL-safe base64 without padding.
-  id=$(head -c 16 /dev/urandom | base64 | tr '+/' 'ab' | tr -d '=')
-  java_ -Xmx256m -cp "$KAFKA_JARS/libs/*" kafka.tools.StorageTool format -t "$id" -c "$data/server.properties" \
-    >>"$LOG/kafka.log" 2>&1 9>&- || { tail -n 15 "$LOG/kafka.log" >&2; die "kafka: format failed"; }
-}
-run_kafka() {
-  launch kafka "${JAVA_HOME:+$JAVA_HOME/bin/}java" -Xms256m -Xmx512m -XX:+UseG1GC -Djava.awt.headless=true \
-    -cp "$KAFKA_JARS/libs/*" kafka.Kafka "$DATA/kafka/server.properties"
-}
-probe_kafka() { # asks for the supported API versions; the answer must carry correlation id 7 and error code 0
-  [ "$( (exec 3<>"/dev/tcp/$HOST/$PORT_kafka"; printf '\0\0\0\x0d\0\x12\0\0\0\0\0\x07\0\x03svc' >&3
-    timeout 3 head -c 10 <&3 | tail -c 6 | od -An -tx1 | tr -d ' \n') 2>/dev/null)" = 000000070000 ]
-}
-url_kafka() { echo "KAFKA_BROKERS=$HOST:$PORT_kafka"; }
-STOP_kafka=TERM
+# ---- servers ----
+ALL=()
+for file in "${SELF%.sh}"/*.sh; do
+  ALL+=("$(basename "$file" .sh)")
+  # shellcheck source=/dev/null
+  . "$file"
+done
 
 # ---- commands ----
 names() { # checks and expands names; none is all
@@ -358,6 +244,13 @@ status() {
     printf '%-9s %-8s port %s  data %s\n' "$name" "$state" "$(port "$name")" "$DATA/$name"
   done
 }
+list() {
+  local name url
+  for name in "${ALL[@]}"; do
+    url=$("url_$name")
+    echo "$name OUTBOX_TEST_${url%%=*}"
+  done
+}
 env_() {
   local list name url
   list=$(names "$@")
@@ -378,7 +271,8 @@ case $command in
   kill) kill_ "$@" ;;
   wipe) wipe "$@" ;;
   status) status ;;
+  list) list ;;
   env) env_ "$@" ;;
   help | -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$SELF" ;;
-  *) die "unknown command: $command (up down kill wipe status env)" ;;
+  *) die "unknown command: $command (up down kill wipe status list env)" ;;
 esac

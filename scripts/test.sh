@@ -6,7 +6,7 @@
 #   scripts/test.sh STEP...    only these: format lint features docs test
 #
 # Servers that it started are stopped at the end; those that were up stay. A server whose address is set
-# (OUTBOX_TEST_POSTGRES_URL, OUTBOX_TEST_KAFKA_BROKERS) is used as it is.
+# (OUTBOX_TEST_POSTGRES_URL and so on: scripts/services.sh list) is used as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,8 +72,9 @@ test_() {
       started+=("$1")
     fi
   }
-  need postgres OUTBOX_TEST_POSTGRES_URL
-  need kafka OUTBOX_TEST_KAFKA_BROKERS
+  local servers variable
+  servers=$(scripts/services.sh list)
+  while read -r name variable; do need "$name" "$variable"; done <<<"$servers"
   if [ ${#started[@]} -gt 0 ]; then
     # shellcheck disable=SC2064
     trap "scripts/services.sh down ${started[*]}" EXIT

@@ -14,3 +14,19 @@ pub use outbox_sqlite as sqlite;
 /// The Apache Kafka publisher (feature `kafka`).
 #[cfg(feature = "kafka")]
 pub use outbox_kafka as kafka;
+
+/// The MySQL and MariaDB store (feature `mysql`).
+#[cfg(feature = "mysql")]
+pub use outbox_mysql as mysql;
+
+/// The MongoDB store (feature `mongo`).
+#[cfg(feature = "mongo")]
+pub use outbox_mongo as mongo;
+
+/// The RabbitMQ publisher (feature `rabbitmq`).
+#[cfg(feature = "rabbitmq")]
+pub use outbox_rabbitmq as rabbitmq;
+
+/// The NATS JetStream publisher (feature `nats`).
+#[cfg(feature = "nats")]
+pub use outbox_nats as nats;

@@ -102,6 +102,7 @@ impl<'a> Relay<'a> {
             leases: self.leases.clone(),
             known: self.known.keys().copied().collect(),
             ended_holds: std::mem::take(&mut self.ended),
+            full: Vec::new(),
             events_max,
             bytes_max,
         };

@@ -33,7 +33,7 @@ pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{
-    Claimed, Disposal, DueHold, Epoch, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, Membership,
-    OutboxReader, OutboxStore, Outcome, Owner, PartitionView, PurgeRequest, Purged, RelayId, SettleRequest,
-    Settled, Settlement, StoreCapabilities, StoreStats, Successors, Unhold, WhenSent,
+    Claimed, Disposal, DueHold, Epoch, FULL_MAX, FetchRequest, Fetched, HoldEnd, HoldReason, Lease,
+    Membership, OutboxReader, OutboxStore, Outcome, Owner, PartitionView, PurgeRequest, Purged, RelayId,
+    SettleRequest, Settled, Settlement, StoreCapabilities, StoreStats, Successors, Unhold, WhenSent,
 };

@@ -101,6 +101,9 @@ pub struct Claimed {
     pub owner_died: bool,
 }
 
+/// The most aggregates that [`FetchRequest::full`] names.
+pub const FULL_MAX: usize = 64;
+
 /// What one fetch asks for.
 #[derive(Debug, Clone, Default)]
 pub struct FetchRequest {
@@ -111,6 +114,10 @@ pub struct FetchRequest {
     pub known: Vec<Sequence>,
     /// Due holds that the reader returned earlier and that have been dealt with: see [`HoldEnd`].
     pub ended_holds: Vec<HoldEnd>,
+    /// Aggregates of which the relay holds as much as it wants, at most [`FULL_MAX`]: none of their rows are to be
+    /// returned, so that a hot aggregate does not take the room of the others. Once an aggregate is not named any
+    /// more, it is read on from where it was left, what lies behind the read position first. Due holds are returned all the same.
+    pub full: Vec<AggregateKey>,
     /// The most rows to return, held events included; at least 1.
     pub events_max: usize,
     /// Stop adding rows once their [`Row::bytes`] reach this. One row is returned however large it is.

@@ -267,6 +267,7 @@ impl Relay {
             leases: self.leases.clone(),
             known: known.clone(),
             ended_holds: std::mem::take(&mut self.ended),
+            full: Vec::new(),
             events_max: [1, 2, 3, 10, 100, 1000][self.rng.usize(0..6)],
             bytes_max: [1, 20_000, 1 << 20][self.rng.usize(0..3)],
         };

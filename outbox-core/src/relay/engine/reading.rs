@@ -118,6 +118,7 @@ impl Engine {
             leases: leases.clone(),
             known: self.lanes.known().collect(),
             ended_holds: std::mem::take(&mut self.ended_holds),
+            full: Vec::new(),
             events_max: room.min(self.config.fetch_events_max),
             bytes_max: self.config.buffer_bytes_max.saturating_sub(self.lanes.bytes()).max(1),
         };

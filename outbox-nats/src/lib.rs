@@ -1,0 +1,1 @@
+//! Publishes the events of an outbox to NATS JetStream: acknowledged by the stream.

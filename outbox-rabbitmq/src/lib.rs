@@ -1,0 +1,1 @@
+//! Publishes the events of an outbox to RabbitMQ: mandatory, confirmed one by one.
