@@ -15,9 +15,6 @@ mod questions;
 
 use bed::Bed;
 
-#[global_allocator]
-static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const QUESTIONS: [&str; 11] = [
     "memory",
     "ceiling",
