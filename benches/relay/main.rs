@@ -15,6 +15,10 @@ mod questions;
 
 use bed::Bed;
 
+/// As the `outbox` binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const QUESTIONS: [&str; 11] = [
     "memory",
     "ceiling",
