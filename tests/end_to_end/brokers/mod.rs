@@ -18,12 +18,13 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Every one.
+    pub(crate) const ALL: [Self; 1] = [Self::Kafka];
+
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
-        match name {
-            "kafka" => Self::Kafka,
-            _ => panic!("nobody knows {name}"),
-        }
+        let named = Self::ALL.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == name);
+        named.unwrap_or_else(|| panic!("nobody knows {name}"))
     }
 
     /// The broker, or a line that says that it is missing.

@@ -26,13 +26,13 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Every one.
+    pub(crate) const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
+
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
-        match name {
-            "postgres" => Self::Postgres,
-            "sqlite" => Self::Sqlite,
-            _ => panic!("nobody knows {name}"),
-        }
+        let named = Self::ALL.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == name);
+        named.unwrap_or_else(|| panic!("nobody knows {name}"))
     }
 
     /// A fresh place in it, or a line that says that the server is missing.
