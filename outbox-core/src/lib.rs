@@ -10,6 +10,7 @@ mod jsonlines;
 mod memory;
 mod publisher;
 mod relay;
+mod replay;
 mod retry;
 mod routing;
 mod store;
@@ -30,6 +31,7 @@ pub use publisher::{
     Reporter, Stored,
 };
 pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
+pub use replay::{REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress};
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{
