@@ -28,7 +28,7 @@ pub use jsonlines::JsonLinesPublisher;
 pub use memory::{MemoryPublisher, MemoryStore, MemoryTransaction};
 pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
-    Reporter, Stored,
+    Reporter, SharedPublisher, Stored,
 };
 pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
 pub use replay::{REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress};
