@@ -1,5 +1,6 @@
 //! The table of clauses, from which both [`STORE_CLAUSES`] and [`store_suite!`](crate::store_suite) are made.
 
+mod crowding;
 mod holding;
 mod listing;
 mod operating;
@@ -86,6 +87,19 @@ store_clauses! { $
         "next_due, where it is known, is when the next scheduled event or hold becomes due";
     reading::an_undecodable_row_is_returned_alone
         "a row that cannot be read as an event is returned as such, and nothing else fails with it";
+
+    crowding::a_full_aggregate_is_not_returned
+        "rows of an aggregate that is named as full are not returned, by any reader, and others are";
+    crowding::a_full_aggregate_keeps_nobody_back
+        "events behind a long backlog of a full aggregate are returned";
+    crowding::what_was_full_comes_in_order
+        "an aggregate that is not full any more is read on from where it was left, in order and without a gap";
+    crowding::a_late_commit_of_what_was_full_is_returned
+        "a lower sequence that commits while its aggregate is full is returned once it is not, before later ones";
+    crowding::a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning
+        "where the relay left a full aggregate is forgotten with the lease of its partition";
+    crowding::a_due_hold_of_a_full_aggregate_is_returned
+        "a due hold is returned whether its aggregate is full or not, and what waits behind it once it is not";
 
     relays::a_relay_lives_as_long_as_it_beats
         "a relay that joined is alive for its ttl and, with each beat, for another";

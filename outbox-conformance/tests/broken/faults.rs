@@ -37,6 +37,12 @@ pub(crate) enum Fault {
     DueHoldsReversed,
     HoldsOfOthersIgnored,
     PausesNotTold,
+    FullReturned,
+    FullBlocks,
+    FullLost,
+    FullLateLost,
+    FullOutlivesLease,
+    FullHoldsKeptBack,
     // Membership and leases.
     BeatFalse,
     BeatTrue,
@@ -110,6 +116,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_late_commit_below_settled_rows_is_returned",
             "a_late_commit_is_returned_by_the_same_reader",
+            "a_late_commit_of_what_was_full_is_returned",
             "a_rolled_back_event_is_never_returned",
             "an_open_transaction_is_invisible",
         ],
@@ -120,20 +127,34 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::KeysFolded, &["keys_that_look_alike_stay_apart"]),
     (Fault::DuplicatesTaken, &["a_duplicate_id_is_refused"]),
     (Fault::AgeOfAnotherClock, &["age_is_counted_by_the_stores_clock"]),
-    (Fault::LastPageFirst, &["an_aggregate_is_returned_in_order", "every_due_hold_gets_its_turn"]),
+    (
+        Fault::LastPageFirst,
+        &[
+            "an_aggregate_is_returned_in_order",
+            "every_due_hold_gets_its_turn",
+            "what_was_full_comes_in_order",
+        ],
+    ),
     (Fault::EventsMaxIgnored, &["events_max_is_kept", "every_due_hold_gets_its_turn"]),
     (Fault::BytesMaxIgnored, &["bytes_max_is_kept", "one_huge_row_is_returned"]),
     (Fault::HugeRowsLost, &["one_huge_row_is_returned"]),
     (
         Fault::LateRowsLost,
-        &["a_late_commit_below_settled_rows_is_returned", "a_late_commit_is_returned_by_the_same_reader"],
+        &[
+            "a_late_commit_below_settled_rows_is_returned",
+            "a_late_commit_is_returned_by_the_same_reader",
+            "a_late_commit_of_what_was_full_is_returned",
+        ],
     ),
     (
         Fault::PositionShared,
         &[
             "a_discarded_event_is_given_up",
             "a_due_hold_is_returned_alone",
+            "a_due_hold_of_a_full_aggregate_is_returned",
             "a_failed_event_releases_its_successors",
+            "a_full_aggregate_is_not_returned",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
             "a_hold_outlives_its_relay",
             "a_parked_aggregate_waits_for_an_operator",
             "a_partition_that_is_claimed_anew_is_read_from_the_beginning",
@@ -151,7 +172,13 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "sent_rows_are_kept",
         ],
     ),
-    (Fault::NewLeaseNotRead, &["a_partition_that_is_claimed_anew_is_read_from_the_beginning"]),
+    (
+        Fault::NewLeaseNotRead,
+        &[
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_partition_that_is_claimed_anew_is_read_from_the_beginning",
+        ],
+    ),
     (
         Fault::LeasesIgnored,
         &[
@@ -189,6 +216,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_discarded_event_is_given_up",
             "a_due_hold_is_returned_alone",
+            "a_due_hold_of_a_full_aggregate_is_returned",
             "a_hold_outlives_its_relay",
             "a_hold_that_goes_on_becomes_due_again",
             "a_parked_aggregate_waits_for_an_operator",
@@ -210,6 +238,30 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::DueHoldsReversed, &["the_longest_due_hold_comes_first"]),
     (Fault::HoldsOfOthersIgnored, &["a_hold_outlives_its_relay"]),
     (Fault::PausesNotTold, &["a_pause_is_told_to_the_reader"]),
+    (
+        Fault::FullReturned,
+        &[
+            "a_due_hold_of_a_full_aggregate_is_returned",
+            "a_full_aggregate_is_not_returned",
+            "a_full_aggregate_keeps_nobody_back",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_late_commit_of_what_was_full_is_returned",
+            "what_was_full_comes_in_order",
+        ],
+    ),
+    (Fault::FullBlocks, &["a_full_aggregate_keeps_nobody_back"]),
+    (
+        Fault::FullLost,
+        &[
+            "a_due_hold_of_a_full_aggregate_is_returned",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_late_commit_of_what_was_full_is_returned",
+            "what_was_full_comes_in_order",
+        ],
+    ),
+    (Fault::FullLateLost, &["a_late_commit_of_what_was_full_is_returned"]),
+    (Fault::FullOutlivesLease, &["a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning"]),
+    (Fault::FullHoldsKeptBack, &["a_due_hold_of_a_full_aggregate_is_returned"]),
     (
         Fault::BeatFalse,
         &[
