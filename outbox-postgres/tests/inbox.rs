@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{InboxHarness, InboxTransaction};
-use outbox_core::{EventIdentity, Inbox as _, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind};
+use outbox_core::{
+    EventIdentity, Inbox as _, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind, consume_once,
+};
 use outbox_postgres::{PostgresConfig, PostgresInbox, SentRows, inbox_migration_sql};
 use sqlx::{Acquire as _, Postgres, Transaction};
 
@@ -101,7 +103,7 @@ impl InboxTransaction for Open {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), InboxError> {
-        self.transaction.commit().await.map_err(conflict)
+        self.transaction.commit().await.map_err(|error| conflict(&error))
     }
 
     async fn rollback(self: Box<Self>) {
@@ -110,7 +112,7 @@ impl InboxTransaction for Open {
 }
 
 /// A serializable transaction may be refused as late as that.
-fn conflict(error: sqlx::Error) -> InboxError {
+fn conflict(error: &sqlx::Error) -> InboxError {
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "40001", "{error}");
     outbox_core::StoreError::new(StoreErrorKind::Conflict, "commit").into()
 }
@@ -241,7 +243,7 @@ async fn two_processes_may_migrate_at_once() {
     let Some(place) = Place::empty(SentRows::Kept).await else { return };
     let migrations = [(); 4].map(|()| {
         let (pool, inbox) = (place.pool.clone(), inbox(&place.config, "billing"));
-        tokio::spawn(async move { inbox.migrate(&mut *pool.acquire().await.unwrap()).await })
+        tokio::spawn(async move { inbox.migrate(&mut pool.acquire().await.unwrap()).await })
     });
     for migration in migrations {
         migration.await.unwrap().unwrap();
@@ -303,6 +305,31 @@ async fn the_documented_privileges_are_enough_and_missing_ones_are_named() {
     transaction.commit().await.unwrap();
     drop(connection);
     place.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    inboxes.cleanup().await;
+}
+
+/// A handler on a task of its own.
+#[tokio::test]
+async fn an_effect_is_made_once_on_any_task() {
+    let Some(inboxes) = PostgresInboxes::new("READ COMMITTED").await else { return };
+    let copies = [(); 4].map(|()| {
+        let (pool, inbox) = (inboxes.place.pool.clone(), inbox(&inboxes.place.config, "billing"));
+        tokio::spawn(async move {
+            let (event, name) = (EventIdentity::new("/shop", "1", None).unwrap(), String::from("invoice"));
+            let mut transaction = pool.begin().await.unwrap();
+            let effect = async |transaction: &mut sqlx::PgConnection| -> Result<(), InboxError> {
+                let insert = sqlx::query("INSERT INTO effects VALUES ($1)").bind(&name);
+                insert.execute(transaction).await.unwrap();
+                Ok(())
+            };
+            let receipt = consume_once(&inbox, &mut *transaction, &event, effect).await.unwrap();
+            transaction.commit().await.unwrap();
+            receipt
+        })
+    });
+    let receipts = futures::future::join_all(copies).await;
+    assert_eq!(receipts.into_iter().filter(|receipt| matches!(receipt, Ok(Receipt::New))).count(), 1);
+    assert_eq!(inboxes.effects("invoice").await, 1);
     inboxes.cleanup().await;
 }
 
