@@ -12,6 +12,7 @@ mod memory;
 mod publisher;
 mod received;
 mod relay;
+mod replay;
 mod retry;
 mod routing;
 mod store;
@@ -36,6 +37,7 @@ pub use publisher::{
 };
 pub use received::{ReceivedEvent, ReceivedEventError};
 pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
+pub use replay::{REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress};
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{

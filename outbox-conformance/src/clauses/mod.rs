@@ -1,6 +1,7 @@
 //! The table of clauses, from which both [`STORE_CLAUSES`] and [`store_suite!`](crate::store_suite) are made.
 
 mod holding;
+mod listing;
 mod operating;
 mod reading;
 mod relays;
@@ -177,6 +178,12 @@ store_clauses! { $
         "resume_topic makes holds for a topic due, and no others";
     operating::a_list_is_filtered_and_paged
         "the operator's list keeps to every condition of its filter, to rows_max, and to ascending sequence";
+    listing::a_list_keeps_to_a_time_range
+        "the operator's list keeps to events written from a time on, that time included, and before another, that excluded";
+    listing::archived_events_are_listed
+        "the archive is listed where that is asked, by the same conditions and pages as the table, and the table else";
+    listing::archived_events_are_neither_requeued_nor_discarded
+        "a requeue and a discard of archived events change nothing, neither in the archive nor in the table";
     operating::holds_are_listed_as_they_become_due
         "the operator's holds are listed in the order in which they become due, at most rows_max";
 

@@ -42,7 +42,7 @@ pub(crate) enum Command {
     /// Record that the event is about to be attempted.
     BeginAttempt(RelayId, Lease, Sequence, u32),
     /// Record outcomes.
-    Settle(SettleRequest),
+    Settle(Arc<SettleRequest>),
     /// Give these leases back.
     Release(Vec<Lease>),
 }
@@ -107,7 +107,7 @@ pub(crate) struct Engine {
     strays: HashMap<Partition, usize>,
     outcomes: Vec<Settlement>,
     unholds: Vec<Unhold>,
-    settling: Option<SettleRequest>,
+    settling: Option<Arc<SettleRequest>>,
     fetching: Option<Fetching>,
     fetches_made: u64,
     ended_holds: Vec<HoldEnd>,

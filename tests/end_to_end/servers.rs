@@ -8,31 +8,16 @@ use std::{
 
 const REQUIRED: &str = "OUTBOX_REQUIRE_SERVERS";
 
-/// Where the servers are.
-#[derive(Debug, Clone)]
-pub(crate) struct Servers {
-    pub(crate) postgres: String,
-    pub(crate) brokers: String,
-}
-
-impl Servers {
-    /// The servers, or a line that says which of them is missing.
-    pub(crate) fn find() -> Option<Self> {
-        let find = |server: &str, name: &str, variable: &str| {
-            let address = std::env::var(variable).ok();
-            if address.is_none() {
-                missing(&format!(
-                    "{server} is not there: {variable} is not set; run `scripts/services.sh up {name}` and \
-                     `eval \"$(scripts/services.sh env)\"`"
-                ));
-            }
-            address
-        };
-        Some(Self {
-            postgres: find("PostgreSQL", "postgres", "OUTBOX_TEST_POSTGRES_URL")?,
-            brokers: find("Apache Kafka", "kafka", "OUTBOX_TEST_KAFKA_BROKERS")?,
-        })
+/// The address of the server of this name in `scripts/services`, or a line that says that it is missing.
+pub(crate) fn address(name: &str, variable: &str) -> Option<String> {
+    let address = std::env::var(variable).ok();
+    if address.is_none() {
+        missing(&format!(
+            "{name} is not there: {variable} is not set; run `scripts/services.sh up {name}` and \
+             `eval \"$(scripts/services.sh env)\"`"
+        ));
     }
+    address
 }
 
 fn missing(text: &str) {
@@ -62,7 +47,7 @@ impl Turn {
 }
 
 fn lock_file() -> File {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-servers.lock");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("end-to-end-servers.lock");
     File::options().create(true).truncate(false).write(true).open(path).unwrap()
 }
 

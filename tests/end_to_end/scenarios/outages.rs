@@ -1,24 +1,25 @@
 //! Servers that stop, crash and come back while the service works.
 
 use crate::{
-    relay::RelayProcess,
+    brokers, databases,
+    relay::{RelayProcess, share_out},
     servers::{Managed, Turn},
     stage::Stage,
     workload::{Workload, burst},
 };
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgresql_stops_and_crashes_and_comes_back() {
-    let Some(stage) = Stage::set(Turn::exclusive).await else { return };
-    let Some(server) = Managed::find("postgres", &stage.servers.postgres) else { return };
+const RELAYS_AND_STOPS: usize = 2 * 2;
+
+pub(super) async fn database_restarted(database: databases::Kind, broker: brokers::Kind) {
+    let Some(stage) = Stage::set(database, broker, Turn::exclusive).await else { return };
+    let (name, address) = stage.database.server().expect("a database with a server");
+    let Some(server) = Managed::find(name, &address) else { return };
     let settings = stage.settings();
     let mut load = Workload::start(&stage);
     let mut relays = ["A", "B"].map(|name| RelayProcess::start(name, &settings));
     for stop in [Managed::down, Managed::kill] {
         let before = relays[0].seen();
-        for relay in &mut relays {
-            relay.wait_for("its share of the partitions", |seen| seen.partitions == 32).await;
-        }
+        share_out(&mut relays, stage.partitions, 0).await;
         tokio::join!(burst(&stage, 10), relays[0].in_mid_batch());
         tokio::task::block_in_place(|| stop(&server));
         for relay in &mut relays {
@@ -30,23 +31,21 @@ async fn postgresql_stops_and_crashes_and_comes_back() {
         relays[0].wait_for("going on", |seen| seen.sent > before + 50).await;
     }
     load.end(&stage).await;
-    let relays_and_stops = 2 * 2;
     stage.drain(relays).await;
-    stage.check("PostgreSQL restarted", relays_and_stops * settings.in_flight_max).await;
+    let duplicates_max = RELAYS_AND_STOPS * settings.in_flight_max;
+    stage.check(&format!("{database:?} restarted, to {broker:?}"), duplicates_max).await;
     stage.strike().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kafka_restarts_and_is_away_for_a_while() {
-    let Some(stage) = Stage::set(Turn::exclusive).await else { return };
-    let Some(server) = Managed::find("kafka", &stage.servers.brokers) else { return };
+pub(super) async fn broker_restarted(database: databases::Kind, broker: brokers::Kind) {
+    let Some(stage) = Stage::set(database, broker, Turn::exclusive).await else { return };
+    let (name, address) = stage.broker.server();
+    let Some(server) = Managed::find(name, &address) else { return };
     let settings = stage.settings();
     let mut load = Workload::start(&stage);
     let mut relays = ["A", "B"].map(|name| RelayProcess::start(name, &settings));
     for is_crash in [false, true] {
-        for relay in &mut relays {
-            relay.wait_for("its share of the partitions", |seen| seen.partitions == 32).await;
-        }
+        share_out(&mut relays, stage.partitions, 0).await;
         tokio::join!(burst(&stage, 10), relays[0].in_mid_batch());
         tokio::task::block_in_place(|| if is_crash { server.kill() } else { server.down() });
         if is_crash {
@@ -65,8 +64,8 @@ async fn kafka_restarts_and_is_away_for_a_while() {
     load.end(&stage).await;
     let failed: u64 = relays.iter().map(|relay| relay.seen().failed).sum();
     assert_eq!(failed, 0, "an outage gives no event up");
-    let relays_and_stops = 2 * 2;
     stage.drain(relays).await;
-    stage.check("Kafka restarted", relays_and_stops * settings.in_flight_max).await;
+    let duplicates_max = RELAYS_AND_STOPS * settings.in_flight_max;
+    stage.check(&format!("{database:?} to {broker:?}, which restarted"), duplicates_max).await;
     stage.strike().await;
 }

@@ -1,7 +1,7 @@
 //! A service at work: writers that change an account and write its events in one transaction.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,26 +9,17 @@ use std::{
     time::Duration,
 };
 
-use outbox::{Enqueue as _, Event, postgres::PostgresOutbox};
-use sqlx::{PgConnection, PgPool};
+use outbox::Event;
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
     PATIENCE,
-    stage::{ACCOUNTS, Stage},
+    databases::{ACCOUNTS, Change, Database, End, Fate},
+    stage::Stage,
 };
 
 const WRITERS: u64 = 4;
-
-/// What a writer was told of a transaction's end.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
-    Committed,
-    RolledBack,
-    /// The connection was lost while it committed.
-    Unknown,
-}
 
 /// Writers at work, until they are told to end.
 pub(crate) struct Workload {
@@ -45,8 +36,7 @@ impl Workload {
         let mut writers = JoinSet::new();
         for seed in 0..WRITERS {
             let writer = Writer {
-                pool: stage.pool.clone(),
-                outbox: stage.outbox.clone(),
+                database: Arc::clone(&stage.database),
                 rng: fastrand::Rng::with_seed(seed),
                 fates: HashMap::new(),
             };
@@ -72,9 +62,8 @@ impl Workload {
         while let Some(ended) = tokio::time::timeout(PATIENCE, self.writers.join_next()).await.unwrap() {
             fates.extend(ended.unwrap());
         }
-        let kept: Vec<Uuid> =
-            sqlx::query_scalar("SELECT event FROM changes").fetch_all(&stage.pool).await.unwrap();
-        let kept: std::collections::HashSet<_> = kept.into_iter().collect();
+        let kept: HashSet<Uuid> =
+            stage.database.committed(None).await.into_iter().map(|(_, event)| event).collect();
         let mut told = [0; 3];
         for (id, fate) in fates {
             told[fate as usize] += 1;
@@ -90,8 +79,7 @@ impl Workload {
 }
 
 struct Writer {
-    pool: PgPool,
-    outbox: PostgresOutbox,
+    database: Arc<dyn Database>,
     rng: fastrand::Rng,
     fates: HashMap<Uuid, Fate>,
 }
@@ -101,30 +89,22 @@ impl Writer {
         while !stop.load(Ordering::Relaxed) {
             let account = format!("account-{}", self.rng.u32(..ACCOUNTS));
             let events = events(&account, self.rng.usize(1..=3));
-            // An error before the commit takes the whole transaction back; the service goes on.
-            let fate = self.transaction(&account, &events).await.unwrap_or(Fate::RolledBack);
-            self.fates.extend(events.iter().map(|event| (event.id(), fate)));
+            let ids: Vec<Uuid> = events.iter().map(Event::id).collect();
+            // Some dawdle with their transaction open, so that low sequences become visible late.
+            let open = if self.rng.u32(..20) == 0 { self.rng.u64(10..150) } else { 0 };
+            let end = if self.rng.u32(..10) == 0 { End::RollBack } else { End::Commit };
+            let changes = [Change { account, events, topic: None }];
+            // An error before the end takes the whole transaction back; the service goes on.
+            let fate = self.database.transact(&changes, Duration::from_millis(open), end).await;
+            let fate = fate.unwrap_or(Fate::RolledBack);
             if fate == Fate::Committed {
-                count.send_modify(|count| *count += events.len() as u64);
+                count.send_modify(|count| *count += ids.len() as u64);
             }
+            self.fates.extend(ids.into_iter().map(|id| (id, fate)));
             // The load: a service that does other things as well.
             tokio::time::sleep(Duration::from_millis(self.rng.u64(1..8))).await;
         }
         self.fates
-    }
-
-    async fn transaction(&mut self, account: &str, events: &[Event]) -> Result<Fate, sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
-        change(&mut transaction, &self.outbox, account, events, None).await?;
-        if self.rng.u32(..20) == 0 {
-            // A service that dawdles with its transaction open: low sequences become visible late.
-            tokio::time::sleep(Duration::from_millis(self.rng.u64(10..150))).await;
-        }
-        if self.rng.u32(..10) == 0 {
-            transaction.rollback().await?;
-            return Ok(Fate::RolledBack);
-        }
-        Ok(transaction.commit().await.map_or(Fate::Unknown, |()| Fate::Committed))
     }
 }
 
@@ -134,37 +114,18 @@ pub(crate) fn events(account: &str, count: usize) -> Vec<Event> {
         .collect()
 }
 
-/// Locks the account, changes it, and writes its events: in this order, which is what makes sequences right.
-pub(crate) async fn change(
-    connection: &mut PgConnection,
-    outbox: &PostgresOutbox,
-    account: &str,
-    events: &[Event],
-    topic: Option<&str>,
-) -> Result<(), sqlx::Error> {
-    let lock = "UPDATE accounts SET changes = changes + $2 WHERE id = $1";
-    sqlx::query(lock).bind(account).bind(events.len() as i64).execute(&mut *connection).await?;
-    let written = if let [event] = events {
-        outbox.enqueue(&mut *connection, event).await.map(|sequence| vec![sequence])
-    } else {
-        outbox.enqueue_all(&mut *connection, events).await
-    };
-    let sequences = written.map_err(|error| sqlx::Error::Protocol(error.to_string()))?;
-    let ids: Vec<Uuid> = events.iter().map(Event::id).collect();
-    let note = "INSERT INTO changes (event, sequence, account, topic) \
-                SELECT *, $3, $4 FROM unnest($1::uuid[], $2::bigint[])";
-    sqlx::query(note).bind(ids).bind(sequences).bind(account).bind(topic).execute(connection).await?;
-    Ok(())
+/// One transaction, which must commit.
+pub(crate) async fn commit(stage: &Stage, changes: &[Change]) {
+    let fate = stage.database.transact(changes, Duration::ZERO, End::Commit).await;
+    assert_eq!(fate, Ok(Fate::Committed));
 }
 
 /// A sudden heap of work: one transaction with so many events for every account.
 pub(crate) async fn burst(stage: &Stage, events_each: usize) {
-    let mut transaction = stage.pool.begin().await.unwrap();
     // In one order, and the writers hold one account at a time: no deadlock.
-    for account in 0..ACCOUNTS {
+    let change = |account: u32| {
         let account = format!("account-{account}");
-        let events = events(&account, events_each);
-        change(&mut transaction, &stage.outbox, &account, &events, None).await.unwrap();
-    }
-    transaction.commit().await.unwrap();
+        Change { events: events(&account, events_each), account, topic: None }
+    };
+    commit(stage, &(0..ACCOUNTS).map(change).collect::<Vec<_>>()).await;
 }

@@ -1,6 +1,7 @@
-//! Connections to PostgreSQL that are cut while a settle is on its way.
+//! Connections to the database that are cut while a settle is on its way.
 
 use crate::{
+    brokers, databases,
     proxy::{Moment, Proxy},
     relay::{RelayProcess, Settings},
     servers::Turn,
@@ -10,16 +11,15 @@ use crate::{
 
 const CUTS: usize = 12;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_is_cut_in_mid_settle_loses_nothing_and_duplicates_nothing() {
-    let Some(stage) = Stage::set(Turn::shared).await else { return };
-    let (upstream, through) = addresses(&stage.servers.postgres);
-    let mut proxy = Proxy::start(upstream).await;
+pub(super) async fn cut(database: databases::Kind, broker: brokers::Kind) {
+    let Some(stage) = Stage::set(database, broker, Turn::shared).await else { return };
+    let at = stage.database.store_at();
+    let mut proxy = Proxy::start(at.server(), stage.database.settles()).await;
     // A lease that outlives the reconnecting: an outcome that is not recorded at once is recorded later.
-    let settings = Settings { postgres: through(proxy.port), lease_ms: 30_000, ..stage.settings() };
+    let settings = Settings { store: at.through(proxy.port), lease_ms: 30_000, ..stage.settings() };
     let mut load = Workload::start(&stage);
     let mut relay = RelayProcess::start("A", &settings);
-    relay.wait_for("all partitions", |seen| seen.partitions == 64).await;
+    relay.wait_for("all partitions", |seen| seen.partitions == stage.partitions).await;
     for cut in 0..CUTS {
         let moment = [Moment::Before, Moment::Within, Moment::After][cut % 3];
         let before = relay.seen();
@@ -32,14 +32,6 @@ async fn a_connection_that_is_cut_in_mid_settle_loses_nothing_and_duplicates_not
     load.end(&stage).await;
     assert_eq!(relay.seen().buried, 0, "the lease outlives every cut");
     stage.drain([relay]).await;
-    stage.check("cut connections", 0).await;
+    stage.check(&format!("{database:?} to {broker:?}, connections cut"), 0).await;
     stage.strike().await;
-}
-
-/// The server's `host:port`, and its address with another one.
-fn addresses(url: &str) -> (String, impl Fn(u16) -> String + use<>) {
-    let (start, rest) = url.rsplit_once('@').expect("an address with a user");
-    let (place, end) = rest.split_once('/').expect("an address with a database");
-    let (start, end) = (start.to_owned(), end.to_owned());
-    (place.to_owned(), move |port| format!("{start}@127.0.0.1:{port}/{end}"))
 }

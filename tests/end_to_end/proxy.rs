@@ -1,4 +1,4 @@
-//! Stands between a relay and PostgreSQL, and cuts all connections at a chosen moment of a settle.
+//! Stands between a relay and its database, and cuts all connections at a chosen moment of a settle.
 
 use std::sync::{
     Arc, Mutex,
@@ -15,9 +15,6 @@ use tokio::{
 };
 
 use crate::PATIENCE;
-
-/// What tells the connection that settles from the others: the statement that marks rows as sent.
-const SETTLES: &[u8] = b"SET status = 1";
 
 /// When to cut.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +36,8 @@ pub(crate) struct Proxy {
 
 struct Shared {
     upstream: String,
+    /// What tells the connection that settles from the others.
+    settles: &'static [u8],
     /// The cut that is ordered, and how many requests of a settling connection pass before it.
     ordered: Mutex<Option<(Moment, usize)>>,
     cuts: watch::Sender<usize>,
@@ -46,11 +45,11 @@ struct Shared {
 
 impl Proxy {
     /// Starts one before the server at `upstream`, `host:port`.
-    pub(crate) async fn start(upstream: String) -> Self {
+    pub(crate) async fn start(upstream: String, settles: &'static [u8]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (tell, cuts) = watch::channel(0);
-        let shared = Arc::new(Shared { upstream, ordered: Mutex::new(None), cuts: tell });
+        let shared = Arc::new(Shared { upstream, settles, ordered: Mutex::new(None), cuts: tell });
         let serving = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -116,7 +115,7 @@ async fn requests(
     let mut settles = false;
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let mut request = &buffer[..count];
-        settles = settles || request.windows(SETTLES.len()).any(|window| window == SETTLES);
+        settles = settles || request.windows(shared.settles.len()).any(|window| window == shared.settles);
         let moment = if settles { shared.due() } else { None };
         match moment {
             Some(Moment::Before) => request = &[],

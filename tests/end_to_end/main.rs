@@ -1,4 +1,4 @@
-//! Failure tests of the main job, PostgreSQL to Kafka, on real servers: `scripts/services.sh up postgres kafka`.
+//! The main job end to end, on real servers and with real processes: `scripts/services.sh up all`.
 //!
 //! Relays are processes of their own, which are killed, frozen, cut off and restarted while writers commit, roll back
 //! and keep transactions open. After each scenario the topic is read from its beginning and compared with what the
@@ -13,16 +13,14 @@
     reason = "these are tests"
 )]
 
-mod broker;
+mod brokers;
 mod checker;
-mod crashes;
-mod cuts;
-mod outages;
+mod databases;
 mod proxy;
 mod relay;
+mod scenarios;
 mod servers;
 mod stage;
-mod topics;
 mod workload;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,12 @@
-//! Topics of Kafka: made, changed, and read from the beginning to the end.
+//! Apache Kafka: a topic for each scenario, made, and read from the beginning to the end.
 
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use outbox::{
+    Publisher,
+    kafka::{KafkaConfig, KafkaPublisher},
+};
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -7,11 +14,55 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::Headers,
 };
-use uuid::Uuid;
 
-use crate::{PATIENCE, checker::Delivery};
+use super::{Broker, BrokerAt};
+use crate::{PATIENCE, checker::Delivery, servers};
 
 const PARTITIONS: i32 = 3;
+
+pub(crate) struct Kafka {
+    brokers: String,
+}
+
+impl Kafka {
+    pub(crate) fn find() -> Option<Self> {
+        Some(Self { brokers: servers::address("kafka", "OUTBOX_TEST_KAFKA_BROKERS")? })
+    }
+}
+
+#[async_trait]
+impl Broker for Kafka {
+    fn broker_at(&self) -> BrokerAt {
+        BrokerAt::Kafka { brokers: self.brokers.clone() }
+    }
+
+    fn server(&self) -> (&'static str, String) {
+        ("kafka", self.brokers.clone())
+    }
+
+    async fn create(&self, topic: &str) {
+        create(&self.brokers, topic, &[]).await;
+    }
+
+    async fn read(&self, topic: &str) -> Vec<Delivery> {
+        let (brokers, topic) = (self.brokers.clone(), topic.to_owned());
+        tokio::task::spawn_blocking(move || read(&brokers, &topic)).await.unwrap()
+    }
+
+    async fn strike(&self, topic: &str) {
+        admin(&self.brokers).delete_topics(&[topic], &options()).await.unwrap();
+    }
+}
+
+pub(super) fn open(brokers: &str, delivery_timeout: Duration) -> Arc<dyn Publisher> {
+    let config = KafkaConfig::builder(brokers)
+        .delivery_timeout(delivery_timeout)
+        // The broker would make a topic that is missing; a production broker does not.
+        .property("allow.auto.create.topics", "false")
+        .build()
+        .unwrap();
+    Arc::new(KafkaPublisher::new(config).unwrap())
+}
 
 fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
@@ -19,11 +70,6 @@ fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
 
 fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(PATIENCE)).request_timeout(Some(PATIENCE))
-}
-
-/// A name that no other test uses.
-pub(crate) fn name() -> String {
-    format!("chaos.{}", Uuid::now_v7())
 }
 
 /// Makes a topic.
@@ -37,12 +83,7 @@ pub(crate) async fn create(brokers: &str, name: &str, settings: &[(&str, &str)])
 }
 
 /// Everything that is on the topic, in the order of its partitions.
-pub(crate) async fn read(brokers: &str, topic: &str) -> Vec<Delivery> {
-    let (brokers, topic) = (brokers.to_owned(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_blocking(&brokers, &topic)).await.unwrap()
-}
-
-fn read_blocking(brokers: &str, topic: &str) -> Vec<Delivery> {
+fn read(brokers: &str, topic: &str) -> Vec<Delivery> {
     // No group: where to read is assigned, not negotiated. librdkafka wants a name for one all the same.
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", topic).create().unwrap();

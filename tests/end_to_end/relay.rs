@@ -1,16 +1,12 @@
 //! A relay that can be killed: this test program, started again as a process of its own.
 
-use std::{io::Read as _, process::Stdio, sync::Arc, time::Duration};
+use std::{io::Read as _, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use outbox::{
-    Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Severity,
-    kafka::{KafkaConfig, KafkaPublisher},
-    postgres::{PostgresConfig, PostgresStore},
-};
+use outbox::{Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Severity};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -19,9 +15,9 @@ use tokio::{
     sync::watch,
 };
 
-use crate::PATIENCE;
+use crate::{PATIENCE, brokers::BrokerAt, databases::StoreAt};
 
-const VARIABLE: &str = "OUTBOX_CHAOS_RELAY";
+const VARIABLE: &str = "OUTBOX_END_TO_END_RELAY";
 
 /// What stands before a status line, which may follow something of the test harness.
 const MARK: &str = "@status ";
@@ -29,9 +25,8 @@ const MARK: &str = "@status ";
 /// What a relay process is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Settings {
-    pub(crate) postgres: String,
-    pub(crate) schema: String,
-    pub(crate) brokers: String,
+    pub(crate) store: StoreAt,
+    pub(crate) broker: BrokerAt,
     pub(crate) topic: String,
     pub(crate) lease_ms: u64,
     pub(crate) in_flight_max: usize,
@@ -130,6 +125,23 @@ impl RelayProcess {
     }
 }
 
+/// Waits until the relays own all partitions, in equal shares if there are several, and returns one that owns some:
+/// in turns, by the round.
+pub(crate) async fn share_out(relays: &mut [RelayProcess; 2], partitions: usize, round: usize) -> usize {
+    if partitions > 1 {
+        for relay in relays {
+            relay.wait_for("its share of the partitions", |seen| seen.partitions == partitions / 2).await;
+        }
+        return round % 2;
+    }
+    let [a, b] = relays;
+    let owner = tokio::select! {
+        _ = a.wait_for("the partition", |seen| seen.partitions == 1) => 0,
+        _ = b.wait_for("the partition", |seen| seen.partitions == 1) => 1,
+    };
+    owner
+}
+
 /// Not a test by itself: the other tests start it as the relay. Without settings it has nothing to do.
 #[test]
 fn relay_process() {
@@ -173,20 +185,9 @@ async fn build(settings: &Settings) -> Relay {
     config.in_flight_max = settings.in_flight_max;
     config.topic_recheck = Duration::from_secs(1);
     config.unavailable_delay = (Duration::from_millis(50), Duration::from_millis(500));
-    let postgres = PostgresConfig::builder()
-        .url(&settings.postgres)
-        .schema(&settings.schema)
-        .connections(3)
-        .build()
-        .unwrap();
-    let store = PostgresStore::connect(&postgres).await.unwrap();
-    let kafka = KafkaConfig::builder(&settings.brokers)
-        .delivery_timeout(lease / 4)
-        // The broker would make a topic that is missing; a production broker does not.
-        .property("allow.auto.create.topics", "false")
-        .build()
-        .unwrap();
-    Relay::new(Arc::new(store), Arc::new(KafkaPublisher::new(kafka).unwrap()), config).unwrap()
+    let store = settings.store.open().await;
+    let publisher = settings.broker.open(lease / 4).await;
+    Relay::new(store, publisher, config).unwrap()
 }
 
 /// Prints every change, at most two hundred a second.
