@@ -140,6 +140,55 @@ apt_transaction() {
     >>"$LOG/apt.log" 2>&1 </dev/null 9>&-
 }
 
+debian_mirror() { # the address of this machine's own Debian archive, from its apt sources
+  local codename
+  codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+    awk -v codename="$codename" '$1 == codename { print $2; exit }'
+}
+# unpack_from_suite FOLDER SUITE CONDITION PACKAGE...: the packages of another Debian suite, with those that they depend
+# on, unpacked into a folder of their own. Nothing is installed: apt works on a state of its own, and verifies what it
+# gets with Debian's keyring. CONDITION is awk's and picks among the packages; their name is $2.
+unpack_from_suite() {
+  local folder=$1 suite=$2 condition=$3 mirror work=$1.new
+  shift 3
+  command -v apt-get >/dev/null || die "$suite: there is no apt to fetch these packages: $*"
+  mirror=$(debian_mirror)
+  [ -n "$mirror" ] || die "$suite: no Debian mirror in the apt sources"
+  say "fetching from Debian $suite: $*"
+  retry unpack_from_suite_once "$work" "$suite" "$condition" "$mirror" "$@" ||
+    { tail -n 20 "$LOG/fetch.log" >&2; die "$suite: fetching $* failed"; }
+  rm -rf "$folder"
+  mv "$work/root" "$folder"
+  rm -rf "$work"
+}
+unpack_from_suite_once() (
+  # `retry` asks for this as a condition, where bash ignores `set -e`: hence the chain.
+  work=$1 suite=$2 condition=$3 mirror=$4
+  shift 4
+  rm -rf "$work" &&
+    mkdir -p "$work"/{apt/lists/partial,apt/archives/partial,packages,root} &&
+    : >"$work/apt/status" &&
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/apt/sources.list" &&
+    cat >"$work/apt/apt.conf" <<END &&
+Dir::State "$work/apt"; Dir::State::status "$work/apt/status"; Dir::Cache "$work/apt";
+Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
+Dir::Etc::sourcelist "$work/apt/sources.list"; Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
+APT::Sandbox::User ""; APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "3";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled "false";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
+END
+    export APT_CONFIG=$work/apt/apt.conf &&
+    apt-get -qq update &&
+    packages=$(apt-get -s install "$@" | awk "\$1 == \"Inst\" && ($condition) { print \$2 }") &&
+    [ -n "$packages" ] &&
+    cd "$work/packages" &&
+    apt-get -qq download $packages &&
+    for package in ./*.deb; do dpkg -x "$package" "$work/root" || exit 1; done
+) >>"$LOG/fetch.log" 2>&1 </dev/null 9>&-
+
 # ---- certificates ----
 missing_openssl() { command -v openssl >/dev/null || echo openssl; }
 certificates() { # certificates FOLDER: an authority of its own, and what it has signed for a server and for a client
