@@ -90,7 +90,7 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "postgres", all(test, feature = "sqlite")))]
+#[cfg(any(feature = "postgres", feature = "rabbitmq", feature = "nats", all(test, feature = "sqlite")))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
