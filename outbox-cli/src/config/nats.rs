@@ -33,7 +33,7 @@ pub(super) fn read(reader: &mut Reader) -> NatsSettings {
 }
 
 #[cfg(feature = "nats")]
-pub(super) fn to_nats(reader: &mut Reader, url: &str, settings: NatsSettings) -> Option<PublisherConfig> {
+pub(super) fn to_nats(reader: &mut Reader, url: &str, settings: &NatsSettings) -> Option<PublisherConfig> {
     use outbox_nats::{NatsConfig, NatsStream};
 
     use super::{publisher::URL, store::redacted, store::refused};
@@ -88,7 +88,7 @@ pub(super) fn to_nats(reader: &mut Reader, url: &str, settings: NatsSettings) ->
 }
 
 #[cfg(not(feature = "nats"))]
-pub(super) fn to_nats(reader: &mut Reader, _: &str, _: NatsSettings) -> Option<PublisherConfig> {
+pub(super) fn to_nats(reader: &mut Reader, _: &str, _: &NatsSettings) -> Option<PublisherConfig> {
     super::store::not_compiled_in(reader, super::publisher::URL, "NATS", "nats");
     None
 }

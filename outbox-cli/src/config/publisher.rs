@@ -80,10 +80,10 @@ pub(super) fn read(reader: &mut Reader, publish_timeout: Duration, needs: Needs)
         return to_kafka(reader, brokers, kafka, publish_timeout);
     }
     if url.starts_with("amqp://") || url.starts_with("amqps://") {
-        return rabbitmq::to_rabbitmq(reader, &url, rabbitmq);
+        return rabbitmq::to_rabbitmq(reader, &url, &rabbitmq);
     }
     if url.starts_with("nats://") || url.starts_with("tls://") {
-        return nats::to_nats(reader, &url, nats);
+        return nats::to_nats(reader, &url, &nats);
     }
     if url == "stdout:" {
         return Some(PublisherConfig::Stdout);

@@ -35,14 +35,14 @@ pub(super) fn read(reader: &mut Reader) -> RabbitMqSettings {
 pub(super) fn to_rabbitmq(
     reader: &mut Reader,
     url: &str,
-    settings: RabbitMqSettings,
+    settings: &RabbitMqSettings,
 ) -> Option<PublisherConfig> {
     use outbox_rabbitmq::RabbitMqConfig;
 
     use super::{publisher::URL, store::redacted, store::refused};
 
     let mut builder = RabbitMqConfig::builder(url).payload_bytes_max(settings.payload_bytes_max);
-    match (settings.exchange, settings.exchange_from_topic) {
+    match (&settings.exchange, settings.exchange_from_topic) {
         (Some(_), true) => reader.problem(
             "publisher.rabbitmq.exchange",
             "is given, and publisher.rabbitmq.exchange_from_topic is true",
@@ -84,7 +84,7 @@ pub(super) fn to_rabbitmq(
 }
 
 #[cfg(not(feature = "rabbitmq"))]
-pub(super) fn to_rabbitmq(reader: &mut Reader, _: &str, _: RabbitMqSettings) -> Option<PublisherConfig> {
+pub(super) fn to_rabbitmq(reader: &mut Reader, _: &str, _: &RabbitMqSettings) -> Option<PublisherConfig> {
     super::store::not_compiled_in(reader, super::publisher::URL, "RabbitMQ", "rabbitmq");
     None
 }
