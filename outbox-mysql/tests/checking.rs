@@ -204,18 +204,18 @@ async fn a_payload_that_no_packet_takes(server: Server) {
 async fn encryption_that_is_demanded(server: Server) {
     let Some(place) = Place::new(server).await else { return };
     let url = place.url.replace("//outbox:", "//demands_tls:");
-    let store = |mode: &str| {
-        let url = format!("{url}?ssl-mode={mode}");
-        MysqlStore::connect(&MysqlConfig::builder().url(url).build().unwrap())
+    let store = async |mode: &str| {
+        let config = MysqlConfig::builder().url(format!("{url}?ssl-mode={mode}")).build().unwrap();
+        MysqlStore::connect(&config).await.unwrap()
     };
-    let findings = store("DISABLED").await.unwrap().check().await.unwrap();
+    let findings = store("DISABLED").await.check().await.unwrap();
     expect(&findings, "denied", Severity::Error);
-    let encrypted = store("REQUIRED").await.unwrap();
+    let encrypted = store("REQUIRED").await;
     assert_eq!(encrypted.check().await.unwrap(), []);
     let relay = encrypted.join(Duration::from_secs(60)).await.unwrap();
     encrypted.leave(relay).await.unwrap();
     // The server signs its certificate itself: one who verifies it does not take that.
-    let findings = store("VERIFY_CA").await.unwrap().check().await.unwrap();
+    let findings = store("VERIFY_CA").await.check().await.unwrap();
     expect(&findings, "unreachable", Severity::Error);
     place.drop().await;
 }
