@@ -7,3 +7,4 @@ mod contract;
 mod enqueue;
 mod reader;
 mod schema;
+mod upgrade;
