@@ -24,8 +24,11 @@ pub(crate) enum Answer {
     Broken,
 }
 
+/// Answers by the name of the clause.
+type Answers = BTreeMap<&'static str, Answer>;
+
 /// The answers so far, by half and harness.
-static ANSWERS: Mutex<BTreeMap<(&str, &str), BTreeMap<&str, Answer>>> = Mutex::new(BTreeMap::new());
+static ANSWERS: Mutex<BTreeMap<(&str, &str), Answers>> = Mutex::new(BTreeMap::new());
 
 /// Notes the answer to a clause. The last of a suite writes its table, if one is asked for.
 pub(crate) fn note(suite: &Suite, clause: &'static str, answer: Answer) {
@@ -44,7 +47,7 @@ fn append(file: &OsStr, text: &str) -> io::Result<()> {
     OpenOptions::new().append(true).create(true).open(file)?.write_all(text.as_bytes())
 }
 
-fn table(suite: &Suite, answers: &BTreeMap<&str, Answer>) -> String {
+fn table(suite: &Suite, answers: &Answers) -> String {
     let count = |wanted: fn(&Answer) -> bool| answers.values().filter(|answer| wanted(answer)).count();
     let (all, kept) = (suite.clauses.len(), count(|answer| matches!(answer, Answer::Kept)));
     let mut text =

@@ -33,7 +33,7 @@ async fn server() -> (String, mpsc::UnboundedReceiver<u8>) {
 
 async fn ask(connection: &mut TcpStream, byte: u8) -> std::io::Result<u8> {
     connection.write_u8(byte).await?;
-    tokio::time::timeout(PATIENCE, connection.read_u8()).await.expect("an answer or the end")
+    tokio::time::timeout(PATIENCE, connection.read_u8()).await.unwrap()
 }
 
 #[tokio::test]

@@ -244,7 +244,7 @@ impl Pipe<'_> {
         }
         if self.changes.borrow().mode == Mode::Frozen {
             // One side has closed, and the other does not hear of it.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

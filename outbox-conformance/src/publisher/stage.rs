@@ -166,22 +166,18 @@ impl<'a> Stage<'a> {
     ) -> Verdict<Vec<Outcome>> {
         let mut outcomes = self.outcomes(what, messages).await?;
         for (message, outcome) in messages.iter().zip(&mut outcomes) {
+            let mut alone = false;
             for _ in 0..ROUNDS_MAX {
                 let Err(error) = &*outcome else { break };
-                let final_ =
-                    error.kind == PublishErrorKind::Permanent && error.scope != PublishErrorScope::Batch;
-                if !innocent(message) && error.scope != PublishErrorScope::Batch {
-                    break;
-                }
-                if innocent(message) && final_ {
+                let of_others = error.scope == PublishErrorScope::Batch && !alone;
+                let for_good = error.kind == PublishErrorKind::Permanent && !of_others;
+                if for_good || !(of_others || innocent(message)) {
                     break;
                 }
                 tokio::time::sleep(PAUSE).await;
-                let alone = self.outcomes(&format!("{what}, alone"), std::slice::from_ref(message)).await?;
-                *outcome = alone.into_iter().next().unwrap_or(Ok(()));
-                if matches!(outcome, Err(error) if error.kind == PublishErrorKind::Permanent) {
-                    break;
-                }
+                let again = self.outcomes(&format!("{what}, alone"), std::slice::from_ref(message)).await?;
+                *outcome = again.into_iter().next().unwrap_or(Ok(()));
+                alone = true;
             }
             if let (true, Err(error)) = (innocent(message), &*outcome) {
                 let expected = format!("{what}: message {}, which is sound, to be taken", message.sequence);

@@ -138,6 +138,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_restart_needs_no_new_publisher",
             "an_error_has_a_stable_code",
+            "no_text_holds_a_secret",
             "nothing_is_sent_after_the_deadline",
             "nothing_is_sent_after_a_call_is_dropped",
             "nothing_is_sent_after_a_call_returned",

@@ -117,8 +117,8 @@ pub(super) async fn a_broken_header_fails_alone(stage: &Stage<'_>) -> Verdict {
 }
 
 pub(super) async fn an_error_has_a_stable_code(stage: &Stage<'_>) -> Verdict {
-    let mut first = errors(stage, true).await?;
-    let again = errors(stage, true).await?;
+    let mut first = errors(stage).await?;
+    let again = errors(stage).await?;
     if first.is_empty() {
         stage.not_asked("the harness knows nothing that fails");
         return Ok(());
@@ -142,8 +142,7 @@ pub(super) async fn no_text_holds_a_secret(stage: &Stage<'_>) -> Verdict {
         stage.not_asked("the harness says that there are no secrets");
         return Ok(());
     }
-    let mut texts: Vec<_> =
-        errors(stage, false).await?.iter().map(|(_, error)| format!("{error:?}")).collect();
+    let mut texts: Vec<_> = errors(stage).await?.iter().map(|(_, error)| format!("{error:?}")).collect();
     let mut names = vec![stage.harness.destination().await];
     names.extend(stage.harness.unroutable().await);
     names.extend(stage.harness.broken_name());
@@ -166,7 +165,7 @@ pub(super) async fn no_text_holds_a_secret(stage: &Stage<'_>) -> Verdict {
 const OUTAGE: &str = "an outage";
 
 /// An error of every kind that the harness can bring about. Leaves the broker as it was.
-async fn errors(stage: &Stage<'_>, each_for_itself: bool) -> Verdict<Vec<(&'static str, PublishError)>> {
+async fn errors(stage: &Stage<'_>) -> Verdict<Vec<(&'static str, PublishError)>> {
     let mut errors = Vec::new();
     for (what, message) in unsound_messages(stage).await {
         let outcome = stage.outcomes(what, &[Arc::new(message)]).await?.remove(0);
@@ -180,9 +179,7 @@ async fn errors(stage: &Stage<'_>, each_for_itself: bool) -> Verdict<Vec<(&'stat
         let call = stage.call(&stage.messages(&destination, 1), stage.outage_timeout()).await;
         errors.extend(call.reports.into_iter().flatten().filter_map(|report| Some((OUTAGE, report.err()?))));
         outage.restore().await;
-        if each_for_itself {
-            stage.publish_at_last("after the outage", &stage.messages(&destination, 1)).await?;
-        }
+        stage.publish_at_last("after the outage", &stage.messages(&destination, 1)).await?;
     }
     Ok(errors)
 }

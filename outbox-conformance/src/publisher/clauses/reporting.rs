@@ -55,10 +55,10 @@ pub(super) async fn an_outcome_is_reported_as_soon_as_it_is_known(stage: &Stage<
     outage.freeze().await;
     let messages = vec![Arc::new(large), Arc::new(stage.message(&destination))];
     let (reporter, mut reports) = reporter(stage.next_call());
-    let publish = stage.publisher.publish(messages, stage.outage_timeout(), reporter);
+    let mut publish = stage.publisher.publish(messages, stage.outage_timeout(), reporter);
     let first = tokio::select! {
         biased;
-        () = publish => None,
+        () = &mut publish => None,
         first = reports.recv() => first,
     };
     let expected = "the message above the limit to be reported while the call waits for the frozen broker";
