@@ -86,7 +86,7 @@ impl Present {
 }
 
 /// Kafka's own rule for topic names (`org.apache.kafka.common.internals.Topic`), which not every broker states.
-fn name_problem(name: &str) -> Option<String> {
+pub(crate) fn name_problem(name: &str) -> Option<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let wrong =
         name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal);

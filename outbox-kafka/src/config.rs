@@ -57,6 +57,10 @@ const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_millis(3_500);
 const DELIVERY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(900);
 
+/// What a record may have beside its payload: the event's own headers, at most 16 KiB, and the key, the attributes and
+/// the framing of each header, for which 4 KiB are plenty.
+const ENVELOPE_BYTES: usize = outbox_core::HEADERS_BYTES_MAX + 4 * 1024;
+
 /// What becomes the key of a record.
 ///
 /// Either way all events of one aggregate have the same key, and so are in the same partition.
@@ -106,9 +110,10 @@ impl KafkaConfig {
         self.delivery_timeout
     }
 
-    /// The largest message, as librdkafka counts it, in bytes.
-    pub(crate) fn message_bytes_max(&self) -> Option<usize> {
-        self.client().get("message.max.bytes")?.parse().ok()
+    /// The largest payload that fits into a message whatever its key and its headers are, in bytes.
+    pub(crate) fn payload_bytes_max(&self) -> Option<usize> {
+        let message_bytes_max: usize = self.client().get("message.max.bytes")?.parse().ok()?;
+        Some(message_bytes_max.saturating_sub(ENVELOPE_BYTES))
     }
 
     pub(crate) fn batch_bytes(&self) -> Option<usize> {
@@ -184,6 +189,12 @@ impl KafkaConfig {
             ));
         }
         problems.extend(self.properties.iter().filter_map(|(name, value)| property_problem(name, value)));
+        if self.payload_bytes_max() == Some(0) {
+            problems.push(format!(
+                "property message.max.bytes leaves no room for a payload: choose more than {ENVELOPE_BYTES}, which is what \
+                 a message's key and headers may take"
+            ));
+        }
         problems
     }
 }

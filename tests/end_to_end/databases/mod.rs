@@ -1,5 +1,6 @@
 //! The databases that a service may have, each with an account table of the service's own beside the outbox.
 
+mod mysql;
 mod postgres;
 mod sqlite;
 
@@ -10,7 +11,7 @@ use outbox::{Event, OutboxAdmin, OutboxStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub(crate) use self::{postgres::Postgres, sqlite::Sqlite};
+use self::{mysql::Mysql, postgres::Postgres, sqlite::Sqlite};
 
 /// What makes a transaction fail.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -22,12 +23,14 @@ pub(crate) const ACCOUNTS: u32 = 120;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Postgres,
+    Mysql,
+    Mariadb,
     Sqlite,
 }
 
 impl Kind {
     /// Every one.
-    pub(crate) const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
+    pub(crate) const ALL: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Mariadb, Self::Sqlite];
 
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
@@ -39,6 +42,8 @@ impl Kind {
     pub(crate) async fn fresh(self) -> Option<Arc<dyn Database>> {
         Some(match self {
             Self::Postgres => Arc::new(Postgres::fresh().await?),
+            Self::Mysql => Arc::new(Mysql::mysql().await?),
+            Self::Mariadb => Arc::new(Mysql::mariadb().await?),
             Self::Sqlite => Arc::new(Sqlite::fresh().await),
         })
     }
@@ -73,6 +78,7 @@ pub(crate) enum Fate {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum StoreAt {
     Postgres { url: String, schema: String },
+    Mysql { url: String },
     Sqlite { path: String },
 }
 
@@ -80,6 +86,7 @@ impl StoreAt {
     pub(crate) async fn open(&self) -> Arc<dyn OutboxStore> {
         match self {
             Self::Postgres { url, schema } => postgres::open(url, schema).await,
+            Self::Mysql { url } => mysql::open(url).await,
             Self::Sqlite { path } => sqlite::open(path),
         }
     }
@@ -90,6 +97,8 @@ impl StoreAt {
             Self::Postgres { url, schema } => {
                 Self::Postgres { url: with_port(url, port), schema: schema.clone() }
             }
+            // In plain text, so that the proxy sees what is said.
+            Self::Mysql { url } => Self::Mysql { url: format!("{}?ssl-mode=DISABLED", with_port(url, port)) },
             Self::Sqlite { .. } => panic!("a file has no connections to cut"),
         }
     }
@@ -97,7 +106,7 @@ impl StoreAt {
     /// The server's `host:port`.
     pub(crate) fn server(&self) -> String {
         match self {
-            Self::Postgres { url, .. } => place(url).1.to_owned(),
+            Self::Postgres { url, .. } | Self::Mysql { url } => place(url).1.to_owned(),
             Self::Sqlite { .. } => panic!("a file has no server"),
         }
     }

@@ -8,8 +8,8 @@ use outbox_core::{
 };
 
 use crate::{
-    relay::{Relay, failed, retry},
-    stage::{HOUR, SHORT, Stage, build, key},
+    store::relay::{Relay, failed, retry},
+    store::stage::{HOUR, SHORT, Stage, build, key},
     violation::{Verdict, equal, same_sequences, that},
 };
 

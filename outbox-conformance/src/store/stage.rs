@@ -1,6 +1,9 @@
 //! What every clause stands on: the harness, and short ways to write and look.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use outbox_core::{
     AggregateKey, Event, EventBuilder, EventFilter, EventRecord, HoldRecord, OutboxAdmin, OutboxStore,
@@ -22,12 +25,13 @@ pub(crate) struct Stage<'a> {
     pub(crate) harness: &'a dyn StoreHarness,
     pub(crate) store: Arc<dyn OutboxStore>,
     pub(crate) admin: Arc<dyn OutboxAdmin>,
-    clause: &'static str,
+    /// Why the clause was not asked, if so.
+    pub(crate) not_asked: OnceLock<String>,
 }
 
 impl<'a> Stage<'a> {
-    pub(crate) fn new(harness: &'a dyn StoreHarness, clause: &'static str) -> Self {
-        Self { harness, store: harness.store(), admin: harness.admin(), clause }
+    pub(crate) fn new(harness: &'a dyn StoreHarness) -> Self {
+        Self { harness, store: harness.store(), admin: harness.admin(), not_asked: OnceLock::new() }
     }
 
     /// Commits one plain event for each aggregate id, all in one transaction.
@@ -82,18 +86,18 @@ impl<'a> Stage<'a> {
         self.harness.advance(SHORT * 2).await;
     }
 
-    /// False if the store has one writer, after saying that this clause is not asked.
+    /// False if the store has one writer, after noting that this clause is not asked.
     pub(crate) fn has_concurrent_writers(&self) -> bool {
         let has = self.harness.concurrent_writers();
         if !has {
-            self.say("not asked: this store declares that it has one writer at a time");
+            self.not_asked("this store declares that it has one writer at a time");
         }
         has
     }
 
-    #[allow(clippy::print_stderr, reason = "a clause that is not asked is never silent about it")]
-    pub(crate) fn say(&self, what: &str) {
-        eprintln!("clause {}: {what}", self.clause);
+    /// Notes why the clause was not asked, for the table.
+    pub(crate) fn not_asked(&self, why: &str) {
+        self.not_asked.get_or_init(|| why.to_owned());
     }
 }
 

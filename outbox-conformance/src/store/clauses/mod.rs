@@ -10,13 +10,13 @@ mod retaining;
 mod settling;
 mod writing;
 
-use crate::Clause;
+use crate::StoreClause;
 
 macro_rules! store_clauses {
     ($d:tt $($module:ident :: $name:ident $sentence:literal;)+) => {
         /// Every clause of the contract of a store that the suite asks.
-        pub const STORE_CLAUSES: &[Clause] = &[
-            $(Clause {
+        pub const STORE_CLAUSES: &[StoreClause] = &[
+            $(StoreClause {
                 name: stringify!($name),
                 sentence: $sentence,
                 run: |stage| Box::pin($module::$name(stage)),
@@ -31,7 +31,10 @@ macro_rules! store_clauses {
                 $(
                     #[test]
                     fn $name() {
-                        $d crate::run_store_clause::<$d harness>(stringify!($name));
+                        $d crate::run_store_clause::<$d harness>(
+                            concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
+                            stringify!($name),
+                        );
                     }
                 )+
             };

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use outbox_core::{HoldReason, HoldRecord, Outcome, Row, Sequence, Settled, Status, Successors, Unhold};
 
 use crate::{
-    relay::{Relay, failed, retry, settlement},
-    stage::{HOUR, SHORT, Stage, key},
+    store::relay::{Relay, failed, retry, settlement},
+    store::stage::{HOUR, SHORT, Stage, key},
     violation::{Verdict, equal, that},
 };
 

@@ -6,8 +6,8 @@ use chrono::TimeDelta;
 use outbox_core::{AggregateKey, Event, FailureCause, Outcome, Partition, Row, Sequence, Status, Successors};
 
 use crate::{
-    relay::{Relay, retry},
-    stage::{HOUR, Stage, build, event, key},
+    store::relay::{Relay, retry},
+    store::stage::{HOUR, Stage, build, event, key},
     violation::{Verdict, equal, same_sequences, that},
 };
 
@@ -305,7 +305,7 @@ pub(super) async fn an_undecodable_row_is_returned_alone(stage: &Stage<'_>) -> V
     let mut relay = Relay::new(stage).await?;
     let before = stage.commit_one("a").await?;
     let Some(broken) = stage.harness.insert_undecodable(&key("a")).await else {
-        stage.say("not asked: the schema refuses every row that is no event");
+        stage.not_asked("the schema refuses every row that is no event");
         return Ok(());
     };
     let after = stage.commit(&["a", "b"]).await?;

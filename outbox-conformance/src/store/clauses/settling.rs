@@ -8,8 +8,8 @@ use outbox_core::{
 };
 
 use crate::{
-    relay::{Relay, failed, retry, settlement},
-    stage::{HOUR, Stage, event, key},
+    store::relay::{Relay, failed, retry, settlement},
+    store::stage::{HOUR, Stage, event, key},
     violation::{Verdict, equal, that},
 };
 

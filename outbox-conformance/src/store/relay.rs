@@ -8,7 +8,7 @@ use outbox_core::{
 };
 
 use crate::{
-    stage::{HOUR, SHORT, Stage},
+    store::stage::{HOUR, SHORT, Stage},
     violation::{Verdict, Violation, same_sequences},
 };
 

@@ -10,8 +10,8 @@ use outbox_core::{
 use uuid::Uuid;
 
 use crate::{
-    relay::Relay,
-    stage::{Stage, build, event},
+    store::relay::Relay,
+    store::stage::{Stage, build, event},
     violation::{Verdict, Violation, equal, same_sequences, that},
 };
 

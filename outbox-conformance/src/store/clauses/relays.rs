@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use outbox_core::{Epoch, Lease, Owner, Partition, RelayId};
 
 use crate::{
-    relay::Relay,
-    stage::{HOUR, SHORT, Stage},
+    store::relay::Relay,
+    store::stage::{HOUR, SHORT, Stage},
     violation::{Verdict, equal, that},
 };
 

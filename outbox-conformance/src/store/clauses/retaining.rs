@@ -8,8 +8,8 @@ use outbox_core::{
 };
 
 use crate::{
-    relay::{Relay, failed, retry, settlement},
-    stage::{HOUR, SHORT, Stage},
+    store::relay::{Relay, failed, retry, settlement},
+    store::stage::{HOUR, SHORT, Stage},
     violation::{Verdict, equal, same_sequences, that},
 };
 
