@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     declare,
-    error::{NO_ROUTE, Refusal, publish_error, reply_code, unconfirmed},
+    error::{NO_ROUTE, NOT_FOUND, Refusal, publish_error, reply_code, unconfirmed},
     producer::Session,
     record::Record,
 };
@@ -94,7 +94,13 @@ impl Job {
         self.call.report(self.index, result);
     }
 
-    fn refuse(self, refusal: Refusal, why: impl std::fmt::Display) {
+    fn refuse(self, session: &Session, refusal: Refusal, why: impl std::fmt::Display) {
+        if matches!(
+            refusal,
+            Refusal::Returned(_) | Refusal::NotOpened(NOT_FOUND) | Refusal::Closed(NOT_FOUND)
+        ) {
+            session.missing.store(true, Ordering::Relaxed);
+        }
         let Record { exchange, routing_key, .. } = &self.record;
         let detail = format!(
             "the message to exchange {:?} with routing key {:?} {why}",
@@ -127,10 +133,8 @@ pub(crate) async fn run(
         Err(error) => {
             jobs.close();
             while let Some(job) = jobs.recv().await {
-                match reply_code(&error) {
-                    Some(code) => job.refuse(Refusal::NotOpened(code), format_args!("was not sent: {error}")),
-                    None => job.refuse(Refusal::ConnectionLostBefore, format_args!("was not sent: {error}")),
-                }
+                let refusal = reply_code(&error).map_or(Refusal::ConnectionLostBefore, Refusal::NotOpened);
+                job.refuse(&session, refusal, format_args!("was not sent: {error}"));
             }
             return;
         }
@@ -196,8 +200,8 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
         let came_back = returned.remove(&job.record.id);
         match answer {
             Ok(Confirmation::Ack(_) | Confirmation::Nack(_)) if came_back => {
-                session.missing.store(true, Ordering::Relaxed);
-                job.refuse(Refusal::Returned(NO_ROUTE), "came back: no queue is there to take it");
+                let why = "came back: no queue is there to take it";
+                job.refuse(session, Refusal::Returned(NO_ROUTE), why);
             }
             Ok(Confirmation::Ack(_)) => {
                 session.confirmed.fetch_add(1, Ordering::Relaxed);
@@ -205,13 +209,17 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
             }
             Ok(Confirmation::Nack(_)) => {
                 session.confirmed.fetch_add(1, Ordering::Relaxed);
-                job.refuse(Refusal::Nack, "was not taken: a queue is full or has failed");
+                job.refuse(session, Refusal::Nack, "was not taken: a queue is full or has failed");
             }
             // Confirms were asked for when the channel was opened, so this does not come.
-            Ok(Confirmation::NotRequested) => job.refuse(Refusal::ConnectionLost, "was not confirmed"),
+            Ok(Confirmation::NotRequested) => {
+                job.refuse(session, Refusal::ConnectionLost, "was not confirmed")
+            }
             // The channel had ended before it was sent.
             Err(error) if matches!(error.kind(), ErrorKind::InvalidChannelState(..)) => drop(job),
-            Err(error) => job.refuse(unconfirmed(&error), format_args!("was not confirmed: {error}")),
+            Err(error) => {
+                job.refuse(session, unconfirmed(&error), format_args!("was not confirmed: {error}"))
+            }
         }
     }
 }

@@ -248,9 +248,9 @@ async fn live(
     tell.send_replace(State::Ready(Arc::clone(&session)));
     while session.connection.status().connected() {
         match events.next().await {
+            // Of a channel or of the connection, which the loop's condition tells apart.
             Some(Event::Error(error)) => {
-                tracing::warn!(%error, "the rabbitmq connection is lost");
-                break;
+                tracing::warn!(%error, "rabbitmq has closed a channel or the connection")
             }
             Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "rabbitmq takes no messages"),
             Some(Event::ConnectionUnblocked) => tracing::info!("rabbitmq takes messages again"),

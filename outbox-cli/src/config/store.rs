@@ -101,7 +101,13 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "mysql", feature = "postgres", all(test, feature = "sqlite")))]
+#[cfg(any(
+    feature = "mysql",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    all(test, feature = "sqlite")
+))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
