@@ -323,10 +323,11 @@ fn headers(value: Option<RawBsonRef<'_>>) -> Result<BTreeMap<String, String>, St
     let mut headers = BTreeMap::new();
     for header in document {
         let (name, value) = header.map_err(|error| format!("headers cannot be read: {error}"))?;
+        let name = name.as_str();
         let RawBsonRef::String(value) = value else {
             return Err(format!("header {name:?} is of type {:?}, not a string", value.element_type()));
         };
-        headers.insert(name.as_str().to_owned(), value.to_owned());
+        headers.insert(name.to_owned(), value.to_owned());
     }
     check_headers(&headers).map_err(|error| error.to_string())?;
     Ok(headers)

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use mongodb::{
     ClientSession,
-    bson::{Bson, Timestamp, Uuid as BsonUuid, doc},
+    bson::{Bson, Timestamp, doc},
 };
 use outbox_conformance::{OpenTransaction, StoreHarness};
 use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
@@ -71,7 +71,7 @@ impl StoreHarness for MongoHarness {
         let archive = self.0.collection("outbox_archive").find(doc! {}).await.unwrap();
         let archive: Vec<_> = archive.try_collect().await.unwrap();
         let id = |document: &mongodb::bson::Document| match document.get("_id").unwrap() {
-            Bson::Binary(binary) => Uuid::from_bytes(BsonUuid::try_from(binary.clone()).unwrap().bytes()),
+            Bson::Binary(binary) => Uuid::from_slice(&binary.bytes).unwrap(),
             other => panic!("an _id that is none: {other}"),
         };
         archive.iter().map(id).collect()
@@ -79,7 +79,8 @@ impl StoreHarness for MongoHarness {
 
     async fn now(&self) -> DateTime<Utc> {
         let hello = self.0.database.run_command(doc! { "hello": 1 }).await.unwrap();
-        hello.get_datetime("localTime").unwrap().to_chrono()
+        let now = hello.get_datetime("localTime").unwrap();
+        DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap()
     }
 
     async fn advance(&self, duration: Duration) {

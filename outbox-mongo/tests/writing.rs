@@ -63,6 +63,8 @@ async fn an_event_and_its_change_are_written_together_or_not_at_all() {
     orders.update_one(doc! { "_id": "1" }, place_order.clone()).session(&mut session).await.unwrap();
     place.outbox.enqueue_all(&mut session, &[event("1"), event("1")]).await.unwrap();
     drop(session);
+    // It does so in its own time, and nobody else writes to the order before.
+    orders.update_one(doc! { "_id": "1" }, doc! { "$set": { "seen": true } }).await.unwrap();
     assert_eq!(place.count("outbox").await, 0);
     assert_eq!(orders.count_documents(doc! { "state": "new" }).await.unwrap(), 1);
     let mut session = place.begin().await;

@@ -33,19 +33,32 @@ pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
     if !server(&hello, &mut findings) {
         return Ok(findings);
     }
-    // A connection is authenticated before its first command, but `hello` is answered to anybody.
-    if let Err(error) =
-        within(what, async { Ok::<_, Fault>(command(inner, doc! { "ping": 1 }).await) }).await?
-    {
-        findings.push(unreachable(inner, &error));
-        return Ok(findings);
-    }
+    // A greeting is answered to anybody; this is refused to who is nobody.
+    let who = doc! { "connectionStatus": 1, "showPrivileges": true };
+    let status = within(what, async { Ok::<_, Fault>(identify(inner, who).await) }).await?;
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => {
+            findings.push(unreachable(inner, &error));
+            return Ok(findings);
+        }
+    };
     within(what, lifetime(inner, &mut findings)).await?;
-    let may_look = within(what, privileges(inner, &mut findings)).await?;
+    let may_look = privileges(inner, &status, &mut findings);
     if may_look && within(what, collections(inner, &mut findings)).await? {
         within(what, documents(inner, &mut findings)).await?;
     }
     Ok(findings)
+}
+
+/// What the server knows of the account. Without one, a server that knows accounts refuses the first look.
+async fn identify(inner: &Inner, who: Document) -> Result<Document, Error> {
+    let status = command(inner, who).await?;
+    let info = status.get_document("authInfo").cloned().unwrap_or_default();
+    if info.get_array("authenticatedUsers").is_ok_and(|users| users.is_empty()) {
+        inner.database.run_command(doc! { "listCollections": 1, "nameOnly": true }).await?;
+    }
+    Ok(info)
 }
 
 async fn command(inner: &Inner, command: Document) -> Result<Document, Error> {
@@ -183,13 +196,11 @@ fn needed(inner: &Inner) -> [(&str, &'static str); 7] {
 }
 
 /// False if the account may not even look.
-async fn privileges(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool, Fault> {
-    let status = command(inner, doc! { "connectionStatus": 1, "showPrivileges": true }).await?;
-    let info = status.get_document("authInfo").cloned().unwrap_or_default();
+fn privileges(inner: &Inner, info: &Document, findings: &mut Vec<Finding>) -> bool {
     let list = |name: &str| info.get_array(name).cloned().unwrap_or_default();
     // A server without accounts refuses nobody.
     if list("authenticatedUsers").is_empty() {
-        return Ok(true);
+        return true;
     }
     let granted: Vec<Document> = list("authenticatedUserPrivileges")
         .into_iter()
@@ -231,7 +242,7 @@ async fn privileges(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool, 
             format!("grant its role {lacking} on {database}.{collection}"),
         ));
     }
-    Ok(may_look)
+    may_look
 }
 
 /// Collections, their options and indexes; true if everything is there.
