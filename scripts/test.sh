@@ -68,7 +68,7 @@ test_() {
       echo "$1: $2 is set, using it"
     elif [ -n "$(scripts/services.sh env "$1")" ]; then
       echo "$1: already up"
-    else
+    elif [[ " ${started[*]} " != *" $1 "* ]]; then
       started+=("$1")
     fi
   }

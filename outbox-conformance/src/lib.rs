@@ -7,6 +7,8 @@
 //! outbox_conformance::store_suite!(MyHarness);
 //! ```
 //!
+//! An inbox has its own half of the suite: [`InboxHarness`], [`inbox_suite!`] and [`INBOX_CLAUSES`].
+//!
 //! It becomes one `#[test]` for each of [`STORE_CLAUSES`]. They run in parallel, each on a store of its own. A failure
 //! names the clause, what was expected, and the sequences that are missing or too many.
 //!
@@ -15,6 +17,7 @@
 
 mod clauses;
 mod harness;
+mod inbox;
 mod relay;
 mod run;
 mod stage;
@@ -22,6 +25,9 @@ mod violation;
 
 pub use clauses::STORE_CLAUSES;
 pub use harness::{OpenTransaction, StoreHarness};
+pub use inbox::{
+    INBOX_CLAUSES, InboxClause, InboxHarness, InboxTransaction, check_inbox_clause, run_inbox_clause,
+};
 pub use run::{Clause, check_store_clause, run_store_clause};
 pub use violation::Violation;
 

@@ -24,6 +24,8 @@ pub(crate) struct Relay<'a> {
     pub(crate) id: RelayId,
     pub(crate) leases: Vec<Lease>,
     pub(crate) when_sent: WhenSent,
+    /// The aggregates that it has enough of.
+    pub(crate) full: Vec<AggregateKey>,
     /// The aggregates that the store said were paused.
     pub(crate) paused: BTreeSet<AggregateKey>,
     reader: Box<dyn OutboxReader>,
@@ -48,6 +50,7 @@ impl<'a> Relay<'a> {
             id,
             leases: Vec::new(),
             when_sent: WhenSent::Keep,
+            full: Vec::new(),
             paused: BTreeSet::new(),
             reader,
             known: BTreeMap::new(),
@@ -102,7 +105,7 @@ impl<'a> Relay<'a> {
             leases: self.leases.clone(),
             known: self.known.keys().copied().collect(),
             ended_holds: std::mem::take(&mut self.ended),
-            full: Vec::new(),
+            full: self.full.clone(),
             events_max,
             bytes_max,
         };

@@ -4,6 +4,7 @@ mod admin;
 mod config;
 mod enqueue;
 mod error;
+mod inbox;
 mod micros;
 mod reader;
 mod schema;
@@ -12,5 +13,6 @@ mod store;
 
 pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
 pub use enqueue::PostgresOutbox;
+pub use inbox::{PostgresInbox, inbox_migration_sql};
 pub use schema::migration_sql;
 pub use store::PostgresStore;

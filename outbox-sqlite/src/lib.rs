@@ -27,6 +27,7 @@ mod config;
 mod connection;
 mod enqueue;
 mod error;
+mod inbox;
 mod reader;
 mod row;
 mod schema;
@@ -36,5 +37,6 @@ mod store;
 
 pub use config::{BUSY_TIMEOUT_DEFAULT, ConfigError, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};
 pub use enqueue::SqliteOutbox;
+pub use inbox::{INBOX_SCHEMA_VERSION, SqliteInbox, inbox_migration_sql};
 pub use schema::{SCHEMA_VERSION, migrate, migration_sql};
 pub use store::SqliteStore;

@@ -13,7 +13,7 @@ const URL: &str = "publisher.url";
 const URL_REMEDY: &str = "give \"kafka://host:port,host:port\", \"stdout:\" or \"file:path\"";
 
 /// The publisher, by kind.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum PublisherConfig {
     #[cfg(feature = "kafka")]
     Kafka {

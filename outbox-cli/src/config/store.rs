@@ -11,7 +11,7 @@ const URL: &str = "store.url";
 const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\" or \"sqlite:path/to/file.db\"";
 
 /// The store, by database.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum StoreConfig {
     #[cfg(feature = "sqlite")]
     Sqlite(outbox_sqlite::SqliteConfig),

@@ -30,7 +30,26 @@ impl Drop for TempFile {
     }
 }
 
-fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<Finding>> {
+/// The one outbox of a configuration.
+struct One {
+    store: StoreConfig,
+    publisher: Option<PublisherConfig>,
+    relay: RelayConfig,
+}
+
+impl One {
+    fn of(config: Config) -> Self {
+        let (outbox, publisher) = config.one().unwrap();
+        assert_eq!(outbox.name, None);
+        Self { store: outbox.store, publisher, relay: outbox.relay }
+    }
+}
+
+fn load(file: &str, variables: &[(&str, &str)]) -> Result<One, Vec<Finding>> {
+    load_all(file, variables).map(One::of)
+}
+
+fn load_all(file: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<Finding>> {
     let file = TempFile::new("outbox.toml", file);
     let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Config::read(Some(&file.0), variables, Needs::StoreAndPublisher)
@@ -52,7 +71,7 @@ fn lines(findings: &[Finding]) -> Vec<String> {
 }
 
 fn refused(file: &str, variables: &[(&str, &str)]) -> Vec<String> {
-    lines(&load(file, variables).expect_err("the configuration was taken"))
+    lines(&load_all(file, variables).expect_err("the configuration was taken"))
 }
 
 #[track_caller]
@@ -188,7 +207,7 @@ fn the_environment_suffices_for_every_setting() {
         .collect();
     assert!(variables.len() > 30);
     let config = Config::read(None, variables, Needs::StoreAndPublisher).map_err(|findings| lines(&findings));
-    assert_eq!(format!("{:?}", config.unwrap().relay), format!("{:?}", RelayConfig::default()));
+    assert_eq!(format!("{:?}", One::of(config.unwrap()).relay), format!("{:?}", RelayConfig::default()));
 }
 
 #[test]
@@ -492,5 +511,84 @@ fn variables_of_a_services_neighbours_are_nobodys_settings() {
     }
     for setting in ["OUTBOX_RELAY_LEASE_TTL", "OUTBOX_RELAY_PORT_X", "OUTBOX_RELAY_IMPORT"] {
         assert_eq!(names(setting), 1, "{setting}");
+    }
+}
+
+const TWO: &str = "[store]\nurl = \"postgres://h/d\"\n[publisher]\nurl = \"stdout:\"\n[relay]\npoll_max = \"1s\"\n\
+    [[outbox]]\nname = \"billing\"\nstore.schema = \"billing\"\n\
+    [[outbox]]\nname = \"shop\"\n[outbox.store]\nschema = \"shop\"\n[outbox.relay]\nsource = \"/shop\"\n";
+
+#[cfg(feature = "postgres")]
+#[test]
+fn several_outboxes_have_what_is_said_for_all_and_what_is_their_own() {
+    let variables = [
+        ("OUTBOX_STORE_URL", "postgres://for-all/d"),
+        ("OUTBOX_SHOP_STORE_URL", "postgres://me:hush@own/d"),
+        ("OUTBOX_RELAY_SOURCE", "/all"),
+        ("OUTBOX_BILLING_RELAY_RETRY_ATTEMPTS_MAX", "3"),
+    ];
+    let config = load_all(TWO, &variables).map_err(|findings| lines(&findings)).unwrap();
+    let [billing, shop] = &config.outboxes[..] else { panic!("{config:?}") };
+    assert_eq!((billing.name.as_deref(), shop.name.as_deref()), (Some("billing"), Some("shop")));
+    assert_eq!(billing.store.shown(), "postgres://for-all/d");
+    assert_eq!(shop.store.shown(), "postgres://me@own/d");
+    assert!(format!("{:?}", billing.store).contains("billing"), "{billing:?}");
+    assert_eq!((&*billing.relay.source, &*shop.relay.source), ("/all", "/shop"), "what is its own wins");
+    assert_eq!((billing.relay.retry.attempts_max, shop.relay.retry.attempts_max), (3, 10));
+    assert_eq!(billing.relay.poll_max, shop.relay.poll_max);
+    assert_eq!((config.publishers.len(), billing.publisher, shop.publisher), (1, Some(0), Some(0)), "shared");
+    assert!(!format!("{config:?}").contains("hush"));
+
+    let own = format!(
+        "{TWO}[outbox.publisher]\nurl = \"file:x\"\n[[outbox]]\nname = \"c\"\nstore.prefix = \"c\"\n"
+    );
+    let config = load_all(&own, &[]).map_err(|findings| lines(&findings)).unwrap();
+    let publishers: Vec<_> = config.outboxes.iter().map(|outbox| outbox.publisher).collect();
+    assert_eq!(publishers, [Some(0), Some(1), Some(0)]);
+    assert!(config.one().is_err());
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn problems_of_all_outboxes_are_named_at_once() {
+    let file = "[publisher]\nurl = \"stdout:\"\n[relay]\npoll_max = 3\nnonsense = 1\n\
+        [[outbox]]\nname = \"a\"\nstore.url = \"postgres://h/d\"\nstore.schema = \"a;b\"\n\
+        [[outbox]]\nname = \"A\"\nstore.url = \"sqlite:x\"\nstore.prefix = \"1st\"\n\
+        [[outbox]]\nname = \"relay\"\nstore.url = \"sqlite:y\"\n\
+        [[outbox]]\nstore.url = \"sqlite:z\"\n\
+        [[outbox]]\nname = \"b\"\nrelay.sorce = \"/x\"\n\
+        [[outbox]]\nname = \"c\"\nstore.url = \"postgres://h/d\"\nstore.schema = \"a;b\"\n";
+    let lines = refused(
+        file,
+        &[("OUTBOX_B_STORE_SHEMA", "x"), ("OUTBOX_C_RELAY_TOPIC", "{no}"), ("OUTBOX_D_STORE_SCHEMA", "x")],
+    );
+    let expected: &[&[&str]] = &[
+        &["relay.poll_max (outbox.toml line 4) is 3"],
+        &["[unknown-key]", "relay.nonsense (outbox.toml line 5)"],
+        &["store.schema (outbox.toml line 9)", "a;b"],
+        &["name (outbox.toml line 11)", "\"A\"", "of its own"],
+        &["store.prefix (outbox.toml line 13)", "1st"],
+        &["name (outbox.toml line 15)", "\"relay\""],
+        &["[missing-key]", "(outbox.toml line 18) has no name"],
+        &["[missing-key]", "store.url of the outbox b is missing", "OUTBOX_B_STORE_URL"],
+        &["[unknown-key]", "relay.sorce (outbox.toml line 21)", "relay.source?"],
+        &["store.schema (outbox.toml line 25)"],
+        &["[unknown-variable]", "OUTBOX_B_STORE_SHEMA", "OUTBOX_B_STORE_SCHEMA?"],
+        &["[unknown-variable]", "OUTBOX_D_STORE_SCHEMA is no setting"],
+        &["relay.topic (OUTBOX_C_RELAY_TOPIC)"],
+        &["[same-tables]", "a and c"],
+    ];
+    for parts in expected {
+        assert_one(&lines, parts);
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+}
+
+#[test]
+fn an_outbox_that_is_no_list_is_named() {
+    for file in ["[outbox]\nname = \"a\"\n", "outbox = 3\n", "outbox = [1]\n", "outbox = []\n"] {
+        let lines = refused(file, &[]);
+        assert_eq!(lines.len(), 1, "{file}: {lines:#?}");
+        assert_one(&lines, &["[config-file]", "outbox.toml line 1", "[[outbox]]"]);
     }
 }

@@ -1,6 +1,8 @@
 //! The table of clauses, from which both [`STORE_CLAUSES`] and [`store_suite!`](crate::store_suite) are made.
 
+mod crowding;
 mod holding;
+mod listing;
 mod operating;
 mod reading;
 mod relays;
@@ -85,6 +87,19 @@ store_clauses! { $
         "next_due, where it is known, is when the next scheduled event or hold becomes due";
     reading::an_undecodable_row_is_returned_alone
         "a row that cannot be read as an event is returned as such, and nothing else fails with it";
+
+    crowding::a_full_aggregate_is_not_returned
+        "rows of an aggregate that is named as full are not returned, by any reader, and others are";
+    crowding::a_full_aggregate_keeps_nobody_back
+        "events behind a long backlog of a full aggregate are returned";
+    crowding::what_was_full_comes_in_order
+        "an aggregate that is not full any more is read on from where it was left, in order and without a gap";
+    crowding::a_late_commit_of_what_was_full_is_returned
+        "a lower sequence that commits while its aggregate is full is returned once it is not, before later ones";
+    crowding::a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning
+        "where the relay left a full aggregate is forgotten with the lease of its partition";
+    crowding::a_due_hold_of_a_full_aggregate_is_returned
+        "a due hold is returned whether its aggregate is full or not, and what waits behind it once it is not";
 
     relays::a_relay_lives_as_long_as_it_beats
         "a relay that joined is alive for its ttl and, with each beat, for another";
@@ -177,6 +192,12 @@ store_clauses! { $
         "resume_topic makes holds for a topic due, and no others";
     operating::a_list_is_filtered_and_paged
         "the operator's list keeps to every condition of its filter, to rows_max, and to ascending sequence";
+    listing::a_list_keeps_to_a_time_range
+        "the operator's list keeps to events written from a time on, that time included, and before another, that excluded";
+    listing::archived_events_are_listed
+        "the archive is listed where that is asked, by the same conditions and pages as the table, and the table else";
+    listing::archived_events_are_neither_requeued_nor_discarded
+        "a requeue and a discard of archived events change nothing, neither in the archive nor in the table";
     operating::holds_are_listed_as_they_become_due
         "the operator's holds are listed in the order in which they become due, at most rows_max";
 

@@ -1,6 +1,7 @@
 //! The operator's faults.
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, OutboxStore, Outcome,
     Status, StoreError, Successors, WhenSent,
@@ -12,7 +13,20 @@ use crate::{faults::Fault, store::Broken};
 impl OutboxAdmin for Broken {
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let rows_max = if self.is(Fault::RowsMaxIgnored) { u32::MAX } else { rows_max };
-        self.memory.list(filter, rows_max).await
+        let mut filter = filter.clone();
+        match self.fault {
+            Fault::TimesIgnored => (filter.created_from, filter.created_before) = (None, None),
+            Fault::EndIncluded => {
+                filter.created_before =
+                    filter.created_before.map(|before| before + TimeDelta::microseconds(1));
+            }
+            Fault::ArchiveNotListed => filter.archived = false,
+            Fault::ArchiveUnfiltered if filter.archived => {
+                filter = EventFilter { archived: true, after: filter.after, ..EventFilter::default() };
+            }
+            _ => {}
+        }
+        self.memory.list(&filter, rows_max).await
     }
 
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
@@ -27,6 +41,9 @@ impl OutboxAdmin for Broken {
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
         let mut filter = filter.clone();
+        if self.is(Fault::ArchiveIsTheTable) {
+            filter.archived = false;
+        }
         if filter.status.is_none() && !self.is(Fault::RequeueCountsPending) {
             filter.status = Some(Status::Failed);
         }

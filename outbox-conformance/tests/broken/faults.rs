@@ -37,6 +37,12 @@ pub(crate) enum Fault {
     DueHoldsReversed,
     HoldsOfOthersIgnored,
     PausesNotTold,
+    FullReturned,
+    FullBlocks,
+    FullLost,
+    FullLateLost,
+    FullOutlivesLease,
+    FullHoldsKeptBack,
     // Membership and leases.
     BeatFalse,
     BeatTrue,
@@ -79,6 +85,11 @@ pub(crate) enum Fault {
     TopicsNotTold,
     ResumeTopicResumesAll,
     RowsMaxIgnored,
+    TimesIgnored,
+    EndIncluded,
+    ArchiveNotListed,
+    ArchiveUnfiltered,
+    ArchiveIsTheTable,
     HoldsByKey,
     // Retention, numbers and findings.
     PurgeIgnoresAge,
@@ -105,6 +116,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_late_commit_below_settled_rows_is_returned",
             "a_late_commit_is_returned_by_the_same_reader",
+            "a_late_commit_of_what_was_full_is_returned",
             "a_rolled_back_event_is_never_returned",
             "an_open_transaction_is_invisible",
         ],
@@ -115,20 +127,34 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::KeysFolded, &["keys_that_look_alike_stay_apart"]),
     (Fault::DuplicatesTaken, &["a_duplicate_id_is_refused"]),
     (Fault::AgeOfAnotherClock, &["age_is_counted_by_the_stores_clock"]),
-    (Fault::LastPageFirst, &["an_aggregate_is_returned_in_order", "every_due_hold_gets_its_turn"]),
+    (
+        Fault::LastPageFirst,
+        &[
+            "an_aggregate_is_returned_in_order",
+            "every_due_hold_gets_its_turn",
+            "what_was_full_comes_in_order",
+        ],
+    ),
     (Fault::EventsMaxIgnored, &["events_max_is_kept", "every_due_hold_gets_its_turn"]),
     (Fault::BytesMaxIgnored, &["bytes_max_is_kept", "one_huge_row_is_returned"]),
     (Fault::HugeRowsLost, &["one_huge_row_is_returned"]),
     (
         Fault::LateRowsLost,
-        &["a_late_commit_below_settled_rows_is_returned", "a_late_commit_is_returned_by_the_same_reader"],
+        &[
+            "a_late_commit_below_settled_rows_is_returned",
+            "a_late_commit_is_returned_by_the_same_reader",
+            "a_late_commit_of_what_was_full_is_returned",
+        ],
     ),
     (
         Fault::PositionShared,
         &[
             "a_discarded_event_is_given_up",
             "a_due_hold_is_returned_alone",
+            "a_due_hold_of_a_full_aggregate_is_returned",
             "a_failed_event_releases_its_successors",
+            "a_full_aggregate_is_not_returned",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
             "a_hold_outlives_its_relay",
             "a_parked_aggregate_waits_for_an_operator",
             "a_partition_that_is_claimed_anew_is_read_from_the_beginning",
@@ -146,7 +172,13 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "sent_rows_are_kept",
         ],
     ),
-    (Fault::NewLeaseNotRead, &["a_partition_that_is_claimed_anew_is_read_from_the_beginning"]),
+    (
+        Fault::NewLeaseNotRead,
+        &[
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_partition_that_is_claimed_anew_is_read_from_the_beginning",
+        ],
+    ),
     (
         Fault::LeasesIgnored,
         &[
@@ -184,6 +216,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_discarded_event_is_given_up",
             "a_due_hold_is_returned_alone",
+            "a_due_hold_of_a_full_aggregate_is_returned",
             "a_hold_outlives_its_relay",
             "a_hold_that_goes_on_becomes_due_again",
             "a_parked_aggregate_waits_for_an_operator",
@@ -205,6 +238,30 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::DueHoldsReversed, &["the_longest_due_hold_comes_first"]),
     (Fault::HoldsOfOthersIgnored, &["a_hold_outlives_its_relay"]),
     (Fault::PausesNotTold, &["a_pause_is_told_to_the_reader"]),
+    (
+        Fault::FullReturned,
+        &[
+            "a_due_hold_of_a_full_aggregate_is_returned",
+            "a_full_aggregate_is_not_returned",
+            "a_full_aggregate_keeps_nobody_back",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_late_commit_of_what_was_full_is_returned",
+            "what_was_full_comes_in_order",
+        ],
+    ),
+    (Fault::FullBlocks, &["a_full_aggregate_keeps_nobody_back"]),
+    (
+        Fault::FullLost,
+        &[
+            "a_due_hold_of_a_full_aggregate_is_returned",
+            "a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning",
+            "a_late_commit_of_what_was_full_is_returned",
+            "what_was_full_comes_in_order",
+        ],
+    ),
+    (Fault::FullLateLost, &["a_late_commit_of_what_was_full_is_returned"]),
+    (Fault::FullOutlivesLease, &["a_full_aggregate_that_is_claimed_anew_comes_from_the_beginning"]),
+    (Fault::FullHoldsKeptBack, &["a_due_hold_of_a_full_aggregate_is_returned"]),
     (
         Fault::BeatFalse,
         &[
@@ -246,6 +303,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "a_purge_removes_what_is_old_and_asked_for",
             "a_requeued_event_is_delivered_next",
             "a_stale_lease_is_fenced_and_the_others_are_recorded",
+            "archived_events_are_listed",
             "outcomes_are_recorded_together",
             "sent_rows_are_kept",
             "stats_count_what_is_there",
@@ -253,7 +311,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     ),
     (Fault::DeleteKeeps, &["sent_rows_are_deleted"]),
     (Fault::DeleteArchives, &["sent_rows_are_deleted"]),
-    (Fault::ArchiveDeletes, &["sent_rows_are_archived"]),
+    (Fault::ArchiveDeletes, &["archived_events_are_listed", "sent_rows_are_archived"]),
     (
         Fault::CauseForgotten,
         &[
@@ -299,7 +357,11 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::RequeueResumes, &["a_requeue_beside_a_hold_keeps_its_time"]),
     (
         Fault::RequeueCountsPending,
-        &["a_requeue_beside_a_hold_keeps_its_time", "only_failed_events_are_requeued"],
+        &[
+            "a_requeue_beside_a_hold_keeps_its_time",
+            "archived_events_are_neither_requeued_nor_discarded",
+            "only_failed_events_are_requeued",
+        ],
     ),
     (Fault::DiscardFailedOnly, &["a_discarded_event_is_given_up"]),
     (Fault::DiscardPending, &["a_plain_pending_event_is_not_discarded"]),
@@ -315,7 +377,12 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::ResumeAlwaysTrue, &["resume_says_whether_there_was_a_hold"]),
     (Fault::TopicsNotTold, &["a_paused_topic_is_in_the_membership"]),
     (Fault::ResumeTopicResumesAll, &["resuming_a_topic_makes_its_holds_due"]),
-    (Fault::RowsMaxIgnored, &["a_list_is_filtered_and_paged"]),
+    (Fault::RowsMaxIgnored, &["a_list_is_filtered_and_paged", "archived_events_are_listed"]),
+    (Fault::TimesIgnored, &["a_list_keeps_to_a_time_range", "archived_events_are_listed"]),
+    (Fault::EndIncluded, &["a_list_keeps_to_a_time_range", "archived_events_are_listed"]),
+    (Fault::ArchiveNotListed, &["archived_events_are_listed"]),
+    (Fault::ArchiveUnfiltered, &["archived_events_are_listed"]),
+    (Fault::ArchiveIsTheTable, &["archived_events_are_neither_requeued_nor_discarded"]),
     (Fault::HoldsByKey, &["holds_are_listed_as_they_become_due"]),
     (Fault::PurgeIgnoresAge, &["a_purge_removes_what_is_old_and_asked_for"]),
     (Fault::PurgeArchivesNothing, &["a_purge_can_archive"]),

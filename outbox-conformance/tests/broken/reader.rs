@@ -84,6 +84,7 @@ impl OutboxReader for BrokenReader {
                 asked.events_max = PLENTY;
             }
             Fault::BytesMaxIgnored => asked.bytes_max = PLENTY,
+            Fault::FullReturned | Fault::FullBlocks => asked.full.clear(),
             Fault::LeasesIgnored => {
                 asked.leases = (0..64).map(|partition| Lease { partition, epoch: 0 }).collect();
             }
@@ -114,6 +115,8 @@ impl BrokenReader {
             }
             Fault::UndecodableDropped => fetched.rows.retain(|row| row.content.is_ok()),
             Fault::PausesNotTold => fetched.paused.clear(),
+            Fault::FullBlocks => fetched.rows.retain(|row| !request.full.contains(&row.key)),
+            Fault::FullHoldsKeptBack => fetched.due_holds.retain(|hold| !request.full.contains(&hold.key)),
             _ => {}
         }
     }
@@ -128,6 +131,26 @@ impl BrokenReader {
                     lost.into_iter().filter(|at| *at < read && !self.table.contains(at)).collect();
                 self.passed_by.extend(&lost);
                 fetched.rows.retain(|row| !self.passed_by.contains(&row.sequence));
+            }
+            Fault::FullLost | Fault::FullLateLost => {
+                let late = self.broken.fault == Fault::FullLateLost;
+                let read = self.returned.last().copied().unwrap_or(0);
+                let passed = self.records().await?.into_iter().filter(|record| {
+                    let is_late = record.sequence < read && !self.table.contains(&record.sequence);
+                    request.full.contains(&record.key) && (is_late || !late)
+                });
+                self.passed_by.extend(passed.map(|record| record.sequence));
+                fetched.rows.retain(|row| !self.passed_by.contains(&row.sequence));
+            }
+            Fault::FullOutlivesLease => {
+                let returned = self.returned.iter().copied();
+                if !request.full.is_empty() {
+                    self.passed_by.extend(returned);
+                }
+                // What waited behind a hold is returned again.
+                self.holds_returned.extend(request.ended_holds.iter().map(|end| end.key.clone()));
+                let (passed, ended) = (&self.passed_by, &self.holds_returned);
+                fetched.rows.retain(|row| !passed.contains(&row.sequence) || ended.contains(&row.key));
             }
             Fault::PositionShared => {
                 let mut seen = self.broken.seen();

@@ -1,6 +1,8 @@
 //! The harness of the store in memory, with a clock that moves only when it is told to.
 #![allow(dead_code, unreachable_pub, reason = "a module that several test programs share")]
 
+pub mod inbox;
+
 use std::{
     sync::{
         Arc,

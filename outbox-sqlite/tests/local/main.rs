@@ -5,5 +5,6 @@
 mod common;
 mod contract;
 mod enqueue;
+mod hot;
 mod reader;
 mod schema;
