@@ -213,12 +213,12 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
             }
             // Confirms were asked for when the channel was opened, so this does not come.
             Ok(Confirmation::NotRequested) => {
-                job.refuse(session, Refusal::ConnectionLost, "was not confirmed")
+                job.refuse(session, Refusal::ConnectionLost, "was not confirmed");
             }
             // The channel had ended before it was sent.
             Err(error) if matches!(error.kind(), ErrorKind::InvalidChannelState(..)) => drop(job),
             Err(error) => {
-                job.refuse(session, unconfirmed(&error), format_args!("was not confirmed: {error}"))
+                job.refuse(session, unconfirmed(&error), format_args!("was not confirmed: {error}"));
             }
         }
     }

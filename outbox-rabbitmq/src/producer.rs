@@ -250,7 +250,7 @@ async fn live(
         match events.next().await {
             // Of a channel or of the connection, which the loop's condition tells apart.
             Some(Event::Error(error)) => {
-                tracing::warn!(%error, "rabbitmq has closed a channel or the connection")
+                tracing::warn!(%error, "rabbitmq has closed a channel or the connection");
             }
             Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "rabbitmq takes no messages"),
             Some(Event::ConnectionUnblocked) => tracing::info!("rabbitmq takes messages again"),

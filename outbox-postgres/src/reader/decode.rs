@@ -82,6 +82,7 @@ fn number<const LENGTH: usize>(row: &PgRow, index: usize) -> Result<[u8; LENGTH]
 }
 
 /// What is wrong with a name of the aggregate, which was replaced, and so is owned, where it is not UTF-8.
+#[allow(clippy::ptr_arg, reason = "whether the text is borrowed is what is asked")]
 fn name(column: &str, text: &Cow<'_, str>) -> Result<(), String> {
     match text {
         Cow::Owned(_) => Err(format!("{column} is not UTF-8")),

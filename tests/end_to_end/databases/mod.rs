@@ -1,5 +1,6 @@
 //! The databases that a service may have, each with an account table of the service's own beside the outbox.
 
+mod mongo;
 mod mysql;
 mod postgres;
 mod sqlite;
@@ -11,7 +12,7 @@ use outbox::{Event, OutboxAdmin, OutboxStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::{mysql::Mysql, postgres::Postgres, sqlite::Sqlite};
+use self::{mongo::Mongo, mysql::Mysql, postgres::Postgres, sqlite::Sqlite};
 
 /// What makes a transaction fail.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -26,11 +27,13 @@ pub(crate) enum Kind {
     Mysql,
     Mariadb,
     Sqlite,
+    Mongodb,
 }
 
 impl Kind {
     /// Every one.
-    pub(crate) const ALL: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Mariadb, Self::Sqlite];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Postgres, Self::Mysql, Self::Mariadb, Self::Sqlite, Self::Mongodb];
 
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
@@ -45,6 +48,7 @@ impl Kind {
             Self::Mysql => Arc::new(Mysql::mysql().await?),
             Self::Mariadb => Arc::new(Mysql::mariadb().await?),
             Self::Sqlite => Arc::new(Sqlite::fresh().await),
+            Self::Mongodb => Arc::new(Mongo::fresh().await?),
         })
     }
 }
@@ -80,6 +84,7 @@ pub(crate) enum StoreAt {
     Postgres { url: String, schema: String },
     Mysql { url: String },
     Sqlite { path: String },
+    Mongo { url: String, database: String },
 }
 
 impl StoreAt {
@@ -88,6 +93,7 @@ impl StoreAt {
             Self::Postgres { url, schema } => postgres::open(url, schema).await,
             Self::Mysql { url } => mysql::open(url).await,
             Self::Sqlite { path } => sqlite::open(path),
+            Self::Mongo { url, database } => mongo::open(url, database).await,
         }
     }
 
@@ -99,6 +105,11 @@ impl StoreAt {
             }
             // In plain text, so that the proxy sees what is said.
             Self::Mysql { url } => Self::Mysql { url: format!("{}?ssl-mode=DISABLED", with_port(url, port)) },
+            // A client of a replica set would go where its members say they are.
+            Self::Mongo { url, database } => Self::Mongo {
+                url: with_port(url, port).replacen("replicaSet=rs0", "directConnection=true", 1),
+                database: database.clone(),
+            },
             Self::Sqlite { .. } => panic!("a file has no connections to cut"),
         }
     }
@@ -106,7 +117,9 @@ impl StoreAt {
     /// The server's `host:port`.
     pub(crate) fn server(&self) -> String {
         match self {
-            Self::Postgres { url, .. } | Self::Mysql { url } => place(url).1.to_owned(),
+            Self::Postgres { url, .. } | Self::Mysql { url } | Self::Mongo { url, .. } => {
+                place(url).1.to_owned()
+            }
             Self::Sqlite { .. } => panic!("a file has no server"),
         }
     }

@@ -28,6 +28,7 @@ mod matrix {
         mysql { kafka rabbitmq nats }
         mariadb { kafka rabbitmq nats }
         sqlite { kafka rabbitmq nats }
+        mongodb { kafka rabbitmq nats }
     }
 }
 
@@ -37,6 +38,7 @@ mod killed {
         postgres { kafka }
         mysql { nats }
         mariadb { rabbitmq }
+        mongodb { nats }
     }
 }
 
@@ -47,6 +49,7 @@ mod frozen {
         postgres { kafka }
         mysql { nats }
         mariadb { nats }
+        mongodb { nats }
     }
 }
 
@@ -64,6 +67,7 @@ mod cut {
         postgres { kafka }
         mysql { kafka }
         mariadb { kafka }
+        mongodb { kafka }
     }
 }
 
@@ -73,6 +77,7 @@ mod database_restarted {
         postgres { kafka }
         mysql { kafka }
         mariadb { kafka }
+        mongodb { kafka }
     }
 }
 

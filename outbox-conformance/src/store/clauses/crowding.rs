@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use outbox_core::{AggregateKey, Outcome, Row, Sequence};
 
 use crate::{
-    relay::{Relay, retry},
-    stage::{SHORT, Stage, event, key},
+    store::relay::{Relay, retry},
+    store::stage::{SHORT, Stage, event, key},
     violation::{Verdict, equal, same_sequences, that},
 };
 

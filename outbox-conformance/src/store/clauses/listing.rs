@@ -3,8 +3,8 @@
 use outbox_core::{EventFilter, EventRecord, FailureCause, Outcome, Sequence, Status, Successors, WhenSent};
 
 use crate::{
-    relay::{Relay, failed, retry},
-    stage::{HOUR, SHORT, Stage, key},
+    store::relay::{Relay, failed, retry},
+    store::stage::{HOUR, SHORT, Stage, key},
     violation::{Verdict, equal, that},
 };
 
