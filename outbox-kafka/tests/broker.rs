@@ -10,7 +10,9 @@ use bytes::Bytes;
 use chrono::DateTime;
 use common::{TIMEOUT, config, message, publish, publish_one, publisher};
 use outbox_core::{
-    Message, PublishErrorKind::Permanent, PublishErrorScope as Scope, Publisher, Severity, Stored,
+    Message,
+    PublishErrorKind::{Permanent, Unavailable},
+    PublishErrorScope as Scope, Publisher, Severity, Stored,
 };
 use outbox_kafka::KafkaKey;
 use rdkafka::{
@@ -206,4 +208,22 @@ async fn check_names_what_is_wrong_and_creates_nothing() {
     assert!(findings.iter().all(|finding| finding.severity == Severity::Warning), "{findings:?}");
     let codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["single-copy", "batch-too-large"], "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_missing_is_made_by_the_broker_only_where_that_is_asked_for() {
+    let Some(brokers) = brokers() else { return };
+    let missing = format!("test.{}", Uuid::now_v7());
+    let plain = publisher(config(&brokers));
+    for _ in 0..2 {
+        let result = publish_one(&plain, message(&missing, "1", "{}")).await.unwrap_err();
+        assert_eq!((result.kind, result.scope, result.stored), (Unavailable, Scope::Destination, Stored::No));
+        let findings = plain.check(std::slice::from_ref(&missing)).await;
+        assert_eq!((findings[0].code, findings[0].severity), ("unknown-topic", Severity::Error));
+    }
+    let asked = publisher(config(&brokers).property("allow.auto.create.topics", "true"));
+    let findings = asked.check(std::slice::from_ref(&missing)).await;
+    assert_eq!((findings[0].code, findings[0].severity), ("unknown-topic", Severity::Warning));
+    assert_eq!(publish_one(&asked, message(&missing, "1", "{}")).await, Ok(()));
+    assert_eq!(read(&brokers, &missing, 1, 1).await[0].key(), Some(&b"1"[..]));
 }
