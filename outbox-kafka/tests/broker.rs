@@ -11,10 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use common::{TIMEOUT, config, message, publish, publish_one, publisher};
-use outbox_core::{Publisher, Severity};
+use outbox_core::{
+    PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Severity, Stored,
+};
 use outbox_kafka::KafkaKey;
 use rdkafka::Message as _;
 use server::{brokers, headers, read, topic};
+use uuid::Uuid;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_is_a_cloudevent_in_binary_mode() {
@@ -106,4 +109,22 @@ async fn check_has_a_word_for_everything_that_is_wrong() {
     assert!(findings.iter().all(|finding| finding.severity == Severity::Warning), "{findings:?}");
     let codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["single-copy", "batch-too-large"], "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_missing_is_made_by_the_broker_only_where_that_is_asked_for() {
+    let Some(brokers) = brokers() else { return };
+    let missing = format!("test.{}", Uuid::now_v7());
+    let plain = publisher(config(&brokers));
+    for _ in 0..2 {
+        let result = publish_one(&plain, message(&missing, "1", "{}")).await.unwrap_err();
+        assert_eq!((result.kind, result.scope, result.stored), (Unavailable, Scope::Destination, Stored::No));
+        let findings = plain.check(std::slice::from_ref(&missing)).await;
+        assert_eq!((findings[0].code, findings[0].severity), ("unknown-topic", Severity::Error));
+    }
+    let asked = publisher(config(&brokers).property("allow.auto.create.topics", "true"));
+    let findings = asked.check(std::slice::from_ref(&missing)).await;
+    assert_eq!((findings[0].code, findings[0].severity), ("unknown-topic", Severity::Warning));
+    assert_eq!(publish_one(&asked, message(&missing, "1", "{}")).await, Ok(()));
+    assert_eq!(read(&brokers, &missing, 1, 1).await[0].key(), Some(&b"1"[..]));
 }
