@@ -1,7 +1,12 @@
 //! How fast the store alone drains: fetch and settle, overlapped, without a broker.
 //!
 //! `cargo run --release -p outbox-mysql --example drain URL [keep|delete|archive] [events] [known]`
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a measurement, for people")]
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a measurement, for people"
+)]
 
 use std::{
     collections::BTreeSet,
