@@ -71,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) connection: Connection,
     /// Confirms that have come.
     pub(crate) confirmed: AtomicU64,
+    /// What the client has written is with the operating system. TLS has a buffer of its own.
+    pub(crate) writes_through: bool,
     /// A message found something missing that the configuration declares.
     pub(crate) missing: AtomicBool,
     runtime: Handle,
@@ -241,6 +243,7 @@ async fn live(
     let session = Arc::new(Session {
         connection,
         confirmed: AtomicU64::new(0),
+        writes_through: !config.has_tls(),
         missing: AtomicBool::new(false),
         runtime: Handle::current(),
         lines: Mutex::default(),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
+mod outages;
+mod own;
 mod tls;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
