@@ -6,6 +6,8 @@ mod retention;
 mod settle;
 
 pub(crate) use membership::paused_topics;
+#[cfg(test)]
+pub(crate) use settle::among;
 pub(crate) use settle::{holds_of, index, server_now, write_holds};
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -84,10 +84,12 @@ pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let outbox = inner.outbox();
     let oldest = outbox.find_one(pending()).hint(index(PENDING)).sort(doc! { "sequence": 1 });
     let oldest = within(what, async { oldest.await }).await?;
-    let written_at =
-        oldest.as_ref().and_then(|event| Stored::of(event).sequence()).map(crate::sequence::written_at);
+    let created_at = oldest.as_ref().and_then(|event| {
+        let stored = Stored::of(event);
+        stored.sequence().map(|sequence| stored.created_at(sequence))
+    });
     let mut stats = StoreStats::default();
-    stats.oldest_pending_age = written_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
+    stats.oldest_pending_age = created_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
     within(what, async {
         stats.pending = inner.outbox().count_documents(pending()).hint(index(PENDING)).await?;
         stats.sent = inner.outbox().count_documents(doc! { "status": 1 }).await?;

@@ -296,7 +296,7 @@ fn settle_hold(holds: &mut HashMap<AggregateKey, Hold>, settlement: &Settlement,
 }
 
 /// The pending ones of these events.
-fn among(sequences: &[Timestamp]) -> Document {
+pub(crate) fn among(sequences: &[Timestamp]) -> Document {
     let mut filter = doc! { "sequence": { "$in": sequences } };
     filter.extend(pending());
     filter
