@@ -15,8 +15,9 @@ use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, mysql::MySqlRow};
 
 use crate::{
     MysqlStore,
+    enqueue::storable,
     error::{again, within},
-    schema::PART_OF,
+    schema::part_of,
     session::{begin, commit},
     store::{HeldKey, Hold, Holds, Inner, NOW_MICROS, duration, json, micros_of, rows},
 };
@@ -26,8 +27,8 @@ const EVENTS_PER_STATEMENT: usize = 10_000;
 
 #[async_trait]
 impl OutboxAdmin for MysqlStore {
-    /// Events of a status are found by an index, ids by theirs; any other condition reads the table from `after` on
-    /// until it has found enough, which on a large table takes its time.
+    /// Events of the table with a status are found by an index, ids by theirs; any other condition reads the table or the
+    /// archive from `after` on until it has found enough, which on a large one takes its time.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let what = "list events";
         let times = ["created_at", "available_at", "sent_at"];
@@ -35,7 +36,17 @@ impl OutboxAdmin for MysqlStore {
             .iter()
             .map(|time| format!("{} AS {time}_micros", micros_of(&format!("o.{time}"))))
             .collect();
-        let text = format!("SELECT o.*, {} FROM {{outbox}} o WHERE TRUE", times.join(", "));
+        let times = times.join(", ");
+        // The archive keeps no partition.
+        let part = part_of("o.aggregate_type", "o.aggregate_id");
+        let text = match filter.archived {
+            true => format!(
+                "SELECT o.*, CAST({part} AS UNSIGNED) AS partition_code, {times} FROM {{archive}} o WHERE TRUE"
+            ),
+            false => format!(
+                "SELECT o.*, CAST(o.part AS UNSIGNED) AS partition_code, {times} FROM {{outbox}} o WHERE TRUE"
+            ),
+        };
         let mut query = QueryBuilder::<MySql>::new(self.inner().tables().text(&text));
         push_filter(&mut query, filter);
         query.push(" ORDER BY o.sequence LIMIT ").push_bind(rows_max);
@@ -55,6 +66,9 @@ impl OutboxAdmin for MysqlStore {
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
         let what = "requeue events";
         again(|| async {
@@ -68,6 +82,9 @@ impl OutboxAdmin for MysqlStore {
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
         let what = "discard events";
         again(|| async {
@@ -147,6 +164,13 @@ fn push_filter(query: &mut QueryBuilder<MySql>, filter: &EventFilter) {
     for (condition, text) in texts {
         if let Some(text) = text {
             query.push(condition).push_bind(text.clone().into_bytes());
+        }
+    }
+    for (condition, time) in
+        [(" AND o.created_at >= ", filter.created_from), (" AND o.created_at < ", filter.created_before)]
+    {
+        if let Some(time) = time {
+            query.push(condition).push_bind(storable(time));
         }
     }
     if let Some(after) = filter.after {
@@ -348,7 +372,7 @@ async fn change_hold_locked(
     key: &AggregateKey,
     change: &(impl Fn(Option<Hold>, i64) -> Option<Hold> + Send + Sync),
 ) -> Result<bool, sqlx::Error> {
-    let sql = format!("SELECT part FROM {{partitions}} WHERE part = {PART_OF}");
+    let sql = format!("SELECT part FROM {{partitions}} WHERE part = {}", part_of("?", "?"));
     let query = sqlx::query_scalar(inner.tables().sql(&sql));
     let query = query.bind(key.aggregate_type().as_bytes()).bind(key.aggregate_id().as_bytes());
     let part: u8 = query.fetch_one(&mut *connection).await?;
@@ -403,7 +427,7 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
     Ok(EventRecord {
         id: row.try_get("id")?,
         sequence: row.try_get("sequence")?,
-        partition: Partition::from(row.try_get::<u8, _>("part")?),
+        partition: row.try_get("partition_code")?,
         key: AggregateKey::new(
             &text("aggregate_type")?.unwrap_or_default(),
             &text("aggregate_id")?.unwrap_or_default(),

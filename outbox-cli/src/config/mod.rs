@@ -179,7 +179,7 @@ fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Fin
 }
 
 #[cfg(test)]
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "kafka")))]
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "kafka")))]
 mod without_a_feature {
     use super::*;
 
@@ -188,6 +188,7 @@ mod without_a_feature {
         for (feature, is_in, store, publisher) in [
             ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
             ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
+            ("mysql", cfg!(feature = "mysql"), "mysql://h/d", "stdout:"),
             ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
         ] {
             let variables = [("OUTBOX_STORE_URL", store), ("OUTBOX_PUBLISHER_URL", publisher)];

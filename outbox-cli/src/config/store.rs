@@ -8,7 +8,8 @@ use super::reader::{Reader, variable};
 
 const URL: &str = "store.url";
 
-const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\" or \"sqlite:path/to/file.db\"";
+const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\", \"mysql://user:password@host:port/database\" \
+                          or \"sqlite:path/to/file.db\"";
 
 /// The store, by database.
 #[derive(Debug, Clone)]
@@ -18,6 +19,12 @@ pub(crate) enum StoreConfig {
     #[cfg(feature = "postgres")]
     Postgres {
         config: Box<outbox_postgres::PostgresConfig>,
+        /// The URL without its password and its parameters.
+        shown: String,
+    },
+    #[cfg(feature = "mysql")]
+    Mysql {
+        config: Box<outbox_mysql::MysqlConfig>,
         /// The URL without its password and its parameters.
         shown: String,
     },
@@ -53,6 +60,10 @@ pub(super) fn read(reader: &mut Reader, when_sent: WhenSent) -> Option<StoreConf
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         refuse_foreign(reader, "PostgreSQL", &["store.busy_timeout"]);
         return postgres(reader, &url, settings, when_sent);
+    }
+    if url.starts_with("mysql://") || url.starts_with("mariadb://") {
+        refuse_foreign(reader, "MySQL", &["store.busy_timeout"]);
+        return mysql(reader, &url, settings);
     }
     reader.problem(URL, &scheme_problem(&url), URL_REMEDY);
     None
@@ -90,7 +101,7 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "postgres", all(test, feature = "sqlite")))]
+#[cfg(any(feature = "mysql", feature = "postgres", all(test, feature = "sqlite")))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
@@ -186,7 +197,7 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
     }
 }
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 fn settings_refused(reader: &Reader) -> bool {
     ["store.prefix", "store.schema", "store.connections"].iter().any(|key| reader.is_refused(key))
 }
@@ -194,6 +205,52 @@ fn settings_refused(reader: &Reader) -> bool {
 #[cfg(not(feature = "postgres"))]
 fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<StoreConfig> {
     not_compiled_in(reader, URL, "PostgreSQL", "postgres");
+    None
+}
+
+#[cfg(feature = "mysql")]
+fn mysql(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConfig> {
+    use outbox_mysql::MysqlConfig;
+
+    // Each setting is first tried by itself, as above. A URL without a database is right beside a schema.
+    let mut builder = MysqlConfig::builder().url(url);
+    let mut alone = Vec::new();
+    if let Some(prefix) = settings.prefix {
+        alone.push(("store.prefix", MysqlConfig::builder().table(&prefix)));
+        builder = builder.table(prefix);
+    }
+    let mut with_url = MysqlConfig::builder().url(url);
+    if let Some(schema) = settings.schema {
+        alone.push(("store.schema", MysqlConfig::builder().schema(&schema)));
+        builder = builder.schema(schema);
+        with_url = with_url.schema("named");
+    }
+    alone.push((URL, with_url));
+    if let Some(connections) = settings.connections {
+        alone.push(("store.connections", MysqlConfig::builder().connections(connections)));
+        builder = builder.connections(connections);
+    }
+    for (key, builder) in alone {
+        if let Err(error) = builder.build() {
+            let text = error.to_string();
+            refused(reader, key, text.split_once(": ").map_or(text.as_str(), |(_, problem)| problem));
+        }
+    }
+    match builder.build() {
+        Ok(config) => Some(StoreConfig::Mysql { config: Box::new(config), shown: redacted(url) }),
+        Err(error) => {
+            // Said above, unless it is only the whole that does not work.
+            if !reader.is_refused(URL) && !settings_refused(reader) {
+                refused(reader, URL, &error.to_string());
+            }
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "mysql"))]
+fn mysql(reader: &mut Reader, _: &str, _: Settings) -> Option<StoreConfig> {
+    not_compiled_in(reader, URL, "MySQL", "mysql");
     None
 }
 
