@@ -1,6 +1,6 @@
 //! The operator's side. Every call is one transaction, and needs no relay to be running.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -86,9 +86,12 @@ impl OutboxAdmin for MongoStore {
             return Ok(0);
         }
         let inner = self.inner();
-        transact(&inner.client, "requeue events", &(inner, filter), |session, (inner, filter)| {
-            requeue(inner, session, filter).boxed()
-        })
+        transact(
+            &inner.client,
+            "requeue events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| requeue(inner, session, filter).boxed(),
+        )
         .await
     }
 
@@ -97,9 +100,12 @@ impl OutboxAdmin for MongoStore {
             return Ok(0);
         }
         let inner = self.inner();
-        transact(&inner.client, "discard events", &(inner, filter), |session, (inner, filter)| {
-            discard(inner, session, filter).boxed()
-        })
+        transact(
+            &inner.client,
+            "discard events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| discard(inner, session, filter).boxed(),
+        )
         .await
     }
 
@@ -134,17 +140,22 @@ impl OutboxAdmin for MongoStore {
 
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
         let inner = self.inner();
-        transact(&inner.client, "resume a topic", &(inner, topic), |session, (inner, topic)| {
-            async move {
-                // A hold does not say of which topic it is: those of another that is still paused are held again.
-                let due = vec![doc! { "$set": { "until": "$$NOW" } }];
-                let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
-                inner.holds().update_many(of_topics, due).session(&mut *session).await?;
-                let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
-                Ok(resumed.deleted_count > 0)
-            }
-            .boxed()
-        })
+        transact(
+            &inner.client,
+            "resume a topic",
+            (Arc::clone(inner), topic.to_owned()),
+            |session, (inner, topic)| {
+                async move {
+                    // A hold does not say of which topic it is: those of another that is still paused are held again.
+                    let due = vec![doc! { "$set": { "until": "$$NOW" } }];
+                    let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
+                    inner.holds().update_many(of_topics, due).session(&mut *session).await?;
+                    let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
+                    Ok(resumed.deleted_count > 0)
+                }
+                .boxed()
+            },
+        )
         .await
     }
 

@@ -97,7 +97,7 @@ impl MongoStore {
         schema::migrate(&self.0.database, self.0.names()).await
     }
 
-    pub(crate) fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0
     }
 }

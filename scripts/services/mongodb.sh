@@ -49,9 +49,10 @@ init_mongodb() {
   touch "$data/.ready"
 }
 run_mongodb() {
+  # It takes TLS and does not use it to talk to itself, for which its certificate would have to be a client's as well.
   launch mongodb env LD_LIBRARY_PATH="$MONGODB_LIBRARIES" "$MONGODB_PROGRAM" --dbpath "$DATA/mongodb/db" \
     --bind_ip "$HOST" --port "$PORT_mongodb" --nounixsocket --replSet rs0 --keyFile "$DATA/mongodb/key" \
-    --tlsMode preferTLS --tlsCertificateKeyFile "$DATA/mongodb/server.pem" \
+    --tlsMode allowTLS --tlsCertificateKeyFile "$DATA/mongodb/server.pem" \
     --tlsCAFile "$DATA/mongodb.certificates/ca.pem" --tlsAllowConnectionsWithoutCertificates \
     --oplogSize 512 --wiredTigerCacheSizeGB 0.5 --quiet --setParameter diagnosticDataCollectionEnabled=false
 }

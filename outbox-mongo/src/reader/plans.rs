@@ -30,7 +30,7 @@ async fn store() -> Option<MongoStore> {
 }
 
 /// Events and holds without number; every hundredth is scheduled, every tenth was given up.
-async fn insert(store: &MongoStore, count: usize) {
+async fn insert(store: &MongoStore, from: usize, to: usize) {
     let inner = store.inner();
     let event = |n: usize| {
         let mut event = doc! {
@@ -47,8 +47,8 @@ async fn insert(store: &MongoStore, count: usize) {
     };
     let outbox = inner.database.collection::<Document>(&inner.names().outbox);
     let holds = inner.database.collection::<Document>(&inner.names().holds);
-    for from in (0..count).step_by(10_000) {
-        let numbers = || from..count.min(from + 10_000);
+    for from in (from..to).step_by(10_000) {
+        let numbers = || from..to.min(from + 10_000);
         outbox.insert_many(numbers().map(event)).await.unwrap();
         let hold = |n: usize| {
             doc! {
@@ -122,10 +122,19 @@ async fn check_finds(store: &MongoStore) {
 /// What the statement of the news reads, by list: documents examined, and the indexes used.
 async fn check_news(store: &MongoStore) {
     let inner = store.inner();
-    let mut place = Place::new();
-    place.due = (BsonDateTime::now(), 7);
+    for partitions in [64, 20, 1] {
+        let leases = (0..partitions).map(|partition| Lease { partition, epoch: 1 }).collect();
+        let mut place = Place::new();
+        place.lease(&FetchRequest { leases, ..FetchRequest::default() });
+        place.due = (BsonDateTime::now(), 7);
+        check_lists(store, news::pipeline(inner, &place, 256)).await;
+    }
+}
+
+async fn check_lists(store: &MongoStore, pipeline: Vec<Document>) {
+    let inner = store.inner();
     let aggregate = doc! {
-        "aggregate": &inner.names().meta, "pipeline": news::pipeline(inner, &place, 256), "cursor": {},
+        "aggregate": &inner.names().meta, "pipeline": pipeline, "cursor": {},
     };
     let explain = doc! { "explain": aggregate, "verbosity": "executionStats" };
     let answer = inner.database.run_command(explain).await.unwrap();
@@ -145,8 +154,8 @@ async fn check_news(store: &MongoStore) {
 #[tokio::test]
 async fn the_plans_are_right_on_an_empty_a_small_and_a_huge_collection() {
     let Some(store) = store().await else { return };
-    for count in [0, 50, 60_000] {
-        insert(&store, count).await;
+    for (from, to) in [(0, 0), (0, 50), (50, 60_000)] {
+        insert(&store, from, to).await;
         check_finds(&store).await;
         check_news(&store).await;
     }
