@@ -1,8 +1,9 @@
 //! The operator's side. Every call is one transaction, and needs no relay to be running.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use mongodb::{
     ClientSession,
@@ -17,7 +18,7 @@ use crate::{
     document::{Stored, partition_of, pending, spellings_of},
     error::{Fault, within},
     holds::{Hold, hold_id},
-    sequence::timestamp_of,
+    sequence::{created_at_expression, first_of, timestamp_of},
     store::{Inner, holds_of, paused_topics, server_now, write_holds},
     transaction::transact,
 };
@@ -31,8 +32,8 @@ impl OutboxAdmin for MongoStore {
         if rows_max == 0 {
             return Ok(Vec::new());
         }
-        let outbox = inner.outbox();
-        let find = outbox.find(condition(filter)).sort(doc! { "sequence": 1 }).limit(rows_max.into());
+        let events = if filter.archived { inner.archive() } else { inner.outbox() };
+        let find = events.find(condition(filter)).sort(doc! { "sequence": 1 }).limit(rows_max.into());
         within("list events", async {
             let mut cursor = find.await?;
             let mut records = Vec::new();
@@ -81,18 +82,30 @@ impl OutboxAdmin for MongoStore {
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
-        transact(&inner.client, "requeue events", &(inner, filter), |session, (inner, filter)| {
-            requeue(inner, session, filter).boxed()
-        })
+        transact(
+            &inner.client,
+            "requeue events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| requeue(inner, session, filter).boxed(),
+        )
         .await
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
-        transact(&inner.client, "discard events", &(inner, filter), |session, (inner, filter)| {
-            discard(inner, session, filter).boxed()
-        })
+        transact(
+            &inner.client,
+            "discard events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| discard(inner, session, filter).boxed(),
+        )
         .await
     }
 
@@ -127,17 +140,22 @@ impl OutboxAdmin for MongoStore {
 
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
         let inner = self.inner();
-        transact(&inner.client, "resume a topic", &(inner, topic), |session, (inner, topic)| {
-            async move {
-                // A hold does not say of which topic it is: those of another that is still paused are held again.
-                let due = vec![doc! { "$set": { "until": "$$NOW" } }];
-                let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
-                inner.holds().update_many(of_topics, due).session(&mut *session).await?;
-                let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
-                Ok(resumed.deleted_count > 0)
-            }
-            .boxed()
-        })
+        transact(
+            &inner.client,
+            "resume a topic",
+            (Arc::clone(inner), topic.to_owned()),
+            |session, (inner, topic)| {
+                async move {
+                    // A hold does not say of which topic it is: those of another that is still paused are held again.
+                    let due = vec![doc! { "$set": { "until": "$$NOW" } }];
+                    let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
+                    inner.holds().update_many(of_topics, due).session(&mut *session).await?;
+                    let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
+                    Ok(resumed.deleted_count > 0)
+                }
+                .boxed()
+            },
+        )
         .await
     }
 
@@ -170,6 +188,22 @@ fn condition(filter: &EventFilter) -> Document {
         if let Some(text) = text {
             condition.push(doc! { name: text });
         }
+    }
+    // The sequence has the second, and an index.
+    let second = |time: DateTime<Utc>| timestamp_of(first_of(time.timestamp()));
+    let millis = |time: DateTime<Utc>| {
+        BsonDateTime::from_millis(
+            time.timestamp_millis() + i64::from(time.timestamp_subsec_nanos() % 1_000_000 > 0),
+        )
+    };
+    if let Some(from) = filter.created_from {
+        let exactly = doc! { "$gte": [created_at_expression(), millis(from)] };
+        condition.push(doc! { "sequence": { "$gte": second(from) }, "$expr": exactly });
+    }
+    if let Some(before) = filter.created_before {
+        let exactly = doc! { "$lt": [created_at_expression(), millis(before)] };
+        let next = second(before.checked_add_signed(TimeDelta::seconds(1)).unwrap_or(before));
+        condition.push(doc! { "sequence": { "$lt": next }, "$expr": exactly });
     }
     // Without a sequence it is no event.
     let after = timestamp_of(filter.after.unwrap_or_default());

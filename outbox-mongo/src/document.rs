@@ -15,7 +15,7 @@ use outbox_core::{
 };
 use uuid::Uuid;
 
-use crate::sequence::{sequence_of, written_at};
+use crate::sequence::{created_at, sequence_of};
 
 /// What an event is filtered by that waits to be sent: a document without a status is one.
 pub(crate) fn pending() -> Document {
@@ -79,6 +79,7 @@ pub(crate) struct Stored<'a> {
     content_type: Option<RawBsonRef<'a>>,
     headers: Option<RawBsonRef<'a>>,
     topic: Option<RawBsonRef<'a>>,
+    created_at: Option<RawBsonRef<'a>>,
     available_at: Option<RawBsonRef<'a>>,
     status: Option<RawBsonRef<'a>>,
     attempts: Option<RawBsonRef<'a>>,
@@ -112,6 +113,7 @@ impl<'a> Stored<'a> {
                 "content_type" => &mut stored.content_type,
                 "headers" => &mut stored.headers,
                 "topic" => &mut stored.topic,
+                "created_at" => &mut stored.created_at,
                 "available_at" => &mut stored.available_at,
                 "status" => &mut stored.status,
                 "attempts" => &mut stored.attempts,
@@ -154,7 +156,7 @@ impl<'a> Stored<'a> {
     }
 
     pub(crate) fn row(&self, sequence: Sequence, key: AggregateKey, now: BsonDateTime) -> Row {
-        let age = utc(now) - written_at(sequence);
+        let age = utc(now) - self.created_at(sequence);
         Row {
             sequence,
             partition: self.partition(&key),
@@ -180,7 +182,7 @@ impl<'a> Stored<'a> {
             content_type: optional(self.content_type),
             headers: headers(self.headers).unwrap_or_default(),
             topic: optional(self.topic),
-            created_at: written_at(sequence),
+            created_at: self.created_at(sequence),
             available_at: self.available_at().map(utc),
             status: self.status(),
             attempts: self.attempts(),
@@ -188,6 +190,11 @@ impl<'a> Stored<'a> {
             cause: optional(self.cause).as_deref().and_then(FailureCause::parse),
             sent_at: time(self.sent_at),
         }
+    }
+
+    /// When it was written.
+    pub(crate) fn created_at(&self, sequence: Sequence) -> DateTime<Utc> {
+        created_at(sequence, time(self.created_at))
     }
 
     fn status(&self) -> Status {
@@ -227,7 +234,7 @@ impl<'a> Stored<'a> {
             content_type: optional_name("content_type", self.content_type)?,
             headers: headers(self.headers)?,
             topic: optional_name("topic", self.topic)?,
-            created_at: written_at(sequence),
+            created_at: self.created_at(sequence),
         })
     }
 }

@@ -160,6 +160,8 @@ fn document_of(event: &Event) -> Document {
         "version": event.version(),
         "payload": payload,
         "content_type": event.content_type(),
+        // The second is the server's, by the sequence; this is for what is below it.
+        "created_at": BsonDateTime::now(),
     };
     if !event.headers().is_empty() {
         let headers = event.headers().iter().map(|(name, value)| (name.clone(), Bson::from(value.clone())));

@@ -26,6 +26,8 @@ mod due_holds;
 mod news;
 mod page;
 mod place;
+#[cfg(test)]
+mod plans;
 mod scan;
 
 use std::sync::Arc;

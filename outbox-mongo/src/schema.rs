@@ -57,7 +57,8 @@ pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
         (
             &names.holds,
             vec![
-                doc! { "key": { "until": 1 }, "name": "until" },
+                // The partition stands behind for the same reason as above.
+                doc! { "key": { "until": 1, "partition": 1 }, "name": "until" },
                 doc! { "key": { "paused_at": 1 }, "name": "paused_at", "sparse": true },
             ],
         ),

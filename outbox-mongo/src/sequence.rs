@@ -2,8 +2,8 @@
 //! inserted, in a transaction too, with the next moment of the replica set's clock, which is unique, ascends, and is
 //! handed on at an election.
 
-use chrono::{DateTime, Utc};
-use mongodb::bson::Timestamp;
+use chrono::{DateTime, TimeDelta, Utc};
+use mongodb::bson::{Document, Timestamp, doc};
 use outbox_core::Sequence;
 
 /// The bits of a sequence below those of the seconds. One less than a timestamp has, so that a sequence stays positive
@@ -31,10 +31,22 @@ pub(crate) fn first_of(second: i64) -> Sequence {
     second.clamp(0, i64::from(u32::MAX)) << COUNT_BITS
 }
 
-/// When the event was written, by the database's clock, to the second.
-pub(crate) fn written_at(sequence: Sequence) -> DateTime<Utc> {
-    DateTime::from_timestamp(sequence >> COUNT_BITS, 0).unwrap_or_default()
+/// When the event was written. The sequence has the second, by the database's clock; what is below that is the writer's,
+/// as far as it is of that second.
+pub(crate) fn created_at(sequence: Sequence, of_writer: Option<DateTime<Utc>>) -> DateTime<Utc> {
+    let second = DateTime::from_timestamp(sequence >> COUNT_BITS, 0).unwrap_or_default();
+    of_writer.map_or(second, |at| at.clamp(second, second + LAST_OF_SECOND))
 }
+
+/// The same as an expression of the server.
+pub(crate) fn created_at_expression() -> Document {
+    let second = doc! { "$toDate": { "$multiply": [{ "$toLong": { "$tsSecond": "$sequence" } }, 1000] } };
+    let last = doc! { "$add": [second.clone(), LAST_OF_SECOND.num_milliseconds()] };
+    doc! { "$min": [last, { "$max": [second.clone(), { "$ifNull": ["$created_at", second] }] }] }
+}
+
+/// Times have a resolution of a millisecond.
+const LAST_OF_SECOND: TimeDelta = TimeDelta::milliseconds(999);
 
 #[cfg(test)]
 mod tests {
@@ -60,6 +72,15 @@ mod tests {
         let at = |time, increment| sequence_of(Timestamp { time, increment }).unwrap();
         assert!(at(5, 9) < at(5, 10) && at(5, 10) < at(6, 1));
         assert!(first_of(6) > at(5, 1_000_000) && first_of(6) < at(6, 1));
-        assert_eq!(written_at(at(1_795_000_000, 3)).timestamp(), 1_795_000_000);
+    }
+
+    #[test]
+    fn the_writers_clock_counts_within_the_second_of_the_servers() {
+        let sequence = sequence_of(Timestamp { time: 1_795_000_000, increment: 3 }).unwrap();
+        let millis = |of_writer: Option<i64>| {
+            let of_writer = of_writer.and_then(|at| DateTime::from_timestamp_millis(1_795_000_000_000 + at));
+            created_at(sequence, of_writer).timestamp_millis() - 1_795_000_000_000
+        };
+        assert_eq!([None, Some(250), Some(-1), Some(3_600_000)].map(millis), [0, 250, 0, 999]);
     }
 }

@@ -6,6 +6,8 @@ mod retention;
 mod settle;
 
 pub(crate) use membership::paused_topics;
+#[cfg(test)]
+pub(crate) use settle::among;
 pub(crate) use settle::{holds_of, index, server_now, write_holds};
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -95,7 +97,7 @@ impl MongoStore {
         schema::migrate(&self.0.database, self.0.names()).await
     }
 
-    pub(crate) fn inner(&self) -> &Inner {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0
     }
 }

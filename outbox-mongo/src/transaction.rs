@@ -9,7 +9,7 @@ use mongodb::{
     error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT},
     options::{ReadConcern, ReadPreference, SelectionCriteria, TransactionOptions, WriteConcern},
 };
-use outbox_core::StoreError;
+use outbox_core::{StoreError, StoreErrorKind};
 
 use crate::error::{CALL_TIMEOUT, Fault, silent, store_error};
 
@@ -24,26 +24,40 @@ pub(crate) type Work<C, T> = for<'a> fn(&'a mut ClientSession, &'a C) -> BoxFutu
 
 /// Runs `work` in a transaction with a snapshot of what a majority has, committed to a majority. It is run again after a
 /// conflict; in the end that is what the error says.
-pub(crate) async fn transact<C: Sync, T: Send>(
+///
+/// It runs in a task of its own, and to its end when the caller no longer waits: the driver does not end a transaction
+/// whose first statement was dropped while it was under way, and its locks would stay until the server ends it.
+pub(crate) async fn transact<C: Send + Sync + 'static, T: Send + 'static>(
     client: &Client,
-    what: &str,
-    context: &C,
+    what: &'static str,
+    context: C,
     work: Work<C, T>,
 ) -> Result<T, StoreError> {
-    let run = async {
-        let mut session = client.start_session().await?;
-        for attempt in 1.. {
-            match run_once(&mut session, context, work).await {
-                Err(fault) if fault.is_conflict() && attempt < TRIES_MAX => pause(attempt).await,
-                result => return result,
-            }
+    let client = client.clone();
+    let run = async move {
+        match tokio::time::timeout(CALL_TIMEOUT, run(&client, &context, work)).await {
+            Ok(result) => result.map_err(|fault| store_error(what, fault)),
+            Err(_) => Err(silent(what)),
         }
-        Err(Fault::Write { code: 112, message: "no try is left".to_owned() })
     };
-    match tokio::time::timeout(CALL_TIMEOUT, run).await {
-        Ok(result) => result.map_err(|fault| store_error(what, fault)),
-        Err(_) => Err(silent(what)),
+    match tokio::spawn(run).await {
+        Ok(result) => result,
+        Err(error) => {
+            let what = format!("cannot {what}: its task has ended");
+            Err(StoreError::new(StoreErrorKind::Unexpected, what).with_source(error))
+        }
     }
+}
+
+async fn run<C: Sync, T: Send>(client: &Client, context: &C, work: Work<C, T>) -> Result<T, Fault> {
+    let mut session = client.start_session().await?;
+    for attempt in 1.. {
+        match run_once(&mut session, context, work).await {
+            Err(fault) if fault.is_conflict() && attempt < TRIES_MAX => pause(attempt).await,
+            result => return result,
+        }
+    }
+    Err(Fault::Write { code: 112, message: "no try is left".to_owned() })
 }
 
 async fn run_once<C: Sync, T: Send>(

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, RawDocumentBuf, doc};
 use outbox_core::{AggregateKey, Sequence};
 
 use super::{At, page::Page, place::Place};
@@ -61,9 +61,7 @@ impl Place {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut filter = doc! { "$or": self.ranges(&batch) };
-        filter.extend(pending());
-        filter.insert("available_at", doc! { "$not": { "$gt": at.now } });
+        let filter = self.of_batch(&batch, at.now);
         let count = self.rows_at_once(page, page.events_left - events_min + 1);
         let outbox = at.inner.outbox();
         let find = outbox.find(filter).hint(index(PENDING_BY_KEY)).sort(doc! { "sequence": 1 });
@@ -93,7 +91,8 @@ impl Place {
         Ok(())
     }
 
-    fn ranges(&self, batch: &[(AggregateKey, Sequence)]) -> Vec<Document> {
+    /// What is pending and due of these aggregates, up to the read position.
+    pub(super) fn of_batch(&self, batch: &[(AggregateKey, Sequence)], now: BsonDateTime) -> Document {
         let read = timestamp_of(self.read);
         let range = |(key, after): &(AggregateKey, Sequence)| {
             doc! {
@@ -101,7 +100,10 @@ impl Place {
                 "sequence": { "$gt": timestamp_of(*after), "$lte": read },
             }
         };
-        batch.iter().map(range).collect()
+        let mut filter = doc! { "$or": batch.iter().map(range).collect::<Vec<_>>() };
+        filter.extend(pending());
+        filter.insert("available_at", doc! { "$not": { "$gt": now } });
+        filter
     }
 }
 

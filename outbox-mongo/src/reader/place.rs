@@ -144,7 +144,7 @@ impl Place {
 
     /// Takes note of what the relay owns. A lease that is new is read from the beginning, and so is everything else: it
     /// costs no more than once what the relay has in hand.
-    fn lease(&mut self, request: &FetchRequest) {
+    pub(super) fn lease(&mut self, request: &FetchRequest) {
         let leases = request.leases.iter().map(|lease| (lease.partition, lease.epoch)).collect();
         let before = std::mem::replace(&mut self.leases, leases);
         if self.leases == before {

@@ -1,5 +1,7 @@
 //! Retention and numbers.
 
+use std::sync::Arc;
+
 use futures::FutureExt as _;
 use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, doc},
@@ -21,7 +23,7 @@ use crate::{
     transaction::transact,
 };
 
-pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged, StoreError> {
+pub(super) async fn purge(inner: &Arc<Inner>, request: PurgeRequest) -> Result<Purged, StoreError> {
     let mut purged = Purged::default();
     if let Some((age, disposal)) = request.sent {
         purged.sent = remove(inner, Status::Sent, age, disposal, request.rows_max).await?;
@@ -35,7 +37,7 @@ pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged
 /// Removes a batch of events of a final state. The condition is repeated by the statement that removes, so that one that
 /// is put back meanwhile stays.
 async fn remove(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     status: Status,
     age: std::time::Duration,
     disposal: Disposal,
@@ -70,7 +72,7 @@ async fn remove(
     match disposal {
         Disposal::Delete => Ok(within(what, async { outbox.delete_many(old).await }).await?.deleted_count),
         Disposal::Archive => {
-            transact(&inner.client, what, &(inner, old), |session, (inner, old)| {
+            transact(&inner.client, what, (Arc::clone(inner), old), |session, (inner, old)| {
                 archive(inner, session, old.clone()).boxed()
             })
             .await
@@ -84,10 +86,12 @@ pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let outbox = inner.outbox();
     let oldest = outbox.find_one(pending()).hint(index(PENDING)).sort(doc! { "sequence": 1 });
     let oldest = within(what, async { oldest.await }).await?;
-    let written_at =
-        oldest.as_ref().and_then(|event| Stored::of(event).sequence()).map(crate::sequence::written_at);
+    let created_at = oldest.as_ref().and_then(|event| {
+        let stored = Stored::of(event);
+        stored.sequence().map(|sequence| stored.created_at(sequence))
+    });
     let mut stats = StoreStats::default();
-    stats.oldest_pending_age = written_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
+    stats.oldest_pending_age = created_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
     within(what, async {
         stats.pending = inner.outbox().count_documents(pending()).hint(index(PENDING)).await?;
         stats.sent = inner.outbox().count_documents(doc! { "status": 1 }).await?;

@@ -3,7 +3,10 @@
 //! The first write of each transaction is to the documents of the leases: a claim that comes meanwhile is in its way,
 //! and waits or is waited for. Reading them would not do, since a snapshot goes on showing what is no longer so.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use futures::FutureExt as _;
 use mongodb::{
@@ -26,15 +29,15 @@ use crate::{
 };
 
 pub(super) async fn begin_attempt(
-    inner: &Inner,
+    inner: &Arc<Inner>,
     relay: RelayId,
     lease: Lease,
     sequence: Sequence,
     attempts: u32,
 ) -> Result<bool, StoreError> {
-    let context = (inner, relay, lease, sequence, attempts);
-    transact(&inner.client, "record an attempt", &context, |session, context| {
-        let (inner, relay, lease, sequence, attempts) = *context;
+    let context = (Arc::clone(inner), relay, lease, sequence, attempts);
+    transact(&inner.client, "record an attempt", context, |session, context| {
+        let (ref inner, relay, lease, sequence, attempts) = *context;
         async move {
             if !write_leases(inner, session, relay, &[lease]).await?.is_empty() {
                 return Ok(false);
@@ -51,8 +54,8 @@ pub(super) async fn begin_attempt(
     .await
 }
 
-pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Settled, StoreError> {
-    transact(&inner.client, "settle", &(inner, request), |session, (inner, request)| {
+pub(super) async fn settle(inner: &Arc<Inner>, request: &SettleRequest) -> Result<Settled, StoreError> {
+    transact(&inner.client, "settle", (Arc::clone(inner), request.clone()), |session, (inner, request)| {
         Settling::run(inner, session, request).boxed()
     })
     .await
@@ -296,7 +299,7 @@ fn settle_hold(holds: &mut HashMap<AggregateKey, Hold>, settlement: &Settlement,
 }
 
 /// The pending ones of these events.
-fn among(sequences: &[Timestamp]) -> Document {
+pub(crate) fn among(sequences: &[Timestamp]) -> Document {
     let mut filter = doc! { "sequence": { "$in": sequences } };
     filter.extend(pending());
     filter
