@@ -11,9 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use common::{TIMEOUT, config, message, publish, publish_one, publisher};
-use outbox_core::{
-    PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Severity, Stored,
-};
+use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Severity, Stored};
 use outbox_kafka::KafkaKey;
 use rdkafka::Message as _;
 use server::{brokers, headers, read, topic};
