@@ -214,7 +214,7 @@ fn bind<'q>(query: Query<'q, MySql, MySqlArguments>, event: &'q Event) -> Query<
 }
 
 /// The nearest time that the type DATETIME has: from the year 1000 to the end of 9999.
-fn storable(at: DateTime<Utc>) -> NaiveDateTime {
+pub(crate) fn storable(at: DateTime<Utc>) -> NaiveDateTime {
     let day = |year, month, day| NaiveDate::from_ymd_opt(year, month, day).unwrap_or_default();
     let first = day(1000, 1, 1).and_time(NaiveTime::MIN);
     let end = day(9999, 12, 31).and_time(NaiveTime::MIN);

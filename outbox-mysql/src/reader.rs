@@ -21,6 +21,8 @@ mod batch;
 mod decode;
 mod due_holds;
 mod known;
+#[cfg(test)]
+mod plans;
 mod statements;
 
 use std::{

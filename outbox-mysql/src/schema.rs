@@ -18,8 +18,10 @@ const MIGRATION_WAIT_S: u32 = 30;
 /// The name of the migration's lock. It has at most 64 characters, so a hash stands for the database and the prefix.
 const LOCK_NAME: &str = "CONCAT('outbox-', LEFT(SHA2(CONCAT(COALESCE(?, DATABASE()), '/', ?), 256), 40))";
 
-/// The aggregate's partition, of two parameters: the expression of the generated column `part`.
-pub(crate) const PART_OF: &str = "(CRC32(CONCAT(?, '/', ?)) & 63)";
+/// The aggregate's partition, of two parameters or columns: the expression of the generated column `part`.
+pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
+    format!("(CRC32(CONCAT({aggregate_type}, '/', {aggregate_id})) & 63)")
+}
 
 /// The statements that create the tables, for one's own migration tool. They may be run again at any time and
 /// change nothing then.

@@ -184,6 +184,7 @@ fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Fin
 #[cfg(not(all(
     feature = "sqlite",
     feature = "postgres",
+    feature = "mysql",
     feature = "kafka",
     feature = "rabbitmq",
     feature = "nats"
@@ -196,6 +197,7 @@ mod without_a_feature {
         for (feature, is_in, store, publisher) in [
             ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
             ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
+            ("mysql", cfg!(feature = "mysql"), "mysql://h/d", "stdout:"),
             ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
             ("rabbitmq", cfg!(feature = "rabbitmq"), "sqlite:x", "amqp://h:1"),
             ("nats", cfg!(feature = "nats"), "sqlite:x", "nats://h:1"),

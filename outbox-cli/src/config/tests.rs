@@ -238,7 +238,7 @@ fn values_of_every_kind_are_read() {
 
 #[test]
 fn all_problems_are_named_at_once_with_their_origin() {
-    let file = "[store]\nurl = \"mysql://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"mqtt://h\"\n[relay]\n\
+    let file = "[store]\nurl = \"oracle://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"mqtt://h\"\n[relay]\n\
                 lease_ttl = 15\nsource = 7\nin_flight_max = \"many\"\npublish_max = \"5\"\npoll_min = \"soon\"\n\
                 beat_interval = \"1s\"\npublish_timeout = \"20s\"\nattempts_max = 3\nbuffer_bytes_max = 1.5\n\
                 [relay.retention]\nsent = \"burn after 3d\"\n";
@@ -254,7 +254,7 @@ fn all_problems_are_named_at_once_with_their_origin() {
     ];
     let lines = refused(file, &variables);
     let expected: &[&[&str]] = &[
-        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"mysql\"", "postgres://", "sqlite:"],
+        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"oracle\"", "postgres://", "sqlite:"],
         &["[unknown-key]", "store.prefx (outbox.toml line 3)", "did you mean store.prefix?"],
         &["publisher.url (outbox.toml line 5)", "\"mqtt\"", "kafka://", "amqp://", "nats://"],
         &["relay.lease_ttl (outbox.toml line 7) is 15", "unit"],
@@ -368,7 +368,9 @@ fn a_secret_can_be_a_file() {
 fn no_secret_is_ever_shown() {
     let secret = TempFile::new("secret", "hush:hush@hush");
     let urls = [
-        "mysql://me:hush@h/d",
+        "oracle://me:hush@h/d",
+        "mysql://me:hush@h",
+        "mysql://me:hush@[bad/d",
         "hush:hush@h",
         "hush",
         "postgres:/me:hush@h/d",
@@ -541,6 +543,21 @@ fn what_postgres_refuses_is_named_by_key() {
         assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
     }
     assert_eq!(lines.len(), 5, "{lines:#?}");
+}
+
+#[cfg(feature = "mysql")]
+#[test]
+fn what_mysql_refuses_is_named_by_key() {
+    let file = "[store]\nurl = \"mysql://me:hush@[bad\"\nprefix = \"a-b\"\nschema = \"s;\"\nconnections = 0\nbusy_timeout = \"1s\"\n";
+    let lines = refused(file, &[("OUTBOX_PUBLISHER_URL", "stdout:")]);
+    for (key, line) in [("url", 2), ("prefix", 3), ("schema", 4), ("connections", 5), ("busy_timeout", 6)] {
+        assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
+    }
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    // The tables are in a schema, or in the database of the url.
+    let file = "[store]\nurl = \"mysql://me:hush@h\"\n[publisher]\nurl = \"stdout:\"\n";
+    assert_one(&refused(file, &[]), &["store.url (outbox.toml line 2)", "names no database"]);
+    load(file, &[("OUTBOX_STORE_SCHEMA", "shop")]).unwrap();
 }
 
 #[test]

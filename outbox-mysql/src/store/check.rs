@@ -47,6 +47,16 @@ fn few_connections(error: &sqlx::Error) -> Finding {
     )
 }
 
+/// The driver calls it a wrong configuration when it will not authenticate without TLS, and invalid data when it does
+/// not accept a certificate.
+fn is_encryption(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
 fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
     let options = inner.pool.connect_options();
     let place = format!(
@@ -57,6 +67,13 @@ fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
         options.get_username()
     );
     let problem = format!("{place}: {error}");
+    if is_encryption(error) {
+        return Finding::error(
+            "encryption",
+            problem,
+            "connect with TLS (`ssl-mode=REQUIRED`, or `VERIFY_CA` with `ssl-ca`), and name the right certificates",
+        );
+    }
     match (classify(error), number(error)) {
         (_, Some(NO_DATABASE)) => {
             Finding::error("missing-database", problem, "create the database, or correct the url")

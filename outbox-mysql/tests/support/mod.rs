@@ -28,11 +28,21 @@ pub(crate) enum Server {
 impl Server {
     /// Its address, or a line that says that it is missing.
     pub(crate) fn url(self) -> Option<String> {
-        let (name, service, variable) = match self {
-            Self::Mysql => ("MySQL", "mysql", "OUTBOX_TEST_MYSQL_URL"),
-            Self::Mariadb => ("MariaDB", "mariadb", "OUTBOX_TEST_MARIADB_URL"),
+        self.variable("URL")
+    }
+
+    /// The folder of the authority that has signed its certificate, likewise.
+    pub(crate) fn certificates(self) -> Option<String> {
+        self.variable("CERTIFICATES")
+    }
+
+    fn variable(self, what: &str) -> Option<String> {
+        let (name, service) = match self {
+            Self::Mysql => ("MySQL", "mysql"),
+            Self::Mariadb => ("MariaDB", "mariadb"),
         };
-        let url = std::env::var(variable).ok();
+        let variable = format!("OUTBOX_TEST_{}_{what}", service.to_uppercase());
+        let url = std::env::var(&variable).ok();
         if url.is_none() {
             let missing =
                 format!("{name} is not there: run scripts/services.sh up {service} and set {variable}");

@@ -34,7 +34,7 @@ const TABLES: [(&str, &str, &str, &str); 7] = [
         "_archive",
         "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
          available_at status attempts last_error cause sent_at failed_at",
-        "INSERT DELETE",
+        "SELECT INSERT DELETE",
     ),
     ("{topics}", "_topics", "topic paused_at", "SELECT INSERT UPDATE DELETE"),
     ("{meta}", "_meta", "name value", "SELECT"),
