@@ -41,8 +41,11 @@ pub(super) async fn check_names_an_unreachable_broker(stage: &Stage<'_>) -> Verd
     let Some(outage) = stage.outage() else { return Ok(()) };
     let destination = stage.reached_destination().await?;
     outage.cut().await;
-    let errors = errors(stage, &[destination]).await;
-    that(!errors.is_empty(), "a finding about a broker that cannot be reached", errors)
+    for (what, destinations) in [("one destination", vec![destination]), ("no destination", Vec::new())] {
+        let errors = errors(stage, &destinations).await;
+        that(!errors.is_empty(), format!("asked for {what}: an error about the broker"), errors)?;
+    }
+    Ok(())
 }
 
 /// Asks for a destination that is there and for another that is not, which alone must be found.

@@ -119,5 +119,5 @@ publisher_clauses! { $
     checking::check_names_a_broken_name
         "check names a destination whose name is none";
     checking::check_names_an_unreachable_broker
-        "check ends with a finding when the broker cannot be reached";
+        "check ends with a finding when the broker cannot be reached, whatever destinations it is asked for, none included";
 }
