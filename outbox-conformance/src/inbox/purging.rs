@@ -115,7 +115,9 @@ pub(super) async fn the_horizon_never_falls(stage: &Stage<'_>) -> Verdict {
         return stage.answer_of(beside, &old).await.map(drop);
     }
     equal("receipts that were purged", 1, stage.purge(ALL).await?)?;
-    late.commit().await?;
+    if late.commit().await.is_err_and(|error| is_conflict(&error)) {
+        return Ok(());
+    }
     equal("receipts that the next purge finds", 1, stage.purge(ALL).await?)?;
     stage.expect(TooOld, &old, "the later of two events, which was purged before the earlier one").await
 }

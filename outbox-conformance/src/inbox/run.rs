@@ -120,10 +120,15 @@ impl Stage<'_> {
     }
 
     pub(super) async fn purge_of(&self, consumer: &str, rows_max: u32) -> Verdict<u64> {
-        let mut transaction = self.harness.begin().await;
-        let count = transaction.purge(consumer, AGE, rows_max).await?;
-        transaction.commit().await?;
-        Ok(count)
+        for _ in 0..TRIES_MAX {
+            let mut transaction = self.harness.begin().await;
+            let answer = transaction.purge(consumer, AGE, rows_max).await;
+            match finish(transaction, answer).await {
+                Err(error) if is_conflict(&error) => tokio::task::yield_now().await,
+                answer => return Ok(answer?),
+            }
+        }
+        Err(Violation::new("a purge", format!("{TRIES_MAX} conflicts")))
     }
 
     pub(super) async fn expect(&self, receipt: Receipt, event: &EventIdentity, why: &str) -> Verdict {
