@@ -33,7 +33,7 @@ pub use jsonlines::JsonLinesPublisher;
 pub use memory::{MemoryInbox, MemoryPublisher, MemoryStore, MemoryTransaction};
 pub use publisher::{
     Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
-    Reporter, Stored,
+    Reporter, SharedPublisher, Stored,
 };
 pub use received::{ReceivedEvent, ReceivedEventError};
 pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};

@@ -2,7 +2,7 @@
 PORT_mariadb=$((SVC_PORT_BASE + 306))
 missing_mariadb() {
   [ -x /usr/sbin/mariadbd ] && [ -x /usr/bin/mariadb ] || echo mariadb-server-core mariadb-client-core
-  command -v openssl >/dev/null || echo openssl
+  missing_openssl
 }
 mariadb_accounts() { # `demands_tls` is refused without encryption
   cat <<END
@@ -15,15 +15,12 @@ END
 }
 init_mariadb() {
   local data=$DATA/mariadb
+  certificates "$DATA/mariadb.certificates"
   [ ! -e "$data/.ready" ] || return 0
   rm -rf "$data"
   mkdir -p "$data"
   mariadb-install-db --no-defaults --datadir="$data" --auth-root-authentication-method=normal --user="$(id -un)" \
     --skip-test-db --skip-name-resolve >>"$LOG/mariadb.log" 2>&1
-  # MySQL makes itself a certificate, this release of MariaDB does not.
-  openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=localhost \
-    -addext subjectAltName=IP:127.0.0.1,DNS:localhost \
-    -keyout "$data/server-key.pem" -out "$data/server-cert.pem" >>"$LOG/mariadb.log" 2>&1
   touch "$data/.ready"
 }
 run_mariadb() {
@@ -33,7 +30,7 @@ run_mariadb() {
     --skip-name-resolve --server-id=10 --log-bin=binlog --binlog-format=ROW --binlog-row-image=FULL --sync-binlog=1 \
     --innodb-flush-log-at-trx-commit=1 --innodb-buffer-pool-size=256M --max-connections=500 \
     --character-set-server=utf8mb4 --default-time-zone=+00:00 \
-    --ssl-cert="$DATA/mariadb/server-cert.pem" --ssl-key="$DATA/mariadb/server-key.pem"
+    --ssl-cert="$DATA/mariadb.certificates/server.pem" --ssl-key="$DATA/mariadb.certificates/server.key"
 }
 mariadb_() { MYSQL_PWD=$PASSWORD mariadb --no-defaults -BN -h "$HOST" -P "$PORT_mariadb" -u "$USER_" "$@"; }
 probe_mariadb() {
@@ -43,5 +40,8 @@ probe_mariadb() {
   mariadb_accounts | mariadb --no-defaults -u root -S "$RUN/mariadb.sock"
   [ "$(mariadb_ -e 'select 1')" = 1 ]
 }
-url_mariadb() { echo "MARIADB_URL=mysql://$USER_:$PASSWORD@$HOST:$PORT_mariadb/$DATABASE"; }
+url_mariadb() {
+  echo "MARIADB_URL=mysql://$USER_:$PASSWORD@$HOST:$PORT_mariadb/$DATABASE"
+  echo "MARIADB_CERTIFICATES=$DATA/mariadb.certificates"
+}
 STOP_mariadb=TERM

@@ -9,7 +9,7 @@ missing_mongodb() {
   command -v python3 >/dev/null || echo python3
   python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
   compgen -G '/usr/lib/*-linux-gnu/libcurl.so.4' >/dev/null || echo libcurl4
-  command -v openssl >/dev/null || echo openssl
+  missing_openssl
 }
 fetch_mongodb() {
   mkdir -p "$PKG/mongodb"
@@ -40,34 +40,20 @@ init_mongodb() {
   local data=$DATA/mongodb
   [ ! -e "$data/.ready" ] || return 0
   rm -rf "$data"
-  mkdir -p "$data/db" "$data/tls"
+  mkdir -p "$data/db"
   # Members of a replica set with accounts know each other by this.
   head -c 96 /dev/urandom | base64 >"$data/key"
-  chmod 600 "$data/key"
-  mongodb_certificates "$data/tls" >>"$LOG/mongodb.log" 2>&1
+  certificates "$DATA/mongodb.certificates"
+  cat "$DATA/mongodb.certificates"/server.{pem,key} >"$data/server.pem"
+  chmod 600 "$data/key" "$data/server.pem"
   touch "$data/.ready"
 }
-mongodb_certificates() { # an authority, the server's certificate, and a client's that is an account of its own
-  (
-    cd "$1"
-    openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=authority -keyout authority.key -out authority.pem
-    openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr
-    printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n' >server.ext
-    # The order of the names is that of the account's, from the last to the first.
-    openssl req -newkey rsa:2048 -nodes -subj /O=clients/CN=relay -keyout client.key -out client.csr
-    printf 'extendedKeyUsage=clientAuth\n' >client.ext
-    for name in server client; do
-      openssl x509 -req -in $name.csr -CA authority.pem -CAkey authority.key -CAcreateserial -days 3650 \
-        -extfile $name.ext -out $name.crt
-      cat $name.crt $name.key >$name.pem
-    done
-  )
-}
 run_mongodb() {
+  # It takes TLS and does not use it to talk to itself, for which its certificate would have to be a client's as well.
   launch mongodb env LD_LIBRARY_PATH="$MONGODB_LIBRARIES" "$MONGODB_PROGRAM" --dbpath "$DATA/mongodb/db" \
     --bind_ip "$HOST" --port "$PORT_mongodb" --nounixsocket --replSet rs0 --keyFile "$DATA/mongodb/key" \
-    --tlsMode preferTLS --tlsCertificateKeyFile "$DATA/mongodb/tls/server.pem" \
-    --tlsCAFile "$DATA/mongodb/tls/authority.pem" --tlsAllowConnectionsWithoutCertificates \
+    --tlsMode allowTLS --tlsCertificateKeyFile "$DATA/mongodb/server.pem" \
+    --tlsCAFile "$DATA/mongodb.certificates/ca.pem" --tlsAllowConnectionsWithoutCertificates \
     --oplogSize 512 --wiredTigerCacheSizeGB 0.5 --quiet --setParameter diagnosticDataCollectionEnabled=false
 }
 mongodb_command() { # mongodb_command DATABASE JSON: the answer's ok and code, or its isWritablePrimary; no client is needed
@@ -126,5 +112,8 @@ probe_mongodb() {
       touch "$DATA/mongodb/.account"
   }
 }
-url_mongodb() { echo "MONGODB_URL=mongodb://$USER_:$PASSWORD@$HOST:$PORT_mongodb/$DATABASE?replicaSet=rs0&authSource=admin"; }
+url_mongodb() {
+  echo "MONGODB_URL=mongodb://$USER_:$PASSWORD@$HOST:$PORT_mongodb/$DATABASE?replicaSet=rs0&authSource=admin"
+  echo "MONGODB_CERTIFICATES=$DATA/mongodb.certificates"
+}
 STOP_mongodb=TERM

@@ -5,7 +5,7 @@ mysql_program() { # mysql_program PROGRAM ARGUMENT...: sets COMMAND to what star
   COMMAND=("$MYSQL_ROOT/usr/lib64/ld-linux-x86-64.so.2" --inhibit-cache
     --library-path "$MYSQL_ROOT/usr/lib/x86_64-linux-gnu" "$MYSQL_ROOT$1" "${@:2}")
 }
-missing_mysql() { :; }
+missing_mysql() { missing_openssl; }
 fetch_mysql() {
   [ -x "$MYSQL_ROOT/usr/sbin/mysqld" ] ||
     unpack_from_suite "$MYSQL_ROOT" sid '$2 !~ /^(lib)?perl/' mysql-server-core mysql-client-core
@@ -22,8 +22,8 @@ END
 init_mysql() {
   local data=$DATA/mysql
   mkdir -p "$data"
+  certificates "$DATA/mysql.certificates"
   # Durable as in production, because that is what is measured and crashed. The performance schema would cost 250 MiB.
-  # It makes itself a certificate and accepts TLS.
   cat >"$data/my.cnf" <<END
 [mysqld]
 basedir=$MYSQL_ROOT/usr
@@ -50,6 +50,9 @@ innodb_buffer_pool_size=256M
 max_connections=500
 performance_schema=OFF
 default_time_zone=+00:00
+ssl_ca=$DATA/mysql.certificates/ca.pem
+ssl_cert=$DATA/mysql.certificates/server.pem
+ssl_key=$DATA/mysql.certificates/server.key
 END
   [ ! -e "$data/ready" ] || return 0
   rm -rf "$data/data"
@@ -66,5 +69,8 @@ probe_mysql() {
   mysql_program /usr/bin/mysql --no-defaults -BN -h "$HOST" -P "$PORT_mysql" -u "$USER_" -e 'select 1'
   [ "$(MYSQL_PWD=$PASSWORD "${COMMAND[@]}" 2>/dev/null)" = 1 ]
 }
-url_mysql() { echo "MYSQL_URL=mysql://$USER_:$PASSWORD@$HOST:$PORT_mysql/$DATABASE"; }
+url_mysql() {
+  echo "MYSQL_URL=mysql://$USER_:$PASSWORD@$HOST:$PORT_mysql/$DATABASE"
+  echo "MYSQL_CERTIFICATES=$DATA/mysql.certificates"
+}
 STOP_mysql=TERM
