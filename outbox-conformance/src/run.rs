@@ -12,7 +12,7 @@ const CLAUSE_MAX: Duration = Duration::from_secs(180);
 
 /// One half of the suite, as it is run against one harness.
 pub(crate) struct Suite {
-    /// `store` or `publisher`.
+    /// `a store`, `a publisher` or `an inbox`.
     pub(crate) half: &'static str,
     /// The package that runs it, with its version.
     pub(crate) author: &'static str,

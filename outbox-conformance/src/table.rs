@@ -51,7 +51,7 @@ fn table(suite: &Suite, answers: &Answers) -> String {
     let count = |wanted: fn(&Answer) -> bool| answers.values().filter(|answer| wanted(answer)).count();
     let (all, kept) = (suite.clauses.len(), count(|answer| matches!(answer, Answer::Kept)));
     let mut text =
-        format!("\n{}, `{}`: {kept} of {all} clauses of a {} kept", suite.author, harness(suite), suite.half);
+        format!("\n{}, `{}`: {kept} of {all} clauses of {} kept", suite.author, harness(suite), suite.half);
     for (number, word) in [
         (count(|answer| matches!(answer, Answer::NotAsked(_))), "not asked"),
         (count(|answer| matches!(answer, Answer::Broken)), "broken"),

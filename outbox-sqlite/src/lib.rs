@@ -21,6 +21,10 @@
 //! The relay's connections use `synchronous = FULL`; the service's connection is its own affair, and with `NORMAL` in
 //! WAL mode a power failure can take the last transactions, change and event together. SQLite's locks do not work on
 //! most network file systems: keep the file on a local disk.
+//!
+//! # The consumer's side
+//! [`SqliteInbox`] tells a consumer whose effects are in SQLite which messages it has handled, in the consumer's own
+//! transaction. Its tables ([`inbox_migration_sql`]) need no outbox beside them.
 
 mod admin;
 mod config;

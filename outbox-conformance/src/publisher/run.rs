@@ -55,6 +55,6 @@ pub fn run_publisher_clause<H: PublisherHarness>(author: &'static str, name: &st
         Some(Asked { verdict, not_asked })
     });
     let clauses = PUBLISHER_CLAUSES.iter().map(|clause| (clause.name, clause.sentence)).collect();
-    let suite = Suite { half: "publisher", author, harness: std::any::type_name::<H>(), clauses };
+    let suite = Suite { half: "a publisher", author, harness: std::any::type_name::<H>(), clauses };
     run::conclude(&suite, (clause.name, clause.sentence), asked);
 }

@@ -52,6 +52,6 @@ pub fn run_store_clause<H: StoreHarness>(author: &'static str, name: &str) {
         Some(Asked { verdict, not_asked })
     });
     let clauses = STORE_CLAUSES.iter().map(|clause| (clause.name, clause.sentence)).collect();
-    let suite = Suite { half: "store", author, harness: std::any::type_name::<H>(), clauses };
+    let suite = Suite { half: "a store", author, harness: std::any::type_name::<H>(), clauses };
     run::conclude(&suite, (clause.name, clause.sentence), asked);
 }

@@ -12,7 +12,7 @@ use outbox_conformance::{InboxHarness, InboxTransaction};
 use outbox_core::{EventIdentity, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind};
 
 use crate::{
-    common::inbox::{MemoryInboxHarness, OpenInbox},
+    common::{MemoryInboxHarness, OpenInbox},
     faults::Fault,
 };
 
