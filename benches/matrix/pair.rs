@@ -43,12 +43,12 @@ impl Pair {
         let broker = self.broker.find().expect("the broker is there");
         let topic = brokers::topic();
         broker.create(&topic).await;
-        let publisher = async || broker.broker_at().open(Duration::from_secs(4)).await;
+        let publisher = || broker.broker_at().open(Duration::from_secs(4));
         let store_alone = self.drain(Arc::new(Swallow), &topic, || {}).await;
-        let broker_alone = rate_of(publisher().await, &topic).await;
-        let both = self.drain(publisher().await, &topic, || {}).await;
+        let broker_alone = rate_of(publisher(), &topic).await;
+        let both = self.drain(publisher(), &topic, || {}).await;
         let ceiling = 1.0 / (1.0 / store_alone + 1.0 / broker_alone);
-        let (p50, p99) = self.lone_events(publisher().await, &topic).await;
+        let (p50, p99) = self.lone_events(publisher(), &topic).await;
         let restarted = if restarts {
             let (name, address) = broker.server();
             let server = Managed::find(name, &address).expect("a broker that scripts/services.sh started");
@@ -58,7 +58,7 @@ impl Pair {
                     server.up();
                 });
             };
-            k(self.drain(publisher().await, &topic, restart).await)
+            k(self.drain(publisher(), &topic, restart).await)
         } else {
             "not asked".to_owned()
         };

@@ -93,6 +93,10 @@ impl PublisherConfig {
         match self {
             #[cfg(feature = "kafka")]
             Self::Kafka { brokers, .. } => format!("kafka://{brokers}"),
+            #[cfg(feature = "rabbitmq")]
+            Self::RabbitMq { shown, .. } => shown.clone(),
+            #[cfg(feature = "nats")]
+            Self::Nats { shown, .. } => shown.clone(),
             Self::Stdout => "stdout:".to_owned(),
             Self::File { path, .. } => format!("file:{}", path.display()),
         }
@@ -114,6 +118,10 @@ impl PublisherConfig {
                     Err(error.problems().iter().map(finding).collect::<Vec<_>>().into())
                 }
             },
+            #[cfg(feature = "rabbitmq")]
+            Self::RabbitMq { config, .. } => Ok(Arc::new(outbox_rabbitmq::RabbitMqPublisher::new(*config))),
+            #[cfg(feature = "nats")]
+            Self::Nats { config, .. } => Ok(Arc::new(outbox_nats::NatsPublisher::new(*config))),
             Self::Stdout => Ok(Arc::new(JsonLinesPublisher::stdout())),
             Self::File { path, sync } => match JsonLinesPublisher::append(&path, sync) {
                 Ok(publisher) => Ok(Arc::new(publisher)),

@@ -173,3 +173,14 @@ fn two_schemas_in_one_process() {
     let ended = relay.ended();
     assert_eq!(ended.code, Some(0), "{ended:?}");
 }
+
+#[test]
+fn processes_may_migrate_at_once() {
+    let Some(schemas) = Schemas::new(1) else { return };
+    let folder = Folder::new();
+    let variables = [("OUTBOX_STORE_URL", schemas.url.as_str()), ("OUTBOX_STORE_SCHEMA", &schemas.names[0])];
+    common::migrate_at_once(&folder, &variables);
+    schemas
+        .run(&format!("UPDATE {}.outbox_meta SET value = 9 WHERE key = 'schema_version'", schemas.names[0]));
+    common::assert_newer_is_refused(&folder, &variables);
+}

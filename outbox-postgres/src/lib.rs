@@ -11,7 +11,7 @@ mod schema;
 mod session;
 mod store;
 
-pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
+pub use config::{PostgresConfig, PostgresConfigBuilder, PostgresConfigError, SentRows};
 pub use enqueue::PostgresOutbox;
 pub use inbox::{PostgresInbox, inbox_migration_sql};
 pub use schema::migration_sql;

@@ -8,10 +8,10 @@
 //! be the one that came back: only who sees all that is confirmed knows which one was not taken.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     future::poll_fn,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     declare,
-    error::{NO_ROUTE, Refusal, publish_error, reply_code, unconfirmed},
+    error::{NO_ROUTE, NOT_FOUND, Refusal, publish_error, reply_code, unconfirmed},
     producer::Session,
     record::Record,
 };
@@ -39,12 +39,14 @@ const UNCONFIRMED_MAX: usize = 4096;
 /// One call of `publish`, shared with the tasks of the channels.
 pub(crate) struct Call {
     reporter: Reporter,
+    /// Messages without an outcome.
+    open: Mutex<BTreeSet<usize>>,
     /// Messages that are with a channel.
     flying: AtomicUsize,
     /// Nothing is flying any more.
     landed: Notify,
-    /// Messages without an outcome whose channel or connection has ended.
-    lost: Mutex<Vec<usize>>,
+    /// Those of them that are not with the operating system yet.
+    unwritten: AtomicUsize,
 }
 
 /// A message of a call, on its way.
@@ -52,25 +54,46 @@ pub(crate) struct Job {
     call: Arc<Call>,
     index: usize,
     record: Record,
-    done: bool,
+    written: bool,
 }
 
 impl Call {
-    pub(crate) fn new(reporter: Reporter) -> Self {
-        Self { reporter, flying: AtomicUsize::new(0), landed: Notify::new(), lost: Mutex::default() }
+    /// A call of this many messages.
+    pub(crate) fn new(reporter: Reporter, messages: usize) -> Self {
+        Self {
+            reporter,
+            open: Mutex::new((0..messages).collect()),
+            flying: AtomicUsize::new(0),
+            landed: Notify::new(),
+            unwritten: AtomicUsize::new(0),
+        }
+    }
+
+    /// The messages without an outcome. While none is flying, those whose channel or connection has ended.
+    pub(crate) fn open(&self) -> Vec<usize> {
+        self.lock().iter().copied().collect()
     }
 
     pub(crate) fn job(self: &Arc<Self>, index: usize, record: Record) -> Job {
         self.flying.fetch_add(1, Ordering::Relaxed);
-        Job { call: Arc::clone(self), index, record, done: false }
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
+        Job { call: Arc::clone(self), index, record, written: false }
     }
 
+    /// Reports an outcome, unless the message has one.
     pub(crate) fn report(&self, index: usize, result: Result<(), PublishError>) {
-        self.reporter.report(index, result);
+        if self.lock().remove(&index) {
+            self.reporter.report(index, result);
+        }
     }
 
     pub(crate) fn is_flying(&self) -> bool {
         self.flying.load(Ordering::Acquire) > 0
+    }
+
+    /// The client has nothing of the call: it only waits for confirms.
+    pub(crate) fn is_written(&self) -> bool {
+        self.unwritten.load(Ordering::Acquire) == 0
     }
 
     pub(crate) async fn landed(&self) {
@@ -79,8 +102,8 @@ impl Call {
         }
     }
 
-    pub(crate) fn take_lost(&self) -> Vec<usize> {
-        std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,12 +112,23 @@ impl Job {
         &self.record.exchange
     }
 
-    fn done(mut self, result: Result<(), PublishError>) {
-        self.done = true;
+    fn done(self, result: Result<(), PublishError>) {
         self.call.report(self.index, result);
     }
 
-    fn refuse(self, refusal: Refusal, why: impl std::fmt::Display) {
+    fn written(&mut self) {
+        if !std::mem::replace(&mut self.written, true) {
+            self.call.unwritten.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    fn refuse(self, session: &Session, refusal: Refusal, why: impl std::fmt::Display) {
+        if matches!(
+            refusal,
+            Refusal::Returned(_) | Refusal::NotOpened(NOT_FOUND) | Refusal::Closed(NOT_FOUND)
+        ) {
+            session.missing.store(true, Ordering::Relaxed);
+        }
         let Record { exchange, routing_key, .. } = &self.record;
         let detail = format!(
             "the message to exchange {:?} with routing key {:?} {why}",
@@ -107,9 +141,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if !self.done {
-            self.call.lost.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
-        }
+        self.written();
         if self.call.flying.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.call.landed.notify_one();
         }
@@ -127,10 +159,8 @@ pub(crate) async fn run(
         Err(error) => {
             jobs.close();
             while let Some(job) = jobs.recv().await {
-                match reply_code(&error) {
-                    Some(code) => job.refuse(Refusal::NotOpened(code), format_args!("was not sent: {error}")),
-                    None => job.refuse(Refusal::ConnectionLostBefore, format_args!("was not sent: {error}")),
-                }
+                let refusal = reply_code(&error).map_or(Refusal::ConnectionLostBefore, Refusal::NotOpened);
+                job.refuse(&session, refusal, format_args!("was not sent: {error}"));
             }
             return;
         }
@@ -141,7 +171,7 @@ pub(crate) async fn run(
     while (more || !flying.is_empty()) && channel.status().connected() {
         tokio::select! {
             job = jobs.recv(), if more && flying.len() < UNCONFIRMED_MAX => match job {
-                Some(job) => flying.push(send(&channel, job)),
+                Some(job) => flying.push(send(&session, &channel, job)),
                 None => more = false,
             },
             answers = ready(&mut flying), if !flying.is_empty() => settle(&session, answers, &mut returned),
@@ -169,14 +199,19 @@ async fn open(session: &Session, exchange: &ShortString) -> lapin::Result<Channe
 type Answer = (Job, lapin::Result<Confirmation>);
 
 /// Its first poll counts the message and queues it, in one piece.
-async fn send(channel: &Channel, job: Job) -> Answer {
+async fn send(session: &Session, channel: &Channel, mut job: Job) -> Answer {
     let Record { exchange, routing_key, properties, payload, .. } = &job.record;
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let sent = channel
         .basic_publish(exchange.clone(), routing_key.clone(), options, payload, properties.clone())
         .await;
     let answer = match sent {
-        Ok(confirm) => confirm.await,
+        Ok(confirm) => {
+            if session.writes_through {
+                job.written();
+            }
+            confirm.await
+        }
         Err(error) => Err(error),
     };
     (job, answer)
@@ -196,8 +231,8 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
         let came_back = returned.remove(&job.record.id);
         match answer {
             Ok(Confirmation::Ack(_) | Confirmation::Nack(_)) if came_back => {
-                session.missing.store(true, Ordering::Relaxed);
-                job.refuse(Refusal::Returned(NO_ROUTE), "came back: no queue is there to take it");
+                let why = "came back: no queue is there to take it";
+                job.refuse(session, Refusal::Returned(NO_ROUTE), why);
             }
             Ok(Confirmation::Ack(_)) => {
                 session.confirmed.fetch_add(1, Ordering::Relaxed);
@@ -205,13 +240,17 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
             }
             Ok(Confirmation::Nack(_)) => {
                 session.confirmed.fetch_add(1, Ordering::Relaxed);
-                job.refuse(Refusal::Nack, "was not taken: a queue is full or has failed");
+                job.refuse(session, Refusal::Nack, "was not taken: a queue is full or has failed");
             }
             // Confirms were asked for when the channel was opened, so this does not come.
-            Ok(Confirmation::NotRequested) => job.refuse(Refusal::ConnectionLost, "was not confirmed"),
+            Ok(Confirmation::NotRequested) => {
+                job.refuse(session, Refusal::ConnectionLost, "was not confirmed");
+            }
             // The channel had ended before it was sent.
             Err(error) if matches!(error.kind(), ErrorKind::InvalidChannelState(..)) => drop(job),
-            Err(error) => job.refuse(unconfirmed(&error), format_args!("was not confirmed: {error}")),
+            Err(error) => {
+                job.refuse(session, unconfirmed(&error), format_args!("was not confirmed: {error}"));
+            }
         }
     }
 }

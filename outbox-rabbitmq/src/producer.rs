@@ -71,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) connection: Connection,
     /// Confirms that have come.
     pub(crate) confirmed: AtomicU64,
+    /// What the client has written is with the operating system. TLS has a buffer of its own.
+    pub(crate) writes_through: bool,
     /// A message found something missing that the configuration declares.
     pub(crate) missing: AtomicBool,
     runtime: Handle,
@@ -241,6 +243,7 @@ async fn live(
     let session = Arc::new(Session {
         connection,
         confirmed: AtomicU64::new(0),
+        writes_through: !config.has_tls(),
         missing: AtomicBool::new(false),
         runtime: Handle::current(),
         lines: Mutex::default(),
@@ -248,9 +251,9 @@ async fn live(
     tell.send_replace(State::Ready(Arc::clone(&session)));
     while session.connection.status().connected() {
         match events.next().await {
+            // Of a channel or of the connection, which the loop's condition tells apart.
             Some(Event::Error(error)) => {
-                tracing::warn!(%error, "the rabbitmq connection is lost");
-                break;
+                tracing::warn!(%error, "rabbitmq has closed a channel or the connection");
             }
             Some(Event::ConnectionBlocked(reason)) => tracing::warn!(reason, "rabbitmq takes no messages"),
             Some(Event::ConnectionUnblocked) => tracing::info!("rabbitmq takes messages again"),

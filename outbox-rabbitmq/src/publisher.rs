@@ -104,39 +104,37 @@ impl Publisher for RabbitMqPublisher {
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
         // The last tenth, or 100 ms, is for ending the connection where something is left.
         let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
-        let call = Arc::new(Call::new(reporter));
-        let mut unsent: Vec<usize> = (0..messages.len()).collect();
-        while !unsent.is_empty() {
-            let (live, session) = match self.live(deadline, false).await {
-                Ok((_, session)) if session.is_blocked() => {
-                    let detail = "rabbitmq takes no messages: it is short of memory or disk".to_owned();
-                    let error = publish_error(Refusal::ConnectionBlocked, detail);
-                    return unsent.iter().for_each(|index| call.report(*index, Err(error.clone())));
-                }
+        let call = Arc::new(Call::new(reporter, messages.len()));
+        // What another call's end has taken along, or a channel that ended, is sent again.
+        loop {
+            let open = call.open();
+            if open.is_empty() {
+                return;
+            }
+            let (live, session) = match self.usable(deadline).await {
                 Ok(live) => live,
-                Err(error) => {
-                    return unsent.iter().for_each(|index| call.report(*index, Err(error.clone())));
-                }
+                Err(error) => return open.iter().for_each(|index| call.report(*index, Err(error.clone()))),
             };
             let confirmed = session.confirmed.load(Ordering::Relaxed);
-            let flight = Flight { publisher: self, live, call: &call };
+            let flight = Flight { publisher: self, live, session: &session, call: &call };
             let in_time = tokio::time::timeout_at(deadline, async {
                 session.make_missing(&self.config).await;
-                for index in &unsent {
+                for index in &open {
                     self.send(&session, &call, *index, &messages[*index]);
                 }
                 call.landed().await;
             });
             if in_time.await.is_err() {
-                let refusal =
-                    match (session.is_blocked(), session.confirmed.load(Ordering::Relaxed) > confirmed) {
-                        (true, _) => Refusal::ConnectionBlockedSince,
-                        (false, true) => Refusal::TimedOut,
-                        (false, false) => Refusal::NobodyAnswers,
-                    };
+                let refusal = if session.is_blocked() {
+                    Refusal::ConnectionBlockedSince
+                } else if session.confirmed.load(Ordering::Relaxed) > confirmed {
+                    Refusal::TimedOut
+                } else {
+                    Refusal::NobodyAnswers
+                };
                 // First nothing more is sent, then it is reported.
                 drop(flight);
-                for index in call.take_lost() {
+                for index in call.open() {
                     let topic = &*messages[index].topic;
                     let detail =
                         format!("the message to {topic:?} was not confirmed within the publish timeout");
@@ -144,8 +142,6 @@ impl Publisher for RabbitMqPublisher {
                 }
                 return;
             }
-            // What another call's end has taken along, or a channel that ended, is sent again.
-            unsent = call.take_lost();
         }
     }
 
@@ -158,6 +154,16 @@ impl Publisher for RabbitMqPublisher {
 }
 
 impl RabbitMqPublisher {
+    /// A connection that takes messages.
+    async fn usable(&self, deadline: Instant) -> Result<(Arc<Live>, Arc<Session>), PublishError> {
+        let (live, session) = self.live(deadline, false).await?;
+        if session.is_blocked() {
+            let detail = "rabbitmq takes no messages: it is short of memory or disk".to_owned();
+            return Err(publish_error(Refusal::ConnectionBlocked, detail));
+        }
+        Ok((live, session))
+    }
+
     fn send(&self, session: &Arc<Session>, call: &Arc<Call>, index: usize, message: &Message) {
         match record::record(&self.config, message) {
             Ok(record) if record.properties_bytes > session.frame_bytes_max() => {
@@ -178,12 +184,16 @@ impl RabbitMqPublisher {
 struct Flight<'a> {
     publisher: &'a RabbitMqPublisher,
     live: Arc<Live>,
+    session: &'a Session,
     call: &'a Arc<Call>,
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        if self.call.is_flying() {
+        // A broker that is short of memory tells so on a connection once it has been sent something there, which it
+        // stores when it is well again. So one that says so is kept, or each attempt would leave another duplicate.
+        let waits = self.session.is_blocked() && self.call.is_written();
+        if self.call.is_flying() && !waits {
             self.publisher.retire(&self.live);
         }
     }

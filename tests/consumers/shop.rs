@@ -6,7 +6,7 @@ use outbox::{
     Enqueue as _, Event, Publisher, Relay, RelayConfig,
     postgres::{PostgresConfig, PostgresOutbox, PostgresStore},
 };
-use sqlx::{AssertSqlSafe, Connection as _, FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::PATIENCE;
@@ -14,17 +14,8 @@ use crate::PATIENCE;
 /// Where the events come from.
 const SOURCE: &str = "/shop";
 
-/// An invoice as the billing service wrote it.
-#[derive(Debug, Clone, PartialEq, FromRow)]
-pub(crate) struct Invoice {
-    pub(crate) event: String,
-    source: String,
-    r#type: String,
-    subject: String,
-    sequence: i64,
-    traceparent: String,
-    total: i64,
-}
+/// An invoice as the billing service wrote it: event, source, type, subject, sequence, traceparent, total.
+type Invoice = (String, String, String, String, i64, String, i64);
 
 /// A shop, and a billing service that is to write one invoice for each order.
 pub(crate) struct Shop {
@@ -60,16 +51,16 @@ impl Shop {
                     continue;
                 }
                 transaction.commit().await.unwrap();
-                let invoice = Invoice {
-                    event: event.id().to_string(),
-                    source: SOURCE.to_owned(),
-                    r#type: "order.placed".to_owned(),
-                    subject: format!("order/{key}"),
+                let invoice = (
+                    event.id().to_string(),
+                    SOURCE.to_owned(),
+                    "order.placed".to_owned(),
+                    format!("order/{key}"),
                     sequence,
                     traceparent,
                     total,
-                };
-                shop.expected.insert(invoice.event.clone(), invoice);
+                );
+                shop.expected.insert(invoice.0.clone(), invoice);
             }
         }
         // The billing service's own, which it does not make itself.
@@ -123,7 +114,7 @@ impl Shop {
         assert_eq!(invoices, self.expected.values().cloned().collect::<Vec<_>>());
         let balance: i64 =
             sqlx::query_scalar("SELECT total FROM balance").fetch_one(&mut connection).await.unwrap();
-        assert_eq!(balance, self.expected.values().map(|invoice| invoice.total).sum::<i64>());
+        assert_eq!(balance, self.expected.values().map(|invoice| invoice.6).sum::<i64>());
         let aside: i64 =
             sqlx::query_scalar("SELECT count(*) FROM set_aside").fetch_one(&mut connection).await.unwrap();
         assert_eq!(aside, 0, "messages that were set aside");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use outbox::ReceivedEvent;
 use uuid::Uuid;
 
 /// One record of a topic, in the order of its partition.
@@ -9,6 +10,17 @@ use uuid::Uuid;
 pub(crate) struct Delivery {
     pub(crate) aggregate: String,
     pub(crate) id: Uuid,
+}
+
+impl Delivery {
+    /// What a message's headers say, whatever the broker.
+    pub(crate) fn from_headers<N: AsRef<str>, V: AsRef<[u8]>>(
+        headers: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        let event = ReceivedEvent::from_headers(headers).unwrap();
+        let aggregate = event.aggregate().unwrap().aggregate_id().to_owned();
+        Self { aggregate, id: event.identity.id().parse().unwrap() }
+    }
 }
 
 /// What a comparison found.

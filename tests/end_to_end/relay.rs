@@ -186,7 +186,7 @@ async fn build(settings: &Settings) -> Relay {
     config.topic_recheck = Duration::from_secs(1);
     config.unavailable_delay = (Duration::from_millis(50), Duration::from_millis(500));
     let store = settings.store.open().await;
-    let publisher = settings.broker.open(lease / 4).await;
+    let publisher = settings.broker.open(lease / 4);
     Relay::new(store, publisher, config).unwrap()
 }
 

@@ -101,7 +101,13 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "mysql", feature = "postgres", all(test, feature = "sqlite")))]
+#[cfg(any(
+    feature = "mysql",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    all(test, feature = "sqlite")
+))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
@@ -139,12 +145,11 @@ fn sqlite(reader: &mut Reader, rest: &str, settings: Settings) -> Option<StoreCo
     match builder.build() {
         Ok(config) => Some(StoreConfig::Sqlite(config)),
         Err(error) => {
-            let keys = [("path", URL), ("prefix", "store.prefix"), ("busy_timeout", "store.busy_timeout")];
-            for problem in error.problems() {
-                let key =
-                    keys.iter().find(|(option, _)| problem.starts_with(option)).map_or(URL, |(_, key)| key);
-                refused(reader, key, problem);
-            }
+            refuse_each(
+                reader,
+                &[("prefix", "store.prefix"), ("busy_timeout", "store.busy_timeout")],
+                error.problems(),
+            );
             None
         }
     }
@@ -164,40 +169,28 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
         WhenSent::Keep => SentRows::Kept,
         WhenSent::Delete | WhenSent::Archive => SentRows::Deleted,
     };
-    // Each setting is first tried by itself, since the adapter gives one text for all that is wrong.
     let mut builder = PostgresConfig::builder().sent_rows(kept).url(url);
-    let mut alone = vec![(URL, PostgresConfig::builder().url(url))];
     if let Some(prefix) = settings.prefix {
-        alone.push(("store.prefix", PostgresConfig::builder().table(&prefix)));
         builder = builder.table(prefix);
     }
     if let Some(schema) = settings.schema {
-        alone.push(("store.schema", PostgresConfig::builder().schema(&schema)));
         builder = builder.schema(schema);
     }
     if let Some(connections) = settings.connections {
-        alone.push(("store.connections", PostgresConfig::builder().connections(connections)));
         builder = builder.connections(connections);
-    }
-    for (key, builder) in alone {
-        if let Err(error) = builder.build() {
-            let text = error.to_string();
-            refused(reader, key, text.split_once(": ").map_or(text.as_str(), |(_, problem)| problem));
-        }
     }
     match builder.build() {
         Ok(config) => Some(StoreConfig::Postgres { config: Box::new(config), shown: redacted(url) }),
         Err(error) => {
-            // Said above, unless it is only the whole that does not work.
-            if !reader.is_refused(URL) && !settings_refused(reader) {
-                refused(reader, URL, &error.to_string());
-            }
+            let keys =
+                [("table", "store.prefix"), ("schema", "store.schema"), ("connections", "store.connections")];
+            refuse_each(reader, &keys, error.problems());
             None
         }
     }
 }
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
+#[cfg(feature = "mysql")]
 fn settings_refused(reader: &Reader) -> bool {
     ["store.prefix", "store.schema", "store.connections"].iter().any(|key| reader.is_refused(key))
 }
@@ -252,6 +245,15 @@ fn mysql(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConf
 fn mysql(reader: &mut Reader, _: &str, _: Settings) -> Option<StoreConfig> {
     not_compiled_in(reader, URL, "MySQL", "mysql");
     None
+}
+
+/// What an adapter said of its settings, by its names for them; what is not among `keys` is of the URL.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+fn refuse_each(reader: &mut Reader, keys: &[(&str, &'static str)], problems: &[String]) {
+    for problem in problems {
+        let key = keys.iter().find(|(name, _)| problem.starts_with(name)).map_or(URL, |(_, key)| key);
+        refused(reader, key, problem);
+    }
 }
 
 /// What an adapter said of a setting, whose text ends with the remedy.

@@ -282,9 +282,9 @@ mod tests {
     #[test]
     fn a_pause_stays_a_pause() {
         let paused = Hold { paused_at: Some(5), ..hold(Some(3), None, HoldReason::Backoff) };
-        let plain = Hold { sequence: None, reason: HoldReason::Paused, ..paused.clone() };
+        let plain = Hold { sequence: None, reason: HoldReason::Paused, ..paused };
         assert_eq!(settled(Some(paused), 3, Outcome::Sent), Some(plain.clone()));
-        let with_event = Hold { sequence: Some(4), reason: HoldReason::Backoff, ..plain.clone() };
+        let with_event = Hold { sequence: Some(4), reason: HoldReason::Backoff, ..plain };
         assert_eq!(settled(Some(plain), 4, retry(9)), Some(with_event));
     }
 

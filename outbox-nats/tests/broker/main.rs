@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
+mod outages;
+mod own;
 mod tls;
 
 use std::time::Duration;
@@ -196,7 +198,7 @@ async fn check_names_what_is_wrong_and_creates_nothing() {
     }
     let subject = stream(&jetstream(&url).await, |stream| stream.storage = StorageType::Memory).await;
     let codes: Vec<_> =
-        publisher_.check(&[subject.clone()]).await.iter().map(|finding| finding.code).collect();
+        publisher_.check(std::slice::from_ref(&subject)).await.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["volatile-stream", "single-copy"]);
     // Subjects that another stream has already.
     let wanted = NatsStream::new(Uuid::now_v7().simple().to_string(), [subject]);

@@ -60,12 +60,20 @@ impl Rabbit {
 
     /// A queue of this test alone, durable.
     pub(crate) async fn queue(&self, arguments: &[(&str, AMQPValue)]) -> String {
+        self.declare(arguments, QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }).await
+    }
+
+    /// A queue of this test alone, in memory, which confirms at once.
+    pub(crate) async fn transient_queue(&self) -> String {
+        self.declare(&[], QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() }).await
+    }
+
+    async fn declare(&self, arguments: &[(&str, AMQPValue)], options: QueueDeclareOptions) -> String {
         let name = format!("test.{}", Uuid::now_v7());
         let mut table = FieldTable::default();
         for (key, value) in arguments {
             table.insert((*key).into(), value.clone());
         }
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(name.as_str().into(), options, table).await.unwrap();
         name
     }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
+mod outages;
+mod own;
 mod tls;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -78,7 +80,7 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
 async fn every_message_that_comes_back_is_known_and_no_other_is_taken_for_it() {
     let Some(url) = url() else { return };
     let rabbit = Rabbit::connect(&url).await;
-    let queue = rabbit.queue(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
+    let queue = rabbit.transient_queue().await;
     let nowhere = format!("test.nowhere.{}", Uuid::now_v7());
     let publisher = publisher(config(&url));
     let calls = (0..20).map(|call| {

@@ -8,3 +8,4 @@ mod enqueue;
 mod hot;
 mod reader;
 mod schema;
+mod upgrade;

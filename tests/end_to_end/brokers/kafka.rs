@@ -99,12 +99,11 @@ fn read(brokers: &str, topic: &str) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     for _ in 0..left {
         let record = consumer.poll(PATIENCE).expect("a record before the end of the topic").unwrap();
-        let header = |name: &str| {
-            let header = record.headers().unwrap().iter().find(|header| header.key == name);
-            String::from_utf8(header.unwrap().value.unwrap().to_vec()).unwrap()
-        };
-        let aggregate = String::from_utf8(record.key().unwrap().to_vec()).unwrap();
-        deliveries.push(Delivery { aggregate, id: header("ce_id").parse().unwrap() });
+        let headers = record.headers().unwrap().iter();
+        let headers = headers.map(|header| (header.key, header.value.unwrap_or_default()));
+        let delivery = Delivery::from_headers(headers);
+        assert_eq!(record.key(), Some(delivery.aggregate.as_bytes()), "the key is the aggregate");
+        deliveries.push(delivery);
     }
     deliveries
 }

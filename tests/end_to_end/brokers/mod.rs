@@ -1,6 +1,8 @@
 //! The brokers that a relay may publish to.
 
 pub(crate) mod kafka;
+mod nats;
+mod rabbitmq;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,11 +17,13 @@ use crate::checker::Delivery;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Kafka,
+    RabbitMq,
+    Nats,
 }
 
 impl Kind {
     /// Every one.
-    pub(crate) const ALL: [Self; 1] = [Self::Kafka];
+    pub(crate) const ALL: [Self; 3] = [Self::Kafka, Self::RabbitMq, Self::Nats];
 
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
@@ -31,6 +35,8 @@ impl Kind {
     pub(crate) fn find(self) -> Option<Arc<dyn Broker>> {
         Some(match self {
             Self::Kafka => Arc::new(kafka::Kafka::find()?),
+            Self::RabbitMq => Arc::new(rabbitmq::RabbitMq::find()?),
+            Self::Nats => Arc::new(nats::Nats::find()?),
         })
     }
 }
@@ -39,13 +45,17 @@ impl Kind {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum BrokerAt {
     Kafka { brokers: String },
+    RabbitMq { url: String },
+    Nats { url: String },
 }
 
 impl BrokerAt {
-    /// A publisher that gives up after this time.
-    pub(crate) async fn open(&self, delivery_timeout: Duration) -> Arc<dyn Publisher> {
+    /// A publisher that gives up after this time, where it has a time of its own.
+    pub(crate) fn open(&self, delivery_timeout: Duration) -> Arc<dyn Publisher> {
         match self {
             Self::Kafka { brokers } => kafka::open(brokers, delivery_timeout),
+            Self::RabbitMq { url } => rabbitmq::open(url),
+            Self::Nats { url } => nats::open(url),
         }
     }
 }
@@ -62,7 +72,7 @@ pub(crate) trait Broker: Send + Sync + 'static {
     /// Makes a destination.
     async fn create(&self, topic: &str);
 
-    /// Everything that the destination was sent; of each aggregate in the order in which it was stored.
+    /// Everything that the destination was sent, which may empty it; of each aggregate in the order in which it was stored.
     async fn read(&self, topic: &str) -> Vec<Delivery>;
 
     /// Takes a destination away.

@@ -1,5 +1,7 @@
 //! The databases that a service may have, each with an account table of the service's own beside the outbox.
 
+mod mongo;
+mod mysql;
 mod postgres;
 mod sqlite;
 
@@ -10,7 +12,7 @@ use outbox::{Event, OutboxAdmin, OutboxStore};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub(crate) use self::{postgres::Postgres, sqlite::Sqlite};
+use self::{mongo::Mongo, mysql::Mysql, postgres::Postgres, sqlite::Sqlite};
 
 /// What makes a transaction fail.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -22,12 +24,16 @@ pub(crate) const ACCOUNTS: u32 = 120;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Postgres,
+    Mysql,
+    Mariadb,
     Sqlite,
+    Mongodb,
 }
 
 impl Kind {
     /// Every one.
-    pub(crate) const ALL: [Self; 2] = [Self::Postgres, Self::Sqlite];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Postgres, Self::Mysql, Self::Mariadb, Self::Sqlite, Self::Mongodb];
 
     /// The one of this name.
     pub(crate) fn named(name: &str) -> Self {
@@ -39,7 +45,10 @@ impl Kind {
     pub(crate) async fn fresh(self) -> Option<Arc<dyn Database>> {
         Some(match self {
             Self::Postgres => Arc::new(Postgres::fresh().await?),
+            Self::Mysql => Arc::new(Mysql::mysql().await?),
+            Self::Mariadb => Arc::new(Mysql::mariadb().await?),
             Self::Sqlite => Arc::new(Sqlite::fresh().await),
+            Self::Mongodb => Arc::new(Mongo::fresh().await?),
         })
     }
 }
@@ -73,14 +82,18 @@ pub(crate) enum Fate {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum StoreAt {
     Postgres { url: String, schema: String },
+    Mysql { url: String },
     Sqlite { path: String },
+    Mongo { url: String, database: String },
 }
 
 impl StoreAt {
     pub(crate) async fn open(&self) -> Arc<dyn OutboxStore> {
         match self {
             Self::Postgres { url, schema } => postgres::open(url, schema).await,
+            Self::Mysql { url } => mysql::open(url).await,
             Self::Sqlite { path } => sqlite::open(path),
+            Self::Mongo { url, database } => mongo::open(url, database).await,
         }
     }
 
@@ -90,6 +103,13 @@ impl StoreAt {
             Self::Postgres { url, schema } => {
                 Self::Postgres { url: with_port(url, port), schema: schema.clone() }
             }
+            // In plain text, so that the proxy sees what is said.
+            Self::Mysql { url } => Self::Mysql { url: format!("{}?ssl-mode=DISABLED", with_port(url, port)) },
+            // A client of a replica set would go where its members say they are.
+            Self::Mongo { url, database } => Self::Mongo {
+                url: with_port(url, port).replacen("replicaSet=rs0", "directConnection=true", 1),
+                database: database.clone(),
+            },
             Self::Sqlite { .. } => panic!("a file has no connections to cut"),
         }
     }
@@ -97,7 +117,9 @@ impl StoreAt {
     /// The server's `host:port`.
     pub(crate) fn server(&self) -> String {
         match self {
-            Self::Postgres { url, .. } => place(url).1.to_owned(),
+            Self::Postgres { url, .. } | Self::Mysql { url } | Self::Mongo { url, .. } => {
+                place(url).1.to_owned()
+            }
             Self::Sqlite { .. } => panic!("a file has no server"),
         }
     }

@@ -14,6 +14,8 @@ use super::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
 use crate::servers;
 
 pub(crate) struct Postgres {
+    /// The address that the server has in `scripts/services`.
+    address: String,
     url: String,
     schema: String,
     store: PostgresStore,
@@ -24,7 +26,9 @@ pub(crate) struct Postgres {
 
 impl Postgres {
     pub(crate) async fn fresh() -> Option<Self> {
-        let url = servers::address("postgres", "OUTBOX_TEST_POSTGRES_URL")?;
+        let address = servers::address("postgres", "OUTBOX_TEST_POSTGRES_URL")?;
+        // In plain text, so that a proxy sees what is said.
+        let url = format!("{address}?sslmode=disable");
         let schema = format!("service_{}", Uuid::now_v7().simple());
         let config = config(&url, &schema);
         let store = PostgresStore::connect(&config).await.unwrap();
@@ -48,7 +52,7 @@ impl Postgres {
             ACCOUNTS - 1
         );
         sqlx::raw_sql(AssertSqlSafe(tables)).execute(&pool).await.unwrap();
-        Some(Self { outbox: PostgresOutbox::new(&config), url, schema, store, pool })
+        Some(Self { address, outbox: PostgresOutbox::new(&config), url, schema, store, pool })
     }
 
     async fn begin_and_end(&self, changes: &[Change], open: Duration, end: End) -> Result<Fate, Failure> {
@@ -94,7 +98,7 @@ impl Database for Postgres {
     }
 
     fn server(&self) -> Option<(&'static str, String)> {
-        Some(("postgres", self.url.clone()))
+        Some(("postgres", self.address.clone()))
     }
 
     fn settles(&self) -> &'static [u8] {

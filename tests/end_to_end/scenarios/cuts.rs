@@ -24,8 +24,8 @@ pub(super) async fn cut(database: databases::Kind, broker: brokers::Kind) {
         let moment = [Moment::Before, Moment::Within, Moment::After][cut % 3];
         let before = relay.seen();
         // The first request of a settling connection prepares its statement; later ones are the settles.
+        // The relay need not notice, since some drivers repeat a request by themselves.
         tokio::join!(burst(&stage, 3), proxy.cut(moment, cut / 3));
-        relay.wait_for("noticing the cut", |seen| seen.store_errors > before.store_errors).await;
         relay.wait_for("going on", |seen| seen.sent > before.sent + 100).await;
     }
     load.more(200).await;

@@ -24,8 +24,11 @@ macro_rules! tests {
 /// Every database with every broker: two relays at work, one of them is killed.
 mod matrix {
     tests! { crate::scenarios::crashes::killed_once =>
-        postgres { kafka }
-        sqlite { kafka }
+        postgres { kafka rabbitmq nats }
+        mysql { kafka rabbitmq nats }
+        mariadb { kafka rabbitmq nats }
+        sqlite { kafka rabbitmq nats }
+        mongodb { kafka rabbitmq nats }
     }
 }
 
@@ -33,6 +36,9 @@ mod matrix {
 mod killed {
     tests! { crate::scenarios::crashes::killed =>
         postgres { kafka }
+        mysql { nats }
+        mariadb { rabbitmq }
+        mongodb { nats }
     }
 }
 
@@ -41,6 +47,9 @@ mod killed {
 mod frozen {
     tests! { crate::scenarios::crashes::frozen =>
         postgres { kafka }
+        mysql { nats }
+        mariadb { nats }
+        mongodb { nats }
     }
 }
 
@@ -56,6 +65,9 @@ mod restarted {
 mod cut {
     tests! { crate::scenarios::cuts::cut =>
         postgres { kafka }
+        mysql { kafka }
+        mariadb { kafka }
+        mongodb { kafka }
     }
 }
 
@@ -63,12 +75,15 @@ mod cut {
 mod database_restarted {
     tests! { crate::scenarios::outages::database_restarted =>
         postgres { kafka }
+        mysql { kafka }
+        mariadb { kafka }
+        mongodb { kafka }
     }
 }
 
 /// The broker stops and crashes and comes back after a while.
 mod broker_restarted {
     tests! { crate::scenarios::outages::broker_restarted =>
-        postgres { kafka }
+        postgres { kafka rabbitmq nats }
     }
 }
