@@ -29,7 +29,7 @@ use outbox_core::{
     Outcome, RelayId, Row, Sequence, SettleRequest, Settlement, Status, StoreErrorKind, Successors, Unhold,
     WhenSent,
 };
-use outbox_mongo::{MongoOutbox, MongoStore};
+use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 use support::{Place, key};
 
 const KEYS: usize = 40;
@@ -37,6 +37,8 @@ const WRITERS: u64 = 4;
 /// The versions that are scheduled, by aggregate: they join the order when they become due.
 type Scheduled = Arc<Mutex<HashSet<(AggregateKey, i32)>>>;
 const DEADLINE: Duration = Duration::from_secs(240);
+/// What the relay is told of the life of a transaction: short, so that its bound moves while events are written.
+const LIFETIME: Duration = Duration::from_secs(3);
 
 /// Events of these aggregates are discarded by the operator, so that their order cannot be known from outside.
 fn is_loose(key: &AggregateKey) -> bool {
@@ -62,8 +64,11 @@ impl Writer {
         while written < count {
             let mut session = self.client.start_session().await.unwrap();
             session.start_transaction().await.unwrap();
+            let start = Instant::now();
             let result = self.transaction(&mut session, &mut rng).await;
-            if result.is_err() || rng.u8(..) < 25 {
+            // A server with that limit would have ended it; this one has its own.
+            let is_late = start.elapsed() > LIFETIME;
+            if result.is_err() || is_late || rng.u8(..) < 25 {
                 let _ = session.abort_transaction().await;
             } else {
                 session.commit_transaction().await.unwrap();
@@ -472,7 +477,10 @@ async fn run(seed: u64, events: usize, when_sent: WhenSent) {
         tasks.push(tokio::spawn(writer.write(seed, count, Arc::clone(&running))));
     }
     tasks.push(tokio::spawn(operate(place.store.clone(), seed * 100 + 99, Arc::clone(&running))));
-    let mut relay = Relay::start(place.store.clone(), seed, when_sent, scheduled).await;
+    let config = MongoConfig::builder().url(&place.url).database(&place.name);
+    let config = config.transaction_lifetime(LIFETIME).build().unwrap();
+    let store = MongoStore::connect(&config).await.unwrap();
+    let mut relay = Relay::start(store, seed, when_sent, scheduled).await;
     let start = Instant::now();
     let outbox = place.collection("outbox");
     let pending = async || outbox.count_documents(doc! { "status": { "$nin": [1, 2] } }).await.unwrap();

@@ -134,7 +134,10 @@ impl Place {
         }
     }
 
+    /// Puts an aggregate on the list of those to be caught up with after a sequence; never beyond the bound, since an event
+    /// that becomes visible late can be before those that were read.
     pub(super) fn catch_up_after(&mut self, key: &AggregateKey, after: Sequence) {
+        let after = after.min(self.bound);
         let known = self.catch_up.get_mut(key).map(|position| *position = after.min(*position));
         if known.is_none() {
             self.catch_up.insert(key.clone(), after);
