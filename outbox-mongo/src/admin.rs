@@ -193,7 +193,7 @@ fn condition(filter: &EventFilter) -> Document {
     let second = |time: DateTime<Utc>| timestamp_of(first_of(time.timestamp()));
     let millis = |time: DateTime<Utc>| {
         BsonDateTime::from_millis(
-            time.timestamp_millis() + i64::from(time.timestamp_subsec_nanos() % 1_000_000 > 0),
+            time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000)),
         )
     };
     if let Some(from) = filter.created_from {

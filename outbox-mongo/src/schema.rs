@@ -158,10 +158,10 @@ fn literal(value: &Bson) -> String {
 /// Creates what is missing. Refuses collections of a newer version.
 pub(crate) async fn migrate(database: &Database, names: &Names) -> Result<(), StoreError> {
     let what = format!("migrate the outbox {}", names.outbox);
-    if let Some(version) = version(database, names).await.map_err(|error| store_error(&what, error))? {
-        if version > SCHEMA_VERSION {
-            return Err(newer_version(names, version));
-        }
+    if let Some(version) = version(database, names).await.map_err(|error| store_error(&what, error))?
+        && version > SCHEMA_VERSION
+    {
+        return Err(newer_version(names, version));
     }
     for command in commands(names) {
         run(database, &command).await.map_err(|fault| store_error(&what, fault))?;

@@ -118,7 +118,7 @@ async fn change_order(client: &Client, database: &str, outbox: &outbox_mongo::Mo
         session.start_transaction().await.unwrap();
         let result = async {
             let inc = orders.find_one_and_update(doc! { "_id": "1" }, doc! { "$inc": { "version": 1 } });
-            let before = inc.session(&mut session).await.map_err(|error| Some(error.clone()))?.unwrap();
+            let before = inc.session(&mut session).await.map_err(Some)?.unwrap();
             let version = before.get_i32("version").unwrap() + 1;
             let event = Event::builder("order", "1", "changed").version(version).build().unwrap();
             match outbox.enqueue(&mut session, &event).await {
