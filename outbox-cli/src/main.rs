@@ -2,20 +2,29 @@
 //! them.
 
 mod config;
+mod events;
+mod filter;
+mod operate;
 mod output;
 mod parts;
 mod relay;
+mod replay;
 mod status;
+mod table;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use outbox_core::{Finding, Severity};
+use outbox_core::{EventFilter, Finding, OutboxAdmin, Sequence, Severity};
 
 use self::{
     config::{Config, Needs},
+    events::EventName,
+    filter::{Chosen, Conditions},
+    operate::Target,
     output::{Failure, LogFormat},
     parts::Store,
+    replay::ReplayArgs,
 };
 
 /// glibc's allocator took a third of the relay's own processor time.
@@ -26,14 +35,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done; for relay: ended by SIGTERM or SIGINT with nothing left in flight
-  1  something failed while running, or the relay had to end with messages in flight
+  1  something failed while running, the relay had to end with messages in flight, or a replay is not complete
   2  the command line, the settings or a check is at fault, and nothing was started
 
 Every setting of the file can be given by environment, which wins: relay.lease_ttl is OUTBOX_RELAY_LEASE_TTL, and
-OUTBOX_STORE_URL_FILE names a file that holds store.url.";
+OUTBOX_STORE_URL_FILE names a file that holds store.url. Of several outboxes, OUTBOX_SHOP_STORE_URL is store.url of the
+one with the name shop.";
 
-/// While a broker is away, librdkafka warns several times a second of what the relay says once.
-const LOG_DEFAULT: &str = "info,librdkafka=error";
+/// While a broker is away, its client warns several times a second of what the relay says once. lapin also warns of each
+/// message that came back, with its payload.
+const LOG_DEFAULT: &str = "info,librdkafka=error,async_nats=error,lapin=off";
 
 /// Publishes the events that services write into their outbox tables.
 #[derive(Debug, Parser)]
@@ -51,11 +62,15 @@ struct Cli {
     #[arg(long, global = true, env = "OUTBOX_LOG_FORMAT", value_name = "FORMAT", default_value = "human")]
     log_format: LogFormat,
 
+    /// Only this outbox of those that the configuration file names
+    #[arg(long, global = true, env = "OUTBOX_OUTBOX", value_name = "NAME")]
+    outbox: Option<String>,
+
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Command {
     /// Publish events until SIGTERM or SIGINT, which lets what is in flight finish; a second one ends at once
     Relay,
@@ -73,6 +88,61 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List events, the oldest first
+    List {
+        #[command(flatten)]
+        chosen: Chosen,
+        #[command(flatten)]
+        conditions: Conditions,
+        /// How many
+        #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        /// Only events after this sequence: the next page
+        #[arg(long, value_name = "SEQUENCE")]
+        after: Option<Sequence>,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all of one event, by its id or its sequence, from the table or the archive
+    Inspect {
+        /// The id or the sequence
+        event: EventName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what keeps aggregates back, in the order in which it ends
+    Holds {
+        /// How many
+        #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        /// Print a JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put failed events back: they are delivered next, in order
+    Requeue {
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Give failed and held events up; what waits behind them goes on
+    Discard {
+        #[command(flatten)]
+        conditions: Conditions,
+    },
+    /// Keep an aggregate or a topic back until it is resumed
+    Pause {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End the pause of an aggregate or a topic, or the park of an aggregate
+    Resume {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Publish events that were sent or archived once more
+    Replay(ReplayArgs),
 }
 
 fn main() -> ExitCode {
@@ -92,32 +162,79 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<(), Failure> {
-    let needs = match cli.command {
+    let needs = match &cli.command {
         Command::Relay | Command::Check => Needs::StoreAndPublisher,
-        Command::Migrate { .. } | Command::Status { .. } => Needs::Store,
+        Command::Replay(args) if !args.dry_run => Needs::StoreAndPublisher,
+        _ => Needs::Store,
     };
-    let config = Config::load(cli.config.clone(), needs)?;
-    match cli.command {
+    let config = Config::load(cli.config.clone(), cli.outbox.as_deref(), needs)?;
+    match cli.command.clone() {
         Command::Relay => relay::run(config, cli.log_format).await,
-        Command::Migrate { print: true } => output::print(&config.store.migration_sql()),
+        Command::Migrate { print: true } => print_migrations(&config),
         Command::Migrate { print: false } => migrate(config).await,
         Command::Check => check(config).await,
         Command::Status { json } => status::run(config, json).await,
+        Command::Replay(args) => replay::run(config, args, cli.log_format).await,
+        command => {
+            let (outbox, _) = config.one()?;
+            operate(command, Store::open(outbox.store).await?.sides().1.as_ref()).await
+        }
     }
 }
 
+/// The commands of an operator, each of which works on one outbox.
+async fn operate(command: Command, admin: &dyn OutboxAdmin) -> Result<(), Failure> {
+    match command {
+        Command::List { chosen, conditions, limit, after, json } => {
+            let filter = chosen.apply(EventFilter { after, ..conditions.filter() });
+            events::list(admin, &filter, limit, json).await
+        }
+        Command::Inspect { event, json } => events::inspect(admin, &event, json).await,
+        Command::Holds { limit, json } => operate::holds(admin, limit, json).await,
+        Command::Requeue { conditions } => operate::requeue(admin, &conditions).await,
+        Command::Discard { conditions } => operate::discard(admin, &conditions).await,
+        Command::Pause { target } => operate::pause(admin, &target).await,
+        Command::Resume { target } => operate::resume(admin, &target).await,
+        Command::Relay
+        | Command::Migrate { .. }
+        | Command::Check
+        | Command::Status { .. }
+        | Command::Replay(_) => Ok(()),
+    }
+}
+
+fn print_migrations(config: &Config) -> Result<(), Failure> {
+    for outbox in &config.outboxes {
+        if let Some(name) = &outbox.name {
+            output::print(&format!("-- The outbox {name}.\n"))?;
+        }
+        output::print(&outbox.store.migration_sql())?;
+    }
+    Ok(())
+}
+
+/// Migrates all, whatever becomes of one of them.
 async fn migrate(config: Config) -> Result<(), Failure> {
-    let shown = config.store.shown();
-    Store::open(config.store).await?.migrate().await?;
-    output::print(&format!("the outbox of {shown} is up to date\n"))
+    let mut problems = Vec::new();
+    for outbox in config.outboxes {
+        let shown = outbox.shown();
+        let migrated = match Store::open(outbox.store).await {
+            Ok(store) => store.migrate().await,
+            Err(error) => Err(error),
+        };
+        match migrated {
+            Ok(()) => output::print(&format!("{shown} is up to date\n"))?,
+            Err(error) => {
+                let name = outbox.name.map(|name| format!("outbox {name}: ")).unwrap_or_default();
+                problems.push(format!("{name}{error}"));
+            }
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Runtime(problems.join("; "))) }
 }
 
 async fn check(config: Config) -> Result<(), Failure> {
-    let findings = match relay::build(config).await {
-        Ok(relay) => relay.check().await,
-        Err(Failure::Findings(findings)) => findings,
-        Err(failure) => return Err(failure),
-    };
+    let findings = relay::check(config).await;
     let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     output::print(if lines.is_empty() { "nothing to report\n" } else { &lines })?;
     if has_errors(&findings) { Err(Failure::Reported) } else { Ok(()) }

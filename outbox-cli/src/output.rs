@@ -7,6 +7,7 @@ use std::{
 
 use clap::ValueEnum;
 use outbox_core::{Finding, Severity, StoreError};
+use serde::Serialize;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How the log is written.
@@ -67,6 +68,12 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Writes a result for programs to the standard output.
+pub(crate) fn print_json(value: &(impl Serialize + ?Sized)) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Runtime(error.to_string()))?;
+    print(&format!("{text}\n"))
 }
 
 /// Names findings on the standard error: as lines for people, or in the log for programs.

@@ -1,15 +1,24 @@
-//! `outbox relay`: the relay from its check to the end of its shutdown.
+//! `outbox relay`: the relays of all outboxes, from their checks to the end of their shutdown.
 
-use std::time::{Duration, Instant};
-
-use outbox_core::{Finding, Phase, Relay, RelayHandle, RelayStatus};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinHandle,
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
+use futures::future::{BoxFuture, join_all};
+use outbox_core::{
+    Clock, Finding, Monotonic, Phase, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher, Task,
+    TokioClock,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
+use tracing::{Instrument, Span};
+
 use crate::{
-    config::Config,
+    config::{Config, OutboxConfig, PublisherConfig},
     has_errors,
     output::{Failure, LogFormat, name_findings},
     parts::Store,
@@ -23,89 +32,279 @@ const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
 /// process itself as well.
 const SAME_REQUEST: Duration = Duration::from_millis(100);
 
+/// How long after a check that failed, or a relay that broke, an outbox beside others is tried again.
+const START_AGAIN: Duration = Duration::from_secs(10);
+
+/// One outbox with all that its relay needs.
+struct Outbox {
+    config: OutboxConfig,
+    publishers: Arc<Publishers>,
+    span: Span,
+}
+
+/// The publishers, each made when it is first wanted.
+struct Publishers {
+    configs: Vec<PublisherConfig>,
+    made: Mutex<Vec<Option<Arc<dyn Publisher>>>>,
+}
+
+/// A relay that has passed its check, with what the check said all the same.
+type Checked = (Relay, Vec<Finding>);
+
 /// Checks, relays until a signal comes, and finishes what is in flight.
 pub(crate) async fn run(config: Config, format: LogFormat) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let publisher = config.publisher.as_ref().map(crate::config::PublisherConfig::shown);
-    let (from, to) = (config.store.shown(), publisher.unwrap_or_default());
-    let topic = config.relay.topic.to_string();
-    let relay = tokio::select! {
-        relay = checked(config, format) => relay?,
+    let (outboxes, publishers) = outboxes(config);
+    let starting = join_all(outboxes.iter().map(Outbox::checked));
+    let started = tokio::select! {
+        started = starting => started,
         name = signals.next() => {
             tracing::info!("{name} came before the relay had started");
             return Ok(());
         }
     };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), %from, %to, %topic, "relaying");
-    let handle = relay.handle();
-    let running = tokio::spawn(relay.run());
-    let narrator = tokio::spawn(narrate(handle.clone()));
-    let ended = until_ended(running, handle, &mut signals).await;
-    narrator.abort();
-    ended
+    if !started.iter().any(Result::is_ok) {
+        return Err(Failure::Findings(started.into_iter().filter_map(Result::err).flatten().collect()));
+    }
+    let (stop, stopping) = watch::channel(false);
+    let handles = Arc::default();
+    let alone = outboxes.len() == 1;
+    let mut running = Vec::new();
+    for (outbox, started) in outboxes.into_iter().zip(started) {
+        let (stopping, handles, span) = (stopping.clone(), Arc::clone(&handles), outbox.span.clone());
+        let tending = async move { outbox.tend(started, stopping, &handles, alone, format).await };
+        running.push(tokio::spawn(tending.instrument(span)));
+    }
+    let ended = until_ended(running, &stop, &handles, &mut signals).await?;
+    publishers.close().await;
+    let problems: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Runtime(problems.join("; "))) }
 }
 
-/// A relay as the configuration says, not yet running.
-pub(crate) async fn build(config: Config) -> Result<Relay, Failure> {
-    let Some(publisher) = config.publisher else {
-        return Err(Failure::Runtime("publisher.url is missing".to_owned()));
+/// Everything that would keep the relays from working.
+pub(crate) async fn check(config: Config) -> Vec<Finding> {
+    let (outboxes, _) = outboxes(config);
+    let checked = join_all(outboxes.iter().map(Outbox::checked)).await;
+    checked
+        .into_iter()
+        .flat_map(|checked| checked.map_or_else(|findings| findings, |(_, findings)| findings))
+        .collect()
+}
+
+fn outboxes(config: Config) -> (Vec<Outbox>, Arc<Publishers>) {
+    let made = config.publishers.iter().map(|_| None).collect();
+    let publishers = Arc::new(Publishers { configs: config.publishers, made: Mutex::new(made) });
+    let outbox = |config: OutboxConfig| {
+        // The log of one outbox without a name has nothing to tell it from.
+        let span = match &config.name {
+            Some(name) => tracing::info_span!("relay", outbox = %name),
+            None => Span::none(),
+        };
+        Outbox { config, publishers: Arc::clone(&publishers), span }
     };
-    let publisher = publisher.open()?;
-    let (store, _) = Store::open(config.store).await?.sides();
-    Relay::new(store, publisher, config.relay).map_err(|error| {
-        let finding = |problem| Finding::error("settings", problem, "correct it in [relay]");
-        Failure::Findings(error.problems.into_iter().map(finding).collect())
+    (config.outboxes.into_iter().map(outbox).collect(), publishers)
+}
+
+impl Outbox {
+    /// A relay as the configuration says, not yet running; or why it cannot, with the outbox that is meant.
+    async fn checked(&self) -> Result<Checked, Vec<Finding>> {
+        let checked = async {
+            let relay = self.build().await?;
+            let findings = relay.check().await;
+            if has_errors(&findings) { Err(findings) } else { Ok((relay, findings)) }
+        };
+        match checked.instrument(self.span.clone()).await {
+            Ok((relay, findings)) => Ok((relay, self.config.name_in(findings))),
+            Err(findings) => Err(self.config.name_in(findings)),
+        }
+    }
+
+    async fn build(&self) -> Result<Relay, Vec<Finding>> {
+        let publisher = self.publishers.get(self.config.publisher)?;
+        let store = Store::open(self.config.store.clone()).await.map_err(|error| {
+            let remedy = "correct [store], or see that it can be reached";
+            vec![Finding::error("store", format!("the store cannot be opened: {error}"), remedy)]
+        })?;
+        let clock = SpanClock { inner: TokioClock::default(), span: self.span.clone() };
+        let relay = Relay::with_clock(store.sides().0, publisher, self.config.relay.clone(), Arc::new(clock));
+        relay.map_err(|error| {
+            let finding = |problem| Finding::error("settings", problem, "correct it in [relay]");
+            error.problems.into_iter().map(finding).collect()
+        })
+    }
+
+    /// Runs the relay until the stop. One that has not passed its check, or that breaks, is tried again later, so that
+    /// it can neither stop the others nor stay away for good; one that is alone ends.
+    async fn tend(
+        self,
+        mut started: Result<Checked, Vec<Finding>>,
+        mut stopping: watch::Receiver<bool>,
+        handles: &Mutex<Vec<RelayHandle>>,
+        alone: bool,
+        format: LogFormat,
+    ) -> Result<(), String> {
+        let mut said = Vec::new();
+        loop {
+            match started {
+                Ok((relay, warnings)) => {
+                    name_findings(&warnings, format);
+                    let error = match self.relay(relay, &mut stopping, handles).await {
+                        Ok(ended) => return ended,
+                        Err(error) if alone => return Err(error),
+                        Err(error) => error,
+                    };
+                    tracing::error!("{error}; it is started again in {START_AGAIN:?}");
+                }
+                // The same again is no news.
+                Err(findings) if findings == said => {}
+                Err(findings) => {
+                    name_findings(&findings, format);
+                    tracing::warn!("this outbox is not relayed; it is checked again every {START_AGAIN:?}");
+                    said = findings;
+                }
+            }
+            tokio::select! {
+                () = stopped(&mut stopping) => return Ok(()),
+                () = tokio::time::sleep(START_AGAIN) => {}
+            }
+            started = tokio::select! {
+                () = stopped(&mut stopping) => return Ok(()),
+                started = self.checked() => started,
+            };
+        }
+    }
+
+    /// Relays until the stop, and says how that ended; an error is a relay that ended by itself.
+    async fn relay(
+        &self,
+        relay: Relay,
+        stopping: &mut watch::Receiver<bool>,
+        handles: &Mutex<Vec<RelayHandle>>,
+    ) -> Result<Result<(), String>, String> {
+        let (from, to) = (self.config.store.shown(), self.publishers.shown(self.config.publisher));
+        let topic = self.config.relay.topic.to_string();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), %from, %to, %topic, "relaying");
+        let handle = relay.handle();
+        handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
+        let mut running = tokio::spawn(relay.run().instrument(self.span.clone()));
+        let narrator = tokio::spawn(narrate(handle.clone()).instrument(self.span.clone()));
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = stopped(stopping) => {
+                handle.shutdown();
+                running.await
+            }
+        };
+        narrator.abort();
+        let status = ended.map_err(|error| format!("the relay failed: {error}"))?;
+        Ok(summary(&status))
+    }
+}
+
+impl Publishers {
+    /// The publisher, which is closed by [`close`](Self::close) and not by the relays that share it.
+    fn get(&self, index: Option<usize>) -> Result<Arc<dyn Publisher>, Vec<Finding>> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing =
+            || vec![Finding::error("missing-key", "publisher.url is missing", "give publisher.url")];
+        let index = index.ok_or_else(missing)?;
+        let (config, made) = self.configs.get(index).zip(made.get_mut(index)).ok_or_else(missing)?;
+        let publisher = match made {
+            Some(publisher) => Arc::clone(publisher),
+            None => Arc::clone(made.insert(open(config)?)),
+        };
+        Ok(Arc::new(SharedPublisher::new(publisher)))
+    }
+
+    fn shown(&self, index: Option<usize>) -> String {
+        index.and_then(|index| self.configs.get(index)).map(PublisherConfig::shown).unwrap_or_default()
+    }
+
+    async fn close(&self) {
+        let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
+        join_all(made.iter().flatten().map(|publisher| publisher.close())).await;
+    }
+}
+
+fn open(config: &PublisherConfig) -> Result<Arc<dyn Publisher>, Vec<Finding>> {
+    config.clone().open().map_err(|failure| match failure {
+        Failure::Findings(findings) => findings,
+        Failure::Reported => Vec::new(),
+        Failure::Runtime(error) => vec![Finding::error("publisher", error, "correct [publisher]")],
     })
 }
 
-async fn checked(config: Config, format: LogFormat) -> Result<Relay, Failure> {
-    let relay = build(config).await?;
-    let findings = relay.check().await;
-    if has_errors(&findings) {
-        return Err(Failure::Findings(findings));
-    }
-    name_findings(&findings, format);
-    Ok(relay)
+/// Tokio's clock, whose tasks log as those of their outbox.
+struct SpanClock {
+    inner: TokioClock,
+    span: Span,
 }
 
+impl Clock for SpanClock {
+    fn now(&self) -> Monotonic {
+        self.inner.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.inner.sleep(duration)
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Task {
+        self.inner.spawn(Box::pin(task.instrument(self.span.clone())))
+    }
+}
+
+/// Completes once the process is to end.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // What is awaited here is no value to hold across another wait. The sender outlives the relays.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+type Ended = Vec<Result<(), String>>;
+
 async fn until_ended(
-    mut running: JoinHandle<RelayStatus>,
-    handle: RelayHandle,
+    running: Vec<JoinHandle<Result<(), String>>>,
+    stop: &watch::Sender<bool>,
+    handles: &Mutex<Vec<RelayHandle>>,
     signals: &mut Signals,
-) -> Result<(), Failure> {
+) -> Result<Ended, Failure> {
+    let mut running = std::pin::pin!(join_all(running));
     let mut draining_since: Option<Instant> = None;
     loop {
         let name = tokio::select! {
-            ended = &mut running => return summary(ended),
+            ended = &mut running => {
+                let failed = |error| Err(format!("the relay failed: {error}"));
+                return Ok(ended.into_iter().map(|ended| ended.unwrap_or_else(failed)).collect());
+            }
             name = signals.next() => name,
         };
         match draining_since {
             None => {
                 draining_since = Some(Instant::now());
                 tracing::info!("{name}: finishing what is in flight; a second signal ends at once");
-                handle.shutdown();
+                stop.send_replace(true);
             }
             Some(since) if since.elapsed() < SAME_REQUEST => {}
             Some(_) => {
+                let handles = handles.lock().unwrap_or_else(PoisonError::into_inner);
+                let in_flight: usize = handles.iter().map(|handle| handle.status().in_flight).sum();
                 return Err(Failure::Runtime(format!(
-                    "ended at once by a second signal, {name}; messages in flight, now {}, will be published again, \
-                     and the partitions are free when the lease expires",
-                    handle.status().in_flight
+                    "ended at once by a second signal, {name}; messages in flight, now {in_flight}, will be published \
+                     again, and the partitions are free when the lease expires"
                 )));
             }
         }
     }
 }
 
-fn summary(ended: Result<RelayStatus, tokio::task::JoinError>) -> Result<(), Failure> {
-    let status = ended.map_err(|error| Failure::Runtime(format!("the relay failed: {error}")))?;
-    let RelayStatus { published, refused, sent, retried, failed, fenced, buried, store_errors, .. } = status;
+fn summary(status: &RelayStatus) -> Result<(), String> {
+    let &RelayStatus { published, refused, sent, retried, failed, fenced, buried, store_errors, .. } = status;
     tracing::info!(published, refused, sent, retried, failed, fenced, buried, store_errors, "ended");
     if status.in_flight > 0 {
-        return Err(Failure::Runtime(format!(
+        return Err(format!(
             "relay.shutdown_timeout passed; messages in flight, {}, will be published again",
             status.in_flight
-        )));
+        ));
     }
     Ok(())
 }
@@ -143,17 +342,17 @@ fn changed(seen: &RelayStatus, status: &RelayStatus) -> bool {
 }
 
 /// The signals that end a process in an orderly way.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -1,18 +1,16 @@
 //! `outbox status`: what an operator asks first.
 
-use std::{collections::BTreeMap, fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write};
 
-use outbox_core::{HoldRecord, StoreStats};
+use outbox_core::{HoldRecord, StoreError, StoreStats};
 use serde::Serialize;
 
 use crate::{
-    config::Config,
+    config::{Config, OutboxConfig},
+    operate::{HOLDS_READ_MAX, Hold, reason, whole_seconds},
     output::{self, Failure},
     parts::Store,
 };
-
-/// Holds that are looked at. The count of all of them is exact in any case.
-const HOLDS_READ_MAX: u32 = 1_000;
 
 /// Holds that the table names, the soonest due first.
 const HOLDS_SHOWN_MAX: usize = 10;
@@ -20,6 +18,9 @@ const HOLDS_SHOWN_MAX: usize = 10;
 /// Everything that is shown. Its field names are those of the JSON, and stay.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// Absent where the configuration names no outboxes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outbox: Option<String>,
     store: String,
     pending: u64,
     /// Null when nothing is pending.
@@ -42,34 +43,39 @@ struct Holds {
     listed: Vec<Hold>,
 }
 
-#[derive(Debug, Serialize)]
-struct Hold {
-    aggregate_type: String,
-    aggregate_id: String,
-    reason: &'static str,
-    paused: bool,
-    /// The event it waits behind.
-    sequence: Option<i64>,
-    /// Null without end.
-    due_in_seconds: Option<f64>,
+/// Reads the numbers and prints them: those of one outbox as they are, those of several as an array.
+pub(crate) async fn run(config: Config, json: bool) -> Result<(), Failure> {
+    let several = config.outboxes.len() > 1;
+    let (mut reports, mut problems) = (Vec::new(), Vec::new());
+    for outbox in config.outboxes {
+        let name = outbox.name.clone();
+        match report(outbox).await {
+            Ok(report) => reports.push(report),
+            Err(error) => problems.push(match name {
+                Some(name) => format!("outbox {name}: {error}"),
+                None => error.to_string(),
+            }),
+        }
+    }
+    if json && several {
+        output::print_json(&reports)?;
+    } else if json {
+        reports.iter().try_for_each(output::print_json)?;
+    } else {
+        let tables: Vec<String> = reports.iter().map(Report::table).collect();
+        output::print(&tables.join("\n"))?;
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Runtime(problems.join("; "))) }
 }
 
-/// Reads the numbers and prints them.
-pub(crate) async fn run(config: Config, json: bool) -> Result<(), Failure> {
-    let shown = config.store.shown();
-    let (store, admin) = Store::open(config.store).await?.sides();
+async fn report(outbox: OutboxConfig) -> Result<Report, StoreError> {
+    let shown = outbox.store.shown();
+    let (store, admin) = Store::open(outbox.store).await?.sides();
     let stats = store.stats().await?;
     let holds = admin.holds(HOLDS_READ_MAX).await?;
     let paused_topics = admin.paused_topics().await?;
-    let report = Report::new(shown, store.capabilities().partitions, &stats, &holds, paused_topics);
-    let text = if json {
-        let text =
-            serde_json::to_string_pretty(&report).map_err(|error| Failure::Runtime(error.to_string()))?;
-        format!("{text}\n")
-    } else {
-        report.table()
-    };
-    output::print(&text)
+    let partitions = store.capabilities().partitions;
+    Ok(Report { outbox: outbox.name, ..Report::new(shown, partitions, &stats, &holds, paused_topics) })
 }
 
 impl Report {
@@ -85,6 +91,7 @@ impl Report {
             *by_reason.entry(reason(hold)).or_default() += 1;
         }
         Self {
+            outbox: None,
             store,
             pending: stats.pending,
             oldest_pending_age_seconds: stats.oldest_pending_age.map(|age| age.as_secs_f64()),
@@ -108,6 +115,7 @@ impl Report {
             Some(age) => format!(", the oldest since {}", whole_seconds(age)),
             None => String::new(),
         };
+        self.outbox.iter().for_each(|name| line("outbox", name.clone()));
         line("store", self.store.clone());
         line("pending", format!("{}{oldest}", self.pending));
         line("sent", self.sent.to_string());
@@ -130,37 +138,4 @@ impl Report {
         line("paused topics", topics);
         out
     }
-}
-
-impl Hold {
-    fn new(record: &HoldRecord) -> Self {
-        Self {
-            aggregate_type: record.key.aggregate_type().to_owned(),
-            aggregate_id: record.key.aggregate_id().to_owned(),
-            reason: reason(record),
-            paused: record.paused,
-            sequence: record.sequence,
-            due_in_seconds: record.due_in.map(|due| due.as_secs_f64()),
-        }
-    }
-
-    fn line(&self) -> String {
-        let behind = self.sequence.map(|sequence| format!(" behind event {sequence}")).unwrap_or_default();
-        let due = match self.due_in_seconds {
-            None => "until an operator acts".to_owned(),
-            Some(seconds) if seconds <= 0.0 => "due now".to_owned(),
-            Some(seconds) => format!("due in {}", whole_seconds(seconds)),
-        };
-        format!("{}/{} {}{behind}, {due}", self.aggregate_type, self.aggregate_id, self.reason)
-    }
-}
-
-/// A pause lies over whatever else the aggregate is held for.
-fn reason(hold: &HoldRecord) -> &'static str {
-    if hold.paused { outbox_core::HoldReason::Paused.as_str() } else { hold.reason.as_str() }
-}
-
-fn whole_seconds(seconds: f64) -> humantime::FormattedDuration {
-    // Rounded up, so that something that is due soon is not shown as due in nothing.
-    humantime::format_duration(Duration::from_secs(seconds.max(0.0).ceil() as u64))
 }

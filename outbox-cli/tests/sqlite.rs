@@ -325,3 +325,11 @@ fn two_relays_share_a_file_and_one_takes_over_from_the_other() {
     second.signal("TERM");
     assert_eq!(second.ended().code, Some(0));
 }
+
+#[test]
+fn processes_may_migrate_at_once() {
+    let folder = Folder::new();
+    common::migrate_at_once(&folder, &[STORE]);
+    service(&folder).execute("UPDATE outbox_schema SET version = 9", []).unwrap();
+    common::assert_newer_is_refused(&folder, &[STORE]);
+}

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{AggregateKey, FailureCause, HoldReason, Partition, Sequence, Status, StoreError};
 
-/// Which events an operator means. Conditions are joined by *and*; none is all events.
+/// Which events an operator means. Conditions are joined by *and*; none is all events of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
     /// Only these ids; empty is any.
@@ -24,6 +24,14 @@ pub struct EventFilter {
     pub aggregate_id: Option<String>,
     /// Only this event type.
     pub event_type: Option<String>,
+    /// Only events written at this time or later: `created_at`, by the store's clock and in its resolution.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Only events written before this time. A range includes its start and not its end, so that ranges that follow
+    /// each other share no event.
+    pub created_before: Option<DateTime<Utc>>,
+    /// Events of the archive instead of those of the table. They can be listed and no more: `requeue` and `discard`
+    /// find none of them, nor any of the table.
+    pub archived: bool,
     /// Only events after this one, for the next page.
     pub after: Option<Sequence>,
 }
@@ -109,7 +117,7 @@ pub struct HoldRecord {
 /// polls, and needs no relay to be running.
 #[async_trait]
 pub trait OutboxAdmin: Send + Sync + 'static {
-    /// Events in ascending sequence, at most `rows_max`.
+    /// Events of the table, or of the archive if the filter says so, in ascending sequence, at most `rows_max`.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError>;
 
     /// Holds, in the order in which they become due, at most `rows_max`.

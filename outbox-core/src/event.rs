@@ -160,6 +160,9 @@ pub enum EventError {
     /// A version below one.
     #[error("version is {0}: the version of a payload schema starts at 1")]
     Version(i32),
+    /// A time that not every database can store.
+    #[error("time is {0}: it must lie within the years 1 to 9999")]
+    Time(DateTime<Utc>),
 }
 
 /// An event to be written into the outbox, beside the change it tells of.
@@ -344,8 +347,8 @@ impl EventBuilder {
 /// Checks headers against what every broker can carry.
 ///
 /// Names follow the token rule of HTTP field names (RFC 9110, section 5.6.2), which NATS and CloudEvents
-/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:` and `outbox-` prefixes and
-/// `content-type` belong to the relay.
+/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:`, `cloudEvents_` and
+/// `outbox-` prefixes and `content-type` belong to the relay.
 pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventError> {
     let problem = |name: &str, problem| Err(EventError::Header { name: name.to_owned(), problem });
     let mut bytes = 0;
@@ -366,6 +369,7 @@ pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventErro
         let lower = name.to_ascii_lowercase();
         if lower.starts_with("ce_")
             || lower.starts_with("ce-")
+            || lower.starts_with("cloudevents_")
             || lower.starts_with("outbox-")
             || lower == "content-type"
         {
@@ -378,7 +382,7 @@ pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventErro
     check_bytes("headers", bytes, HEADERS_BYTES_MAX)
 }
 
-fn check_name(field: &'static str, text: &str) -> Result<(), EventError> {
+pub(crate) fn check_name(field: &'static str, text: &str) -> Result<(), EventError> {
     if text.is_empty() {
         return Err(EventError::Empty { field });
     }
@@ -547,6 +551,7 @@ mod tests {
             ("ä", "v"),
             ("ok", "line\nbreak"),
             ("ce_id", "v"),
+            ("cloudEvents_id", "v"),
             ("Content-Type", "v"),
         ] {
             let error = Event::builder("t", "1", "e").header(name, value).build().unwrap_err();

@@ -182,7 +182,7 @@ pub trait Publisher: Send + Sync + 'static {
     }
 
     /// Looks for whatever would keep messages from these topics (those that are known beforehand) and names all of
-    /// it at once. A broker that cannot be reached is a finding.
+    /// it at once. A broker that cannot be reached is a finding, even if no topic is known.
     async fn check(&self, topics: &[String]) -> Vec<Finding>;
 
     /// Sends the messages and reports one outcome for each, as it becomes known: successors wait for it.
@@ -193,5 +193,40 @@ pub trait Publisher: Send + Sync + 'static {
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter);
 
     /// Lets go of the connection. Called once, after the last publish has returned.
+    async fn close(&self) {}
+}
+
+/// One publisher for several relays: forwards everything but [`close`](Publisher::close), which each relay calls at its
+/// end. Whoever made the publisher closes it after the last of them.
+#[derive(Clone)]
+pub struct SharedPublisher(Arc<dyn Publisher>);
+
+impl SharedPublisher {
+    /// Shares `publisher`.
+    pub fn new(publisher: Arc<dyn Publisher>) -> Self {
+        Self(publisher)
+    }
+}
+
+impl fmt::Debug for SharedPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedPublisher")
+    }
+}
+
+#[async_trait]
+impl Publisher for SharedPublisher {
+    fn capabilities(&self) -> PublisherCapabilities {
+        self.0.capabilities()
+    }
+
+    async fn check(&self, topics: &[String]) -> Vec<Finding> {
+        self.0.check(topics).await
+    }
+
+    async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
+        self.0.publish(messages, timeout, reporter).await;
+    }
+
     async fn close(&self) {}
 }

@@ -24,14 +24,20 @@ use crate::{
 
 #[async_trait]
 impl OutboxAdmin for PostgresStore {
-    /// Failed events are found by their index, ids by theirs; any other condition reads the table from `after` on
-    /// until it has found enough, which on a large table takes its time.
+    /// Failed events of the table are found by their index, ids by theirs; any other condition reads the table or the
+    /// archive from `after` on until it has found enough, which on a large one takes its time.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let inner = self.inner();
         let what = "list events";
-        let mut query = QueryBuilder::<Postgres>::new(inner.tables().text("SELECT o.* FROM {outbox} o"));
         let failed = filter.status == Some(Status::Failed) || filter.cause.is_some();
-        if failed && filter.ids.is_empty() {
+        // The archive keeps no partition.
+        let part = part_of("o.aggregate_type", "o.aggregate_id");
+        let text = match filter.archived {
+            true => format!("SELECT o.*, {part} AS part FROM {{archive}} o"),
+            false => "SELECT o.* FROM {outbox} o".to_owned(),
+        };
+        let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(&text));
+        if failed && filter.ids.is_empty() && !filter.archived {
             query.push(inner.tables().text(" JOIN {failed} f ON f.sequence = o.sequence"));
         }
         query.push(" WHERE true");
@@ -57,6 +63,9 @@ impl OutboxAdmin for PostgresStore {
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
         let what = "requeue events";
         let mut connection = inner.connection(what).await?;
@@ -67,6 +76,9 @@ impl OutboxAdmin for PostgresStore {
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let inner = self.inner();
         let what = "discard events";
         let mut connection = inner.connection(what).await?;
@@ -149,6 +161,12 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
         if let Some(text) = text {
             query.push(condition).push_bind(text.clone());
         }
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" AND o.created_at >= ").push_bind(from);
+    }
+    if let Some(before) = filter.created_before {
+        query.push(" AND o.created_at < ").push_bind(before);
     }
     if let Some(after) = filter.after {
         query.push(" AND o.sequence > ").push_bind(after);

@@ -5,8 +5,12 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{PostgresConfig, config::Tables, error::store_error};
 
+/// What each version of the tables brought, the first one first. A version that was released is never changed: a change
+/// is a further entry, with its statements in `schema.sql` such that they do nothing where they were done.
+const MIGRATIONS: &[&str] = &["the tables of the outbox"];
+
 /// The version of the tables that this program reads and writes.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The aggregate's partition, of two text parameters or columns: the expression of the generated column `part`.
 ///
@@ -56,6 +60,17 @@ pub(crate) async fn migrate(
         Ok(None) => Ok(()),
         Err(error) => Err(fail(error)),
     }
+}
+
+/// Which migrations tables of this version lack, for people.
+pub(crate) fn missing_migrations(version: i64) -> String {
+    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
+    let names: Vec<String> = (0..MIGRATIONS.len())
+        .filter(lacks)
+        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
+        .collect();
+    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
+    format!("{noun} {} {verb} missing", names.join(", "))
 }
 
 /// What is said of tables that a later release has made.

@@ -104,4 +104,5 @@ CREATE TABLE IF NOT EXISTS {meta} (
 );
 INSERT INTO {meta} (key, value) VALUES ('purge_position', 0) ON CONFLICT (key) DO NOTHING;
 INSERT INTO {meta} (key, value) VALUES ('schema_version', {version})
-    ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+    -- The version of a later release stays, should an earlier one's text be run again.
+    ON CONFLICT (key) DO UPDATE SET value = greatest({meta}.value, excluded.value);

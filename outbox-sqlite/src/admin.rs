@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, StoreError,
     StoreErrorKind,
@@ -26,10 +27,11 @@ const FILTER_IDS_MAX: usize = 10_000;
 impl OutboxAdmin for SqliteStore {
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let condition = Condition::of(filter)?;
+        let table = if filter.archived { "{p}_archive" } else { "{p}" };
         self.read("list events", move |config, connection| {
             let (columns, condition, values) = (columns(), condition.sql, condition.values);
             let sql =
-                format!("SELECT {columns} FROM {{p}} WHERE {condition} ORDER BY sequence LIMIT {rows_max}");
+                format!("SELECT {columns} FROM {table} WHERE {condition} ORDER BY sequence LIMIT {rows_max}");
             let mut statement = connection.prepare(&config.sql(&sql))?;
             statement.query_map(params_from_iter(values), record)?.collect()
         })
@@ -41,6 +43,9 @@ impl OutboxAdmin for SqliteStore {
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let condition = Condition::of(filter)?;
         self.write("requeue events", move |config, transaction| {
             requeue(config, transaction, condition).doing("requeue events")
@@ -49,6 +54,9 @@ impl OutboxAdmin for SqliteStore {
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let condition = Condition::of(filter)?;
         self.write("discard events", move |config, transaction| {
             discard(config, transaction, &condition).doing("discard events")
@@ -144,6 +152,9 @@ impl Condition {
         and("aggregate_type =", text(&filter.aggregate_type));
         and("aggregate_id =", text(&filter.aggregate_id));
         and("event_type =", text(&filter.event_type));
+        let time = |time: Option<DateTime<Utc>>| time.map(|time| Value::Integer(time.timestamp_micros()));
+        and("created_at >=", time(filter.created_from));
+        and("created_at <", time(filter.created_before));
         and("sequence >", filter.after.map(Value::Integer));
         Ok(condition)
     }

@@ -7,8 +7,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use crate::{SqliteConfig, connection, error::Context};
 
+/// What each version of the schema brought, the first one first. A version that was released is never changed: a change
+/// is a further entry, with its statements in [`MIGRATION`] such that they do nothing where they were done.
+const MIGRATIONS: &[&str] = &["the tables of the outbox"];
+
 /// The version of the schema that this release makes and needs.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The database's clock: microseconds since 1970-01-01 UTC, with SQLite's own resolution of a millisecond.
 ///
@@ -156,7 +160,22 @@ pub fn migration_sql(config: &SqliteConfig) -> String {
 }
 
 fn version_sql() -> String {
-    format!("INSERT OR IGNORE INTO {{p}}_schema (only, version) VALUES (1, {SCHEMA_VERSION});\n")
+    // The version of a later release stays, should an earlier one's text be run again.
+    format!(
+        "INSERT INTO {{p}}_schema (only, version) VALUES (1, {SCHEMA_VERSION}) \
+         ON CONFLICT (only) DO UPDATE SET version = max(version, excluded.version);\n"
+    )
+}
+
+/// Which migrations tables of this version lack, for people.
+pub(crate) fn missing_migrations(version: i64) -> String {
+    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
+    let names: Vec<String> = (0..MIGRATIONS.len())
+        .filter(lacks)
+        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
+        .collect();
+    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
+    format!("{noun} {} {verb} missing", names.join(", "))
 }
 
 /// Creates the file if there is none, switches it to WAL, and makes what is missing. Does nothing where nothing is
@@ -217,7 +236,7 @@ fn switch_to_wal(config: &SqliteConfig, connection: &Connection) -> Result<(), S
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).doing("switch the database to WAL")
 }
 
-fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
+pub(crate) fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
     // Names of tables ignore case in SQLite.
     let sql = "SELECT EXISTS(SELECT 1 FROM sqlite_master WHERE type = ?1 AND name = ?2 COLLATE NOCASE)";
     connection.query_row(sql, (kind, name), |row| row.get(0))
@@ -341,7 +360,10 @@ fn inspect_schema(
         )),
         Some(version) if version < SCHEMA_VERSION => findings.push(Finding::error(
             "older-schema",
-            format!("{prefix}_schema has version {version}, and this release needs {SCHEMA_VERSION}"),
+            format!(
+                "{prefix}_schema has version {version}, and this release needs {SCHEMA_VERSION}: {}",
+                missing_migrations(version)
+            ),
             MIGRATE,
         )),
         None if exists(connection, "table", &format!("{prefix}_schema"))? => {

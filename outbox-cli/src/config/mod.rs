@@ -1,6 +1,8 @@
 //! The settings of the process: a TOML file, the environment above it, and every problem of both at once.
 
+mod nats;
 mod publisher;
+mod rabbitmq;
 mod reader;
 mod relay;
 mod source;
@@ -10,6 +12,7 @@ mod store;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::{Path, PathBuf},
 };
@@ -34,19 +37,86 @@ pub(crate) enum Needs {
 /// Everything that is configured, valid as far as can be told without looking at a server.
 #[derive(Debug)]
 pub(crate) struct Config {
+    /// One without a name, or those that the file names.
+    pub(crate) outboxes: Vec<OutboxConfig>,
+    /// The publishers that differ, each of one or more outboxes.
+    pub(crate) publishers: Vec<PublisherConfig>,
+}
+
+/// One outbox and its relay.
+#[derive(Debug, Clone)]
+pub(crate) struct OutboxConfig {
+    /// Its name, where the file names outboxes.
+    pub(crate) name: Option<String>,
     pub(crate) store: StoreConfig,
-    pub(crate) publisher: Option<PublisherConfig>,
+    /// Which of the publishers.
+    pub(crate) publisher: Option<usize>,
     pub(crate) relay: RelayConfig,
 }
 
+impl OutboxConfig {
+    /// `the outbox of sqlite:shop.db`, or `the outbox shop of sqlite:shop.db`.
+    pub(crate) fn shown(&self) -> String {
+        let name = self.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+        format!("the outbox{name} of {}", self.store.shown())
+    }
+
+    /// Findings with the outbox that they are of.
+    pub(crate) fn name_in(&self, mut findings: Vec<Finding>) -> Vec<Finding> {
+        if let Some(name) = &self.name {
+            findings
+                .iter_mut()
+                .for_each(|finding| finding.problem = format!("outbox {name}: {}", finding.problem));
+        }
+        findings
+    }
+}
+
 impl Config {
-    /// Reads the file, if there is one, and the environment.
+    /// Reads the file, if there is one, and the environment; with `only`, all but that outbox are left out then.
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub(crate) fn load(file: Option<PathBuf>, needs: Needs) -> Result<Self, Vec<Finding>> {
+    pub(crate) fn load(
+        file: Option<PathBuf>,
+        only: Option<&str>,
+        needs: Needs,
+    ) -> Result<Self, Vec<Finding>> {
         let unnamed = || Some(PathBuf::from(FILE_DEFAULT)).filter(|path| path.exists());
-        Self::read(file.or_else(unnamed).as_deref(), std::env::vars_os(), needs)
+        let mut config = Self::read(file.or_else(unnamed).as_deref(), std::env::vars_os(), needs)?;
+        if let Some(only) = only {
+            let names = config.names();
+            config.outboxes.retain(|outbox| outbox.name.as_deref() == Some(only));
+            if config.outboxes.is_empty() {
+                let problem = format!("--outbox is {only:?}, and there is no such outbox");
+                return Err(vec![Finding::error("unknown-outbox", problem, format!("there is {names}"))]);
+            }
+        }
+        Ok(config)
+    }
+
+    /// The one outbox, for a command that works on one.
+    ///
+    /// # Errors
+    /// A finding that names them, if there are several.
+    pub(crate) fn one(mut self) -> Result<(OutboxConfig, Option<PublisherConfig>), Vec<Finding>> {
+        let names = self.names();
+        let outbox = self.outboxes.pop().filter(|_| self.outboxes.is_empty());
+        let Some(outbox) = outbox else {
+            let problem = "this command works on one outbox, and several are configured";
+            return Err(vec![Finding::error(
+                "which-outbox",
+                problem,
+                format!("name one by --outbox: {names}"),
+            )]);
+        };
+        let publisher = outbox.publisher.map(|index| self.publishers.swap_remove(index));
+        Ok((outbox, publisher))
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self.outboxes.iter().filter_map(|outbox| outbox.name.as_deref()).collect();
+        if names.is_empty() { "one outbox, without a name".to_owned() } else { names.join(", ") }
     }
 
     fn read(
@@ -54,20 +124,71 @@ impl Config {
         variables: impl IntoIterator<Item = (OsString, OsString)>,
         needs: Needs,
     ) -> Result<Self, Vec<Finding>> {
-        let mut reader = Reader::new(file, variables);
-        let relay = relay::read(&mut reader);
-        let store = store::read(&mut reader, relay.retention.when_sent);
-        let publisher = publisher::read(&mut reader, relay.publish_timeout, needs);
-        let findings = reader.finish();
-        match store {
-            Some(store) if findings.is_empty() => Ok(Self { store, publisher, relay }),
-            _ => Err(findings),
+        let mut config = Self { outboxes: Vec::new(), publishers: Vec::new() };
+        let (mut findings, mut stores, mut publishers) = (Vec::new(), Vec::new(), Vec::new());
+        for mut reader in Reader::all(file, variables) {
+            let relay = relay::read(&mut reader);
+            let store = store::read(&mut reader, relay.retention.when_sent);
+            let publisher = publisher::read(&mut reader, relay.publish_timeout, needs);
+            let name = reader.outbox().map(str::to_owned);
+            stores.push((name.clone(), place(&reader)));
+            // The same settings are the same publisher.
+            let settings = (reader.values_of("publisher."), relay.publish_timeout);
+            let publisher = publisher.map(|publisher| {
+                publishers.iter().position(|other| *other == settings).unwrap_or_else(|| {
+                    publishers.push(settings);
+                    config.publishers.push(publisher);
+                    publishers.len() - 1
+                })
+            });
+            // What is wrong with settings for all is found once for each, and said once.
+            for finding in reader.finish() {
+                let said = |other: &Finding| (other.code, &other.problem) == (finding.code, &finding.problem);
+                if !findings.iter().any(said) {
+                    findings.push(finding);
+                }
+            }
+            config.outboxes.extend(store.map(|store| OutboxConfig { name, store, publisher, relay }));
         }
+        findings.extend(same_tables(&stores));
+        if findings.is_empty() { Ok(config) } else { Err(findings) }
     }
 }
 
+/// What tells the tables of one outbox from those of another.
+fn place(reader: &Reader) -> BTreeMap<String, String> {
+    let mut place = reader.values_of("store.");
+    place.retain(|key, _| !key.ends_with("connections") && !key.ends_with("timeout"));
+    place.entry("store.prefix".to_owned()).or_insert_with(|| "outbox".to_owned());
+    place
+}
+
+fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (index, (name, place)) in stores.iter().enumerate() {
+        // Two without a place have a problem already.
+        let other =
+            stores[..index].iter().find(|(_, other)| other == place && place.contains_key("store.url"));
+        if let (Some(name), Some((Some(other), _))) = (name, other) {
+            findings.push(Finding::error(
+                "same-tables",
+                format!("the outboxes {other} and {name} have the same tables"),
+                "give each a store.url, store.schema or store.prefix of its own",
+            ));
+        }
+    }
+    findings
+}
+
 #[cfg(test)]
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "kafka")))]
+#[cfg(not(all(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "kafka",
+    feature = "rabbitmq",
+    feature = "nats"
+)))]
 mod without_a_feature {
     use super::*;
 
@@ -76,7 +197,10 @@ mod without_a_feature {
         for (feature, is_in, store, publisher) in [
             ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
             ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
+            ("mysql", cfg!(feature = "mysql"), "mysql://h/d", "stdout:"),
             ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
+            ("rabbitmq", cfg!(feature = "rabbitmq"), "sqlite:x", "amqp://h:1"),
+            ("nats", cfg!(feature = "nats"), "sqlite:x", "nats://h:1"),
         ] {
             let variables = [("OUTBOX_STORE_URL", store), ("OUTBOX_PUBLISHER_URL", publisher)];
             let variables = variables.map(|(name, value)| (name.into(), value.into()));

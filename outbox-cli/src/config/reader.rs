@@ -13,7 +13,15 @@ use super::source::{Environment, FILE_SUFFIX, FileSettings, Given, Origin, PREFI
 
 /// Gives each setting that is asked for, the environment before the file. What was never asked for is unknown, so no
 /// second list of the keys can disagree with the first.
+///
+/// Of a file with several outboxes each has a reader of its own, which gives what the outbox says itself before what
+/// is said for all.
+#[derive(Clone)]
 pub(super) struct Reader {
+    /// The outbox, where there are several.
+    outbox: Option<String>,
+    /// What the outbox says itself.
+    own: BTreeMap<String, Given>,
     file: BTreeMap<String, Given>,
     environment: Environment,
     findings: Vec<Finding>,
@@ -21,6 +29,8 @@ pub(super) struct Reader {
     keys: Vec<&'static str>,
     /// Where the values of the keys that were given came from.
     origins: BTreeMap<String, Origin>,
+    /// The values of the keys that were given.
+    values: BTreeMap<String, String>,
     /// Keys whose value was refused: what follows from their default is no finding of its own.
     refused: BTreeSet<&'static str>,
     /// The file could be read, so that what is missing is missing.
@@ -28,20 +38,95 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(
+    /// A reader for each outbox: one without a name, or as many as the file names.
+    pub(super) fn all(
         path: Option<&Path>,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Self {
-        let file = path.map(FileSettings::read).unwrap_or_default();
-        Self {
+    ) -> Vec<Self> {
+        let mut file = path.map(FileSettings::read).unwrap_or_default();
+        let outboxes = std::mem::take(&mut file.outboxes);
+        let shared = Self {
+            outbox: None,
+            own: BTreeMap::new(),
             file_is_complete: file.findings.is_empty(),
             file: file.given,
             findings: file.findings,
             environment: Environment::new(variables),
             keys: Vec::new(),
             origins: BTreeMap::new(),
+            values: BTreeMap::new(),
             refused: BTreeSet::new(),
+        };
+        if outboxes.is_empty() {
+            return vec![shared];
         }
+        let mut readers: Vec<Self> = Vec::new();
+        for own in outboxes {
+            let mut reader = Self { own, ..shared.clone() };
+            let taken: Vec<String> = readers.iter().filter_map(|reader| reader.outbox.clone()).collect();
+            reader.read_name(&taken);
+            readers.push(reader);
+        }
+        // The variables of one outbox are nothing to the others.
+        let names: Vec<String> = readers.iter().filter_map(|reader| reader.outbox.clone()).collect();
+        for reader in &mut readers {
+            for name in names.iter().filter(|name| reader.outbox.as_ref() != Some(name)) {
+                rooms(name).iter().for_each(|room| reader.environment.forget(room));
+            }
+        }
+        readers
+    }
+
+    /// Takes the outbox's name. Without one that can be used, it has none.
+    fn read_name(&mut self, taken: &[String]) {
+        let accepted = "letters, digits and _, not a digit first, at most 40 characters, and none of \
+                        store, publisher, relay, config, log";
+        let Some(given) = self.own.remove("name") else {
+            // Any line of the table will do to find it by.
+            let place =
+                self.own.values().next().map(|given| format!(" ({})", given.origin)).unwrap_or_default();
+            let problem = format!("an [[outbox]]{place} has no name");
+            self.findings.push(Finding::error(
+                "missing-key",
+                problem,
+                format!("give name = \"…\": {accepted}"),
+            ));
+            return;
+        };
+        let refused = |what: String, remedy: String| {
+            Finding::error("wrong-value", format!("name ({}) {what}", given.origin), remedy)
+        };
+        match &given.value {
+            Value::Text(name) if !is_outbox_name(name) => {
+                self.findings.push(refused(format!("is {name:?}"), format!("give {accepted}")));
+            }
+            Value::Text(name) if taken.iter().any(|other| other.eq_ignore_ascii_case(name)) => {
+                let what = format!("is {name:?}, as that of another outbox is");
+                self.findings.push(refused(what, "give each outbox a name of its own".to_owned()));
+            }
+            Value::Text(name) => self.outbox = Some(name.clone()),
+            _ => self.findings.push(refused("is no text".to_owned(), format!("give {accepted}"))),
+        }
+    }
+
+    /// One reader, of settings that name no outboxes.
+    #[cfg(all(test, feature = "sqlite"))]
+    pub(super) fn new(
+        path: Option<&Path>,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        Self::all(path, variables).remove(0)
+    }
+
+    /// The name of the outbox, where there are several.
+    pub(super) fn outbox(&self) -> Option<&str> {
+        self.outbox.as_deref()
+    }
+
+    /// The values that were given in a table and the tables below it, by key.
+    pub(super) fn values_of(&self, table: &str) -> BTreeMap<String, String> {
+        let values = self.values.iter().filter(|(key, _)| key.starts_with(table));
+        values.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// Reads a time, such as `5s`.
@@ -129,7 +214,22 @@ impl Reader {
     ) -> BTreeMap<String, String> {
         let prefix = format!("{table}.");
         let mut rest = BTreeMap::new();
-        let names: Vec<String> = self.file.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        self.rest_of_file(&prefix, &mut rest);
+        self.rest_of_environment(table, &format!("{PREFIX}{}", room(&prefix)), value_file_names, &mut rest);
+        std::mem::swap(&mut self.file, &mut self.own);
+        self.rest_of_file(&prefix, &mut rest);
+        std::mem::swap(&mut self.file, &mut self.own);
+        if let Some(name) = &self.outbox {
+            let prefix = format!("{PREFIX}{}_{}", name.to_ascii_uppercase(), room(&prefix));
+            self.rest_of_environment(table, &prefix, value_file_names, &mut rest);
+        }
+        let values = rest.iter().map(|(name, value)| (format!("{prefix}{name}"), value.clone()));
+        self.values.extend(values);
+        rest
+    }
+
+    fn rest_of_file(&mut self, prefix: &str, rest: &mut BTreeMap<String, String>) {
+        let names: Vec<String> = self.file.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
         for key in names {
             let Some(given) = self.file.remove(&key) else { continue };
             let name = key[prefix.len()..].to_owned();
@@ -144,11 +244,19 @@ impl Reader {
             }
             self.origins.insert(key, given.origin);
         }
-        let prefix = variable(&prefix);
+    }
+
+    fn rest_of_environment(
+        &mut self,
+        table: &str,
+        prefix: &str,
+        value_file_names: &[&str],
+        rest: &mut BTreeMap<String, String>,
+    ) {
         let names: BTreeSet<String> = self
             .environment
             .names()
-            .filter_map(|name| name.strip_prefix(&prefix))
+            .filter_map(|name| name.strip_prefix(prefix))
             .map(|name| {
                 let property = property_name(name);
                 let bare = name.strip_suffix(FILE_SUFFIX);
@@ -163,7 +271,6 @@ impl Reader {
                 rest.insert(property, value);
             }
         }
-        rest
     }
 
     /// Where a key's value came from, in brackets behind a space; nothing of a default.
@@ -192,8 +299,10 @@ impl Reader {
     pub(super) fn missing(&mut self, key: &'static str, remedy: &str) {
         // A value that could not be read has been reported, and is not missing.
         if self.file_is_complete && !self.is_given(key) && !self.refused.contains(key) {
-            let problem = format!("{key} is missing");
-            let remedy = format!("{remedy}; by the file, {} or {0}{FILE_SUFFIX}", variable(key));
+            let of = self.outbox.as_ref().map(|name| format!(" of the outbox {name}")).unwrap_or_default();
+            let problem = format!("{key}{of} is missing");
+            let variable = self.own_variable(key).unwrap_or_else(|| variable(key));
+            let remedy = format!("{remedy}; by the file, {variable} or {variable}{FILE_SUFFIX}");
             self.findings.push(Finding::error("missing-key", problem, remedy));
         }
     }
@@ -211,7 +320,7 @@ impl Reader {
 
     /// Everything that was wrong, with what nobody asked for.
     pub(super) fn finish(mut self) -> Vec<Finding> {
-        for (key, given) in &self.file {
+        for (key, given) in self.own.iter().chain(&self.file) {
             let is_empty_table = matches!(given.value, Value::Other("table"))
                 && self.keys.iter().any(|known| known.starts_with(&format!("{key}.")));
             if !is_empty_table {
@@ -220,8 +329,12 @@ impl Reader {
                 self.findings.push(Finding::error("unknown-key", problem, remedy));
             }
         }
-        let known: Vec<String> = self.keys.iter().map(|key| variable(key)).collect();
-        let rooms = ["STORE_", "PUBLISHER_", "RELAY_"].map(|room| format!("{PREFIX}{room}"));
+        let mut known: Vec<String> = self.keys.iter().map(|key| variable(key)).collect();
+        let mut rooms: Vec<String> = TABLES.map(|table| format!("{PREFIX}{}", room(table))).to_vec();
+        if let Some(name) = &self.outbox {
+            known.extend(self.keys.iter().filter_map(|key| self.own_variable(key)));
+            rooms.extend(self::rooms(name));
+        }
         for name in self.environment.names() {
             let nearest =
                 nearest(name.strip_suffix(FILE_SUFFIX).unwrap_or(name), known.iter().map(String::as_str));
@@ -240,15 +353,26 @@ impl Reader {
 
     fn take(&mut self, key: &'static str) -> Option<Given> {
         self.keys.push(key);
-        let from_file = self.file.remove(key);
+        let (own_file, file) = (self.own.remove(key), self.file.remove(key));
         let findings = self.findings.len();
-        let given = self.environment.take(&variable(key), &mut self.findings);
+        let own_variable = self.own_variable(key);
+        let own = own_variable.and_then(|name| self.environment.take(&name, &mut self.findings));
+        let shared = self.environment.take(&variable(key), &mut self.findings);
         if self.findings.len() > findings {
             self.refused.insert(key);
         }
-        let given = given.or(from_file)?;
+        let given = own.or(own_file).or(shared).or(file)?;
         self.origins.insert(key.to_owned(), given.origin.clone());
+        if let Value::Text(value) | Value::Integer(value) | Value::Untyped(value) = &given.value {
+            self.values.insert(key.to_owned(), value.clone());
+        }
         Some(given)
+    }
+
+    /// The variable that gives a key of this outbox alone.
+    fn own_variable(&self, key: &str) -> Option<String> {
+        let name = self.outbox.as_ref()?.to_ascii_uppercase();
+        Some(format!("{PREFIX}{name}_{}", room(key)))
     }
 
     fn refuse(&mut self, key: &'static str, given: &Given, accepted: &str) {
@@ -266,9 +390,31 @@ impl Reader {
 /// What is accepted as a time.
 pub(super) const DURATION: &str = "a time with its unit, such as \"250ms\", \"5s\" or \"1m 30s\"";
 
+/// The tables of settings, with the dot behind them.
+const TABLES: [&str; 3] = ["store.", "publisher.", "relay."];
+
 /// The variable of a key: `relay.lease_ttl` is `OUTBOX_RELAY_LEASE_TTL`.
 pub(super) fn variable(key: &str) -> String {
-    format!("{PREFIX}{}", key.to_ascii_uppercase().replace('.', "_"))
+    format!("{PREFIX}{}", room(key))
+}
+
+/// A key, or the beginning of one, as a variable has it behind its prefix.
+fn room(key: &str) -> String {
+    key.to_ascii_uppercase().replace('.', "_")
+}
+
+/// What the variables of one outbox start with.
+fn rooms(outbox: &str) -> Vec<String> {
+    let name = outbox.to_ascii_uppercase();
+    TABLES.map(|table| format!("{PREFIX}{name}_{}", room(table))).to_vec()
+}
+
+/// An outbox's name becomes part of the names of variables, where it must not read as something else.
+fn is_outbox_name(name: &str) -> bool {
+    let reserved = ["store", "publisher", "relay", "config", "log"];
+    let head = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let tail = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    head && tail && name.len() <= 40 && !reserved.iter().any(|word| word.eq_ignore_ascii_case(name))
 }
 
 /// Digits, grouped by underscores if need be, as TOML has them.

@@ -14,6 +14,9 @@ use toml::de::{DeTable, DeValue};
 /// What the variables of settings start with.
 pub(super) const PREFIX: &str = "OUTBOX_";
 
+/// The name of the tables of a file with several outboxes.
+const OUTBOX: &str = "outbox";
+
 /// What is appended to a variable that names a file with the value.
 pub(super) const FILE_SUFFIX: &str = "_FILE";
 
@@ -72,6 +75,8 @@ impl fmt::Display for Origin {
 pub(super) struct FileSettings {
     /// By key: the names of the tables and of the setting, joined by dots.
     pub(super) given: BTreeMap<String, Given>,
+    /// What each `[[outbox]]` gave, by the same keys without `outbox.`.
+    pub(super) outboxes: Vec<BTreeMap<String, Given>>,
     pub(super) findings: Vec<Finding>,
 }
 
@@ -108,7 +113,35 @@ impl FileSettings {
         let mut settings = Self::default();
         let path = Arc::new(path.to_owned());
         settings.flatten(&path, text, "", table.get_ref());
+        settings.read_outboxes(&path, text, table.get_ref());
         settings
+    }
+
+    /// Each `[[outbox]]` is a file of its own, as far as its keys go.
+    fn read_outboxes(&mut self, path: &Arc<PathBuf>, text: &str, table: &DeTable<'_>) {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == OUTBOX) else { return };
+        self.given.retain(|key, _| key != OUTBOX && !key.starts_with("outbox."));
+        let tables = match value.get_ref() {
+            DeValue::Array(tables) if !tables.is_empty() => {
+                tables.iter().map(|table| table.get_ref()).collect()
+            }
+            _ => Vec::new(),
+        };
+        if tables.is_empty() || !tables.iter().all(|table| matches!(table, DeValue::Table(_))) {
+            self.findings.push(Finding::error(
+                "config-file",
+                format!("{} line {}: outbox is no list of tables", path.display(), line_of(text, name.span().start)),
+                "write [[outbox]], once for each outbox, with name = \"…\" and what differs from the other tables",
+            ));
+            return;
+        }
+        for table in tables {
+            let DeValue::Table(table) = table else { continue };
+            let mut outbox = Self::default();
+            outbox.flatten(path, text, "", table);
+            self.outboxes.push(outbox.given);
+            self.findings.extend(outbox.findings);
+        }
     }
 
     fn flatten(&mut self, path: &Arc<PathBuf>, text: &str, prefix: &str, table: &DeTable<'_>) {
@@ -145,7 +178,7 @@ fn line_of(text: &str, at: usize) -> usize {
 
 /// The variables that could be settings. An empty one counts as absent, since that is what an unset variable of a
 /// compose file becomes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Environment(BTreeMap<String, OsString>);
 
 impl Environment {
@@ -187,6 +220,11 @@ impl Environment {
                 None
             }
         }
+    }
+
+    /// Forgets the variables that start so.
+    pub(super) fn forget(&mut self, prefix: &str) {
+        self.0.retain(|name, _| !name.starts_with(prefix));
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {

@@ -30,7 +30,26 @@ impl Drop for TempFile {
     }
 }
 
-fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<Finding>> {
+/// The one outbox of a configuration.
+struct One {
+    store: StoreConfig,
+    publisher: Option<PublisherConfig>,
+    relay: RelayConfig,
+}
+
+impl One {
+    fn of(config: Config) -> Self {
+        let (outbox, publisher) = config.one().unwrap();
+        assert_eq!(outbox.name, None);
+        Self { store: outbox.store, publisher, relay: outbox.relay }
+    }
+}
+
+fn load(file: &str, variables: &[(&str, &str)]) -> Result<One, Vec<Finding>> {
+    load_all(file, variables).map(One::of)
+}
+
+fn load_all(file: &str, variables: &[(&str, &str)]) -> Result<Config, Vec<Finding>> {
     let file = TempFile::new("outbox.toml", file);
     let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     Config::read(Some(&file.0), variables, Needs::StoreAndPublisher)
@@ -52,7 +71,7 @@ fn lines(findings: &[Finding]) -> Vec<String> {
 }
 
 fn refused(file: &str, variables: &[(&str, &str)]) -> Vec<String> {
-    lines(&load(file, variables).expect_err("the configuration was taken"))
+    lines(&load_all(file, variables).expect_err("the configuration was taken"))
 }
 
 #[track_caller]
@@ -96,8 +115,15 @@ fn the_example_names_every_setting_with_its_default() {
     for key in reader.keys() {
         keys.insert((*key).to_owned());
     }
+    let every_setting: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if setting.ends_with("= \"\"") => setting.to_owned() + "\n",
+            _ => line.to_owned() + "\n",
+        })
+        .collect();
     let in_example: BTreeSet<String> =
-        FileSettings::parse(Path::new("x"), &text.replace("#schema", "schema")).given.into_keys().collect();
+        FileSettings::parse(Path::new("x"), &every_setting).given.into_keys().collect();
     assert_eq!(in_example, keys);
 
     let text: String =
@@ -188,7 +214,7 @@ fn the_environment_suffices_for_every_setting() {
         .collect();
     assert!(variables.len() > 30);
     let config = Config::read(None, variables, Needs::StoreAndPublisher).map_err(|findings| lines(&findings));
-    assert_eq!(format!("{:?}", config.unwrap().relay), format!("{:?}", RelayConfig::default()));
+    assert_eq!(format!("{:?}", One::of(config.unwrap()).relay), format!("{:?}", RelayConfig::default()));
 }
 
 #[test]
@@ -212,7 +238,7 @@ fn values_of_every_kind_are_read() {
 
 #[test]
 fn all_problems_are_named_at_once_with_their_origin() {
-    let file = "[store]\nurl = \"mysql://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"amqp://h\"\n[relay]\n\
+    let file = "[store]\nurl = \"oracle://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"mqtt://h\"\n[relay]\n\
                 lease_ttl = 15\nsource = 7\nin_flight_max = \"many\"\npublish_max = \"5\"\npoll_min = \"soon\"\n\
                 beat_interval = \"1s\"\npublish_timeout = \"20s\"\nattempts_max = 3\nbuffer_bytes_max = 1.5\n\
                 [relay.retention]\nsent = \"burn after 3d\"\n";
@@ -228,9 +254,9 @@ fn all_problems_are_named_at_once_with_their_origin() {
     ];
     let lines = refused(file, &variables);
     let expected: &[&[&str]] = &[
-        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"mysql\"", "postgres://", "sqlite:"],
+        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"oracle\"", "postgres://", "sqlite:"],
         &["[unknown-key]", "store.prefx (outbox.toml line 3)", "did you mean store.prefix?"],
-        &["publisher.url (outbox.toml line 5)", "\"amqp\"", "kafka://"],
+        &["publisher.url (outbox.toml line 5)", "\"mqtt\"", "kafka://", "amqp://", "nats://"],
         &["relay.lease_ttl (outbox.toml line 7) is 15", "unit"],
         &["relay.source (outbox.toml line 8) is 7"],
         &["relay.in_flight_max (outbox.toml line 9) is \"many\"", "whole number"],
@@ -342,7 +368,9 @@ fn a_secret_can_be_a_file() {
 fn no_secret_is_ever_shown() {
     let secret = TempFile::new("secret", "hush:hush@hush");
     let urls = [
-        "mysql://me:hush@h/d",
+        "oracle://me:hush@h/d",
+        "mysql://me:hush@h",
+        "mysql://me:hush@[bad/d",
         "hush:hush@h",
         "hush",
         "postgres:/me:hush@h/d",
@@ -351,6 +379,8 @@ fn no_secret_is_ever_shown() {
         "sqlite:?key=hush",
         "kafka://me:hush@h:1",
         "kafka://h:1/?sasl.password=hush",
+        "amqp://me:hush@[bad/v",
+        "nats://me:hush@",
         "file:",
     ];
     for url in urls {
@@ -436,6 +466,46 @@ fn kafka_properties_are_passed_on_and_their_problems_named() {
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
+#[cfg(all(feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn rabbitmqs_and_natss_settings_are_passed_on_and_their_problems_named() {
+    let with = |url: &str, table: &str| {
+        format!("[store]\nurl = \"sqlite:x.db\"\n[publisher]\nurl = \"{url}\"\n{table}")
+    };
+    let config = load(
+        &with("amqp://me:hush@h:1/v", "[publisher.rabbitmq]\nexchange = \"events\"\npayload_bytes_max = 7\n"),
+        &[],
+    );
+    let publisher = config.unwrap().publisher.unwrap();
+    assert_eq!(publisher.shown(), "amqp://me@h:1/v");
+    let shown = format!("{publisher:?}");
+    assert!(shown.contains("exchange: \"events\"") && shown.contains("payload_bytes_max: 7"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+
+    let table = "[publisher.nats]\nstream = \"S\"\nstream_subjects = \"a.>, b\"\nstream_replicas = 3\n";
+    let config = load(&with("nats://me:hush@h:1,tls://i", table), &[]);
+    let publisher = config.unwrap().publisher.unwrap();
+    assert_eq!(publisher.shown(), "nats://me@h:1/,tls://i/");
+    let shown = format!("{publisher:?}");
+    assert!(shown.contains("subjects: [\"a.>\", \"b\"]") && shown.contains("replicas: 3"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+
+    let table = "[publisher.rabbitmq]\nexchange = \"e\"\nexchange_from_topic = true\npayload_bytes_max = 0\n\
+                 ca_file = \"/no/such\"\nclient_key = \"k\"\n";
+    let lines = refused(&with("amqps://h", table), &[]);
+    assert_one(&lines, &["publisher.rabbitmq.exchange (outbox.toml line 6)", "exchange_from_topic"]);
+    assert_one(&lines, &["publisher.rabbitmq.payload_bytes_max (outbox.toml line 8)", "is refused"]);
+    assert_one(&lines, &["publisher.rabbitmq.ca_file (outbox.toml line 9)", "/no/such"]);
+    assert_one(&lines, &["publisher.rabbitmq.client_certificate", "client_key"]);
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+
+    let table = "[publisher.nats]\nstream = \"a b\"\ncredentials_file = \"c\"\n";
+    let lines = refused(&with("nats://me:hush@h", table), &[]);
+    assert_one(&lines, &["publisher.nats.stream (outbox.toml line 6)", "stream_subjects"]);
+    assert_one(&lines, &["publisher.url (outbox.toml line 4)", "login is given 2 times"]);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+}
+
 #[cfg(feature = "kafka")]
 #[test]
 fn a_property_can_be_a_file() {
@@ -475,6 +545,21 @@ fn what_postgres_refuses_is_named_by_key() {
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
+#[cfg(feature = "mysql")]
+#[test]
+fn what_mysql_refuses_is_named_by_key() {
+    let file = "[store]\nurl = \"mysql://me:hush@[bad\"\nprefix = \"a-b\"\nschema = \"s;\"\nconnections = 0\nbusy_timeout = \"1s\"\n";
+    let lines = refused(file, &[("OUTBOX_PUBLISHER_URL", "stdout:")]);
+    for (key, line) in [("url", 2), ("prefix", 3), ("schema", 4), ("connections", 5), ("busy_timeout", 6)] {
+        assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
+    }
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    // The tables are in a schema, or in the database of the url.
+    let file = "[store]\nurl = \"mysql://me:hush@h\"\n[publisher]\nurl = \"stdout:\"\n";
+    assert_one(&refused(file, &[]), &["store.url (outbox.toml line 2)", "names no database"]);
+    load(file, &[("OUTBOX_STORE_SCHEMA", "shop")]).unwrap();
+}
+
 #[test]
 fn variables_of_a_services_neighbours_are_nobodys_settings() {
     let names = |name: &str| {
@@ -492,5 +577,84 @@ fn variables_of_a_services_neighbours_are_nobodys_settings() {
     }
     for setting in ["OUTBOX_RELAY_LEASE_TTL", "OUTBOX_RELAY_PORT_X", "OUTBOX_RELAY_IMPORT"] {
         assert_eq!(names(setting), 1, "{setting}");
+    }
+}
+
+const TWO: &str = "[store]\nurl = \"postgres://h/d\"\n[publisher]\nurl = \"stdout:\"\n[relay]\npoll_max = \"1s\"\n\
+    [[outbox]]\nname = \"billing\"\nstore.schema = \"billing\"\n\
+    [[outbox]]\nname = \"shop\"\n[outbox.store]\nschema = \"shop\"\n[outbox.relay]\nsource = \"/shop\"\n";
+
+#[cfg(feature = "postgres")]
+#[test]
+fn several_outboxes_have_what_is_said_for_all_and_what_is_their_own() {
+    let variables = [
+        ("OUTBOX_STORE_URL", "postgres://for-all/d"),
+        ("OUTBOX_SHOP_STORE_URL", "postgres://me:hush@own/d"),
+        ("OUTBOX_RELAY_SOURCE", "/all"),
+        ("OUTBOX_BILLING_RELAY_RETRY_ATTEMPTS_MAX", "3"),
+    ];
+    let config = load_all(TWO, &variables).map_err(|findings| lines(&findings)).unwrap();
+    let [billing, shop] = &config.outboxes[..] else { panic!("{config:?}") };
+    assert_eq!((billing.name.as_deref(), shop.name.as_deref()), (Some("billing"), Some("shop")));
+    assert_eq!(billing.store.shown(), "postgres://for-all/d");
+    assert_eq!(shop.store.shown(), "postgres://me@own/d");
+    assert!(format!("{:?}", billing.store).contains("billing"), "{billing:?}");
+    assert_eq!((&*billing.relay.source, &*shop.relay.source), ("/all", "/shop"), "what is its own wins");
+    assert_eq!((billing.relay.retry.attempts_max, shop.relay.retry.attempts_max), (3, 10));
+    assert_eq!(billing.relay.poll_max, shop.relay.poll_max);
+    assert_eq!((config.publishers.len(), billing.publisher, shop.publisher), (1, Some(0), Some(0)), "shared");
+    assert!(!format!("{config:?}").contains("hush"));
+
+    let own = format!(
+        "{TWO}[outbox.publisher]\nurl = \"file:x\"\n[[outbox]]\nname = \"c\"\nstore.prefix = \"c\"\n"
+    );
+    let config = load_all(&own, &[]).map_err(|findings| lines(&findings)).unwrap();
+    let publishers: Vec<_> = config.outboxes.iter().map(|outbox| outbox.publisher).collect();
+    assert_eq!(publishers, [Some(0), Some(1), Some(0)]);
+    assert!(config.one().is_err());
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn problems_of_all_outboxes_are_named_at_once() {
+    let file = "[publisher]\nurl = \"stdout:\"\n[relay]\npoll_max = 3\nnonsense = 1\n\
+        [[outbox]]\nname = \"a\"\nstore.url = \"postgres://h/d\"\nstore.schema = \"a;b\"\n\
+        [[outbox]]\nname = \"A\"\nstore.url = \"sqlite:x\"\nstore.prefix = \"1st\"\n\
+        [[outbox]]\nname = \"relay\"\nstore.url = \"sqlite:y\"\n\
+        [[outbox]]\nstore.url = \"sqlite:z\"\n\
+        [[outbox]]\nname = \"b\"\nrelay.sorce = \"/x\"\n\
+        [[outbox]]\nname = \"c\"\nstore.url = \"postgres://h/d\"\nstore.schema = \"a;b\"\n";
+    let lines = refused(
+        file,
+        &[("OUTBOX_B_STORE_SHEMA", "x"), ("OUTBOX_C_RELAY_TOPIC", "{no}"), ("OUTBOX_D_STORE_SCHEMA", "x")],
+    );
+    let expected: &[&[&str]] = &[
+        &["relay.poll_max (outbox.toml line 4) is 3"],
+        &["[unknown-key]", "relay.nonsense (outbox.toml line 5)"],
+        &["store.schema (outbox.toml line 9)", "a;b"],
+        &["name (outbox.toml line 11)", "\"A\"", "of its own"],
+        &["store.prefix (outbox.toml line 13)", "1st"],
+        &["name (outbox.toml line 15)", "\"relay\""],
+        &["[missing-key]", "(outbox.toml line 18) has no name"],
+        &["[missing-key]", "store.url of the outbox b is missing", "OUTBOX_B_STORE_URL"],
+        &["[unknown-key]", "relay.sorce (outbox.toml line 21)", "relay.source?"],
+        &["store.schema (outbox.toml line 25)"],
+        &["[unknown-variable]", "OUTBOX_B_STORE_SHEMA", "OUTBOX_B_STORE_SCHEMA?"],
+        &["[unknown-variable]", "OUTBOX_D_STORE_SCHEMA is no setting"],
+        &["relay.topic (OUTBOX_C_RELAY_TOPIC)"],
+        &["[same-tables]", "a and c"],
+    ];
+    for parts in expected {
+        assert_one(&lines, parts);
+    }
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+}
+
+#[test]
+fn an_outbox_that_is_no_list_is_named() {
+    for file in ["[outbox]\nname = \"a\"\n", "outbox = 3\n", "outbox = [1]\n", "outbox = []\n"] {
+        let lines = refused(file, &[]);
+        assert_eq!(lines.len(), 1, "{file}: {lines:#?}");
+        assert_one(&lines, &["[config-file]", "outbox.toml line 1", "[[outbox]]"]);
     }
 }

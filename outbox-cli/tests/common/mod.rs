@@ -217,3 +217,29 @@ pub fn arrivals(events: &[Value]) -> BTreeMap<String, Vec<u64>> {
     }
     arrivals
 }
+
+/// Starts many migrations of an outbox that is not there, all at once. Each succeeds, and the outbox is whole.
+pub fn migrate_at_once(folder: &Folder, variables: &[(&str, &str)]) {
+    for _ in 0..2 {
+        let migrations: Vec<_> =
+            (0..6).map(|_| Running::start(folder.outbox(&["migrate"], variables))).collect();
+        for migration in migrations {
+            let ended = migration.ended_with_output();
+            assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+        }
+    }
+    let variables = [variables, &[("OUTBOX_PUBLISHER_URL", "stdout:")]].concat();
+    let ended = folder.run(&["check"], &variables);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "nothing to report\n"), "{ended:?}");
+}
+
+/// The outbox says that its tables have version 9, which no release has made.
+pub fn assert_newer_is_refused(folder: &Folder, variables: &[(&str, &str)]) {
+    let variables = [variables, &[("OUTBOX_PUBLISHER_URL", "stdout:")]].concat();
+    for (command, code) in [("relay", 2), ("check", 2), ("migrate", 1)] {
+        let ended = folder.run(&[command], &variables);
+        assert_eq!(ended.code, Some(code), "{command}: {ended:?}");
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(said.contains("version 9") && said.contains("upgrade"), "{command}: {ended:?}");
+    }
+}

@@ -18,7 +18,8 @@ use crate::{
 impl OutboxAdmin for MemoryStore {
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let state = self.lock();
-        let found = matching(&state, filter).take(rows_max as usize);
+        let rows = if filter.archived { &state.archive } else { &state.rows };
+        let found = matching(rows, filter).take(rows_max as usize);
         Ok(found.map(|(sequence, row)| row.to_record(sequence)).collect())
     }
 
@@ -33,9 +34,12 @@ impl OutboxAdmin for MemoryStore {
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let now = self.now();
         let mut state = self.lock();
-        let failed = matching(&state, filter).filter(|(_, row)| matches!(row.life, Life::Failed { .. }));
+        let failed = matching(&state.rows, filter).filter(|(_, row)| matches!(row.life, Life::Failed { .. }));
         let failed: Vec<(Sequence, AggregateKey)> =
             failed.map(|(sequence, row)| (sequence, row.key.clone())).collect();
         let mut first: BTreeMap<&AggregateKey, Sequence> = BTreeMap::new();
@@ -63,9 +67,12 @@ impl OutboxAdmin for MemoryStore {
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
         let now = self.now();
         let mut state = self.lock();
-        let discarded: Vec<(Sequence, AggregateKey)> = matching(&state, filter)
+        let discarded: Vec<(Sequence, AggregateKey)> = matching(&state.rows, filter)
             .filter(|(sequence, row)| match row.life {
                 Life::Pending => {
                     state.holds.get(&row.key).is_some_and(|hold| hold.sequence == Some(*sequence))
@@ -141,9 +148,12 @@ impl State {
     }
 }
 
-fn matching<'a>(state: &'a State, filter: &'a EventFilter) -> impl Iterator<Item = (Sequence, &'a EventRow)> {
+fn matching<'a>(
+    rows: &'a BTreeMap<Sequence, EventRow>,
+    filter: &'a EventFilter,
+) -> impl Iterator<Item = (Sequence, &'a EventRow)> {
     let start = filter.after.map_or(Bound::Unbounded, Bound::Excluded);
-    let rows = state.rows.range((start, Bound::Unbounded)).map(|(sequence, row)| (*sequence, row));
+    let rows = rows.range((start, Bound::Unbounded)).map(|(sequence, row)| (*sequence, row));
     rows.filter(|(_, row)| matches(row, filter))
 }
 
@@ -156,6 +166,8 @@ fn matches(row: &EventRow, filter: &EventFilter) -> bool {
         && is(&filter.aggregate_type, row.key.aggregate_type())
         && is(&filter.aggregate_id, row.key.aggregate_id())
         && is(&filter.event_type, event.map_or("", |event| event.event_type.as_str()))
+        && filter.created_from.is_none_or(|from| row.created_at >= from)
+        && filter.created_before.is_none_or(|before| row.created_at < before)
 }
 
 fn to_record(key: &AggregateKey, hold: &Hold, now: Time) -> HoldRecord {

@@ -111,7 +111,7 @@ impl Default for RelayConfig {
     }
 }
 
-/// Everything that is wrong with a [`RelayConfig`], each with the setting's name.
+/// Everything that is wrong with the settings of a relay or a replay, each with the setting's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// One sentence a problem.
@@ -120,7 +120,7 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the relay's settings do not work: {}", self.problems.join("; "))
+        write!(f, "the settings do not work: {}", self.problems.join("; "))
     }
 }
 

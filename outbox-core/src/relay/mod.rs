@@ -5,6 +5,7 @@
 
 mod config;
 mod engine;
+mod full;
 mod handle;
 mod lanes;
 mod polling;
@@ -27,6 +28,37 @@ use crate::{Clock, Finding, OutboxStore, Publisher, TokioClock};
 /// A relay, ready to run.
 ///
 /// Any number of relays, in one process or many, may share a table: they divide its partitions among them.
+///
+/// # Several outboxes
+/// A process that serves several outboxes, such as one for each tenant, has a relay for each store, and one publisher
+/// for all of them where they go to one broker. Each relay has its own leases, lanes and memory
+/// ([`RelayConfig::buffer_bytes_max`] is of each), so that a store that is away keeps back its own events only.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use outbox_core::{
+///     MemoryPublisher, MemoryStore, Publisher as _, Relay, RelayConfig, SharedPublisher, TokioClock,
+/// };
+///
+/// let publisher = Arc::new(MemoryPublisher::new());
+/// let mut running = Vec::new();
+/// for _tenant in ["billing", "shop"] {
+///     let store = MemoryStore::new(Arc::new(TokioClock::default()));
+///     let shared = SharedPublisher::new(publisher.clone());
+///     let relay = Relay::new(Arc::new(store), Arc::new(shared), RelayConfig::default())?;
+///     running.push((relay.handle(), tokio::spawn(relay.run())));
+/// }
+/// // … at the end …
+/// for (handle, _) in &running {
+///     handle.shutdown();
+/// }
+/// for (_, relay) in running {
+///     relay.await?;
+/// }
+/// publisher.close().await;
+/// # Ok(()) }
+/// ```
 pub struct Relay {
     parts: Parts,
     signals: Signals,

@@ -48,10 +48,9 @@ pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
     let aggregate_id = String::from_utf8_lossy(bytes(row, 3)?.unwrap_or_default());
     let created_at = Micros(i64::from_be_bytes(number(row, 13)?));
     let payload = bytes(row, 8)?;
-    let names = [("aggregate_type", &aggregate_type), ("aggregate_id", &aggregate_id)];
-    let content = match names.into_iter().find_map(|(column, name)| problem(column, name)) {
-        Some(problem) => Err(problem),
-        None => event(row, payload, created_at)?,
+    let content = match name("aggregate_type", &aggregate_type).and(name("aggregate_id", &aggregate_id)) {
+        Ok(()) => event(row, payload, created_at)?,
+        Err(problem) => Err(problem),
     };
     let payload_bytes = i32::from_be_bytes(number(row, 9)?);
     let missing = if payload.is_none() && content.is_ok() { payload_bytes } else { 0 };
@@ -82,13 +81,13 @@ fn number<const LENGTH: usize>(row: &PgRow, index: usize) -> Result<[u8; LENGTH]
     bytes.map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
-/// What is wrong with a name of the aggregate. It was replaced, and so is owned, where it is not UTF-8.
-#[expect(clippy::ptr_arg, reason = "what matters is which variant it is")]
-fn problem(column: &str, name: &Cow<'_, str>) -> Option<String> {
-    match name {
-        Cow::Owned(_) => Some(format!("{column} is not UTF-8")),
-        Cow::Borrowed("") => Some(format!("{column} is empty")),
-        Cow::Borrowed(_) => None,
+/// What is wrong with a name of the aggregate, which was replaced, and so is owned, where it is not UTF-8.
+#[allow(clippy::ptr_arg, reason = "whether the text is borrowed is what is asked")]
+fn name(column: &str, text: &Cow<'_, str>) -> Result<(), String> {
+    match text {
+        Cow::Owned(_) => Err(format!("{column} is not UTF-8")),
+        Cow::Borrowed("") => Err(format!("{column} is empty")),
+        Cow::Borrowed(_) => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use super::Inner;
 use crate::{
     config::CONNECT_TIMEOUT,
     error::{classify, within},
-    schema::{SCHEMA_VERSION, newer_version, version},
+    schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
 };
 
 /// The columns that are read or written, by table, and the privileges that a relay and its operator need there.
@@ -158,7 +158,11 @@ async fn tables(
         )),
         Some(found) if found < SCHEMA_VERSION => findings.push(Finding::error(
             "schema-older",
-            format!("the tables of {} have version {found}, older than {SCHEMA_VERSION}", names.outbox()),
+            format!(
+                "the tables of {} have version {found}, older than {SCHEMA_VERSION}: {}",
+                names.outbox(),
+                missing_migrations(found)
+            ),
             MIGRATE,
         )),
         _ => {}
