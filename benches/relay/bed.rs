@@ -118,7 +118,9 @@ impl Bed {
     }
 
     pub(crate) fn kafka(&self) -> Arc<KafkaPublisher> {
-        let mut config = KafkaConfig::builder(&self.brokers).delivery_timeout(Duration::from_secs(4));
+        let mut config = KafkaConfig::builder(&self.brokers)
+            .delivery_timeout(Duration::from_secs(4))
+            .property("allow.auto.create.topics", "true");
         if let Some((_, linger)) = self.settings.iter().find(|(name, _)| name == "linger_us") {
             config = config.linger(Duration::from_micros(*linger as u64));
         }
