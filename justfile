@@ -25,6 +25,10 @@ lint:
 bench *QUESTIONS:
     cargo bench --bench relay --features postgres,kafka -- {{QUESTIONS}}
 
+# Measures every store with every broker: `just bench-matrix`, or only some pairs, such as `postgres-nats`.
+bench-matrix *PAIRS:
+    cargo bench --bench matrix --all-features -- {{PAIRS}}
+
 # Starts, stops, kills or lists the servers: `just services up all`.
 services *ARGS:
     @scripts/services.sh {{ARGS}}

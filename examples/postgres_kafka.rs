@@ -13,7 +13,9 @@
 //! It makes a schema and a topic of its own, and takes both away again.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod shop;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use outbox::{
     Enqueue, Event, OutboxStore, Relay, RelayConfig, RelayHandle, RelayStatus,
@@ -27,21 +29,19 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     message::{BorrowedMessage, Headers},
 };
+use shop::{Arrivals, Promises, chapter, compare, say, verdict};
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What arrived: the order, and what happened to it.
-type Arrivals = Vec<(String, String)>;
-
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOPIC_PARTITIONS: i32 = 3;
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
+async fn main() -> Result<ExitCode, Error> {
     let postgres = std::env::var("OUTBOX_TEST_POSTGRES_URL");
     let brokers = std::env::var("OUTBOX_TEST_KAFKA_BROKERS");
     let (Ok(postgres), Ok(brokers)) = (postgres, brokers) else {
@@ -51,13 +51,7 @@ async fn main() -> Result<(), Error> {
                 .into(),
         );
     };
-    let problems = run(&postgres, &brokers).await?;
-    if problems.is_empty() {
-        println!("\nNothing was lost, nothing was invented, every order arrived in order.");
-        return Ok(());
-    }
-    problems.iter().for_each(|problem| eprintln!("BROKEN: {problem}"));
-    std::process::exit(1);
+    Ok(verdict(&run(&postgres, &brokers).await?))
 }
 
 /// Runs the shop, and returns what was not as promised.
@@ -113,7 +107,7 @@ struct Shop {
     pool: PgPool,
     outbox: PostgresOutbox,
     /// What has committed, by order.
-    promised: BTreeMap<String, Vec<String>>,
+    promised: Promises,
 }
 
 impl Shop {
@@ -131,7 +125,7 @@ impl Shop {
         sqlx::raw_sql("CREATE TABLE orders (id text PRIMARY KEY, state text NOT NULL)")
             .execute(&pool)
             .await?;
-        Ok(Self { pool, outbox: PostgresOutbox::new(config), promised: BTreeMap::new() })
+        Ok(Self { pool, outbox: PostgresOutbox::new(config), promised: Promises::new() })
     }
 
     /// Changes an order and tells of it, both or neither.
@@ -243,44 +237,4 @@ async fn delete_topic(brokers: &str, name: &str) -> Result<(), Error> {
         deleted.map_err(|(topic, code)| format!("cannot delete topic {topic}: {code}"))?;
     }
     Ok(())
-}
-
-/// Compares by order: everything committed, nothing else, first arrivals in order, nothing left behind.
-pub(crate) fn compare(
-    promised: &BTreeMap<String, Vec<String>>,
-    arrivals: &[(String, String)],
-    pending: u64,
-) -> Vec<String> {
-    let mut first: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (order, what) in arrivals {
-        let events = first.entry(order).or_default();
-        // A duplicate is allowed: delivery is at least once, and the consumer's inbox is what removes it.
-        if !events.contains(&what.as_str()) {
-            events.push(what);
-        }
-    }
-    let mut problems = Vec::new();
-    for (order, promised) in promised {
-        let got = first.remove(order.as_str()).unwrap_or_default();
-        let mark = if got == *promised { "as promised" } else { "NOT AS PROMISED" };
-        say("check", &format!("{order}: {}: {mark}", got.join(", ")));
-        if got != *promised {
-            problems.push(format!("{order} promised {promised:?}, and {got:?} arrived"));
-        }
-    }
-    for (order, got) in first {
-        problems.push(format!("{order} never committed, and {got:?} arrived"));
-    }
-    if pending > 0 {
-        problems.push(format!("{pending} events are still pending"));
-    }
-    problems
-}
-
-fn chapter(title: &str) {
-    println!("\n{title}");
-}
-
-fn say(who: &str, what: &str) {
-    println!("  {who:>9} | {what}");
 }

@@ -8,20 +8,24 @@
 //! exits with 1 if a guarantee did not hold.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
 
+pub(crate) mod shop;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::Write,
+    process::ExitCode,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use outbox::{
-    Event, EventFilter, Finding, JsonLinesPublisher, Message, OutboxAdmin, PublishError, Publisher, Relay,
-    RelayConfig, RelayHandle, RelayStatus, Reporter, Status,
+    Event, Finding, JsonLinesPublisher, Message, OutboxStore, PublishError, Publisher, Relay, RelayConfig,
+    RelayHandle, RelayStatus, Reporter,
     sqlite::{SqliteConfig, SqliteOutbox, SqliteStore},
 };
 use rusqlite::Connection;
+use shop::{Arrivals, Promises, chapter, compare, say, verdict};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,14 +33,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const UNLUCKY: &str = "order-2";
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
-    let problems = run().await?;
-    if problems.is_empty() {
-        println!("\nNothing was lost, nothing was invented, every order arrived in order.");
-        return Ok(());
-    }
-    problems.iter().for_each(|problem| eprintln!("BROKEN: {problem}"));
-    std::process::exit(1);
+async fn main() -> Result<ExitCode, Error> {
+    Ok(verdict(&run().await?))
 }
 
 /// Runs the shop, and returns what was not as promised.
@@ -75,7 +73,7 @@ pub(crate) async fn run() -> Result<Vec<String>, Error> {
     say("relay", &format!("ends when asked to, with {} events sent and nothing in flight", status.sent));
 
     chapter("5. What was promised, and what arrived.");
-    let pending = store.list(&EventFilter::status(Status::Pending), 100).await?.len();
+    let pending = store.stats().await?.pending;
     let mut problems = compare(&expected, &broker.arrived(), pending);
     if *broker.refusals_left.lock().map_err(|_| "the broker is poisoned")? > 0 {
         problems.push(format!("the first event of {UNLUCKY} was not refused twice"));
@@ -83,19 +81,11 @@ pub(crate) async fn run() -> Result<Vec<String>, Error> {
     Ok(problems)
 }
 
-fn chapter(text: &str) {
-    println!("\n{text}");
-}
-
-fn say(who: &str, what: &str) {
-    println!("  {who:>6} | {what}");
-}
-
 /// The service: its own table, and the outbox beside it, in one database.
 struct Shop {
     connection: Mutex<Connection>,
     outbox: SqliteOutbox,
-    committed: Mutex<BTreeMap<String, Vec<String>>>,
+    committed: Mutex<Promises>,
 }
 
 impl Shop {
@@ -140,7 +130,7 @@ impl Shop {
         }
     }
 
-    fn committed(&self) -> BTreeMap<String, Vec<String>> {
+    fn committed(&self) -> Promises {
         self.committed.lock().map(|committed| committed.clone()).unwrap_or_default()
     }
 }
@@ -154,7 +144,7 @@ fn event(order: &str, state: &str) -> Result<Event, Error> {
 struct Broker {
     lines: JsonLinesPublisher,
     refusals_left: Mutex<u32>,
-    arrived: Mutex<Vec<(String, String)>>,
+    arrived: Mutex<Arrivals>,
 }
 
 impl Broker {
@@ -166,7 +156,7 @@ impl Broker {
         }
     }
 
-    fn arrived(&self) -> Vec<(String, String)> {
+    fn arrived(&self) -> Arrivals {
         self.arrived.lock().map(|arrived| arrived.clone()).unwrap_or_default()
     }
 
@@ -248,39 +238,4 @@ fn start_relay(
     let handle = relay.handle();
     say("relay", "starts");
     Ok((handle, tokio::spawn(relay.run())))
-}
-
-/// Compares by order: everything committed, nothing else, first arrivals in order, nothing left behind.
-pub(crate) fn compare(
-    expected: &BTreeMap<String, Vec<String>>,
-    arrived: &[(String, String)],
-    pending: usize,
-) -> Vec<String> {
-    let mut first: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let mut duplicates = 0;
-    for (order, what) in arrived {
-        let events = first.entry(order).or_default();
-        if events.contains(&what.as_str()) {
-            duplicates += 1;
-        } else {
-            events.push(what);
-        }
-    }
-    let mut problems = Vec::new();
-    for (order, promised) in expected {
-        let got = first.remove(order.as_str()).unwrap_or_default();
-        let mark = if got == *promised { "as promised" } else { "NOT AS PROMISED" };
-        say("check", &format!("{order}: {} — {mark}", got.join(", ")));
-        if got != *promised {
-            problems.push(format!("{order} promised {promised:?}, and {got:?} arrived"));
-        }
-    }
-    for (order, got) in first {
-        problems.push(format!("{order} never committed, and {got:?} arrived"));
-    }
-    if pending > 0 {
-        problems.push(format!("{pending} events are still pending"));
-    }
-    say("check", &format!("order-4, rolled back: nothing; duplicates from the crash: {duplicates}"));
-    problems
 }

@@ -8,6 +8,7 @@
 #   scripts/services.sh status            one line per server
 #   scripts/services.sh list              each server with the variable that holds its address
 #   scripts/services.sh env [NAME...]     export lines for the servers that answer: eval "$(scripts/services.sh env)"
+#   scripts/services.sh tool NAME ARG...  the server's own command for operators, such as rabbitmqctl
 #
 # NAMES: one for each file in scripts/services/
 #
@@ -22,8 +23,9 @@
 # A new server X is a file scripts/services/X.sh with PORT_X, STOP_X (the signal that ends it) and these functions:
 #   missing_X  prints the Debian packages that it lacks     fetch_X  gets what apt does not have
 #   init_X     makes its data folder, once                  run_X    starts it, by `launch`
-#   probe_X    is true when it really answers               url_X    prints NAME=value for `env`
-# and post_X where something is to be made after its start.
+#   probe_X    is true when it really answers               url_X    prints NAME=value for `env`, the address first
+# and post_X where something is to be made after its start, stopped_X where something is left when it has stopped, and
+# tool_X, its command for operators.
 set -euo pipefail
 SELF=$(realpath "$0")
 
@@ -138,6 +140,80 @@ apt_transaction() {
     >>"$LOG/apt.log" 2>&1 </dev/null 9>&-
 }
 
+debian_mirror() { # the address of this machine's own Debian archive, from its apt sources
+  local codename
+  codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+    awk -v codename="$codename" '$1 == codename { print $2; exit }'
+}
+# unpack_from_suite FOLDER SUITE CONDITION PACKAGE...: the packages of another Debian suite, with those that they depend
+# on, unpacked into a folder of their own. Nothing is installed: apt works on a state of its own, and verifies what it
+# gets with Debian's keyring. CONDITION is awk's and picks among the packages; their name is $2.
+unpack_from_suite() {
+  local folder=$1 suite=$2 condition=$3 mirror work=$1.new
+  shift 3
+  command -v apt-get >/dev/null || die "$suite: there is no apt to fetch these packages: $*"
+  mirror=$(debian_mirror)
+  [ -n "$mirror" ] || die "$suite: no Debian mirror in the apt sources"
+  say "fetching from Debian $suite: $*"
+  retry unpack_from_suite_once "$work" "$suite" "$condition" "$mirror" "$@" ||
+    { tail -n 20 "$LOG/fetch.log" >&2; die "$suite: fetching $* failed"; }
+  rm -rf "$folder"
+  mv "$work/root" "$folder"
+  rm -rf "$work"
+}
+unpack_from_suite_once() (
+  # `retry` asks for this as a condition, where bash ignores `set -e`: hence the chain.
+  work=$1 suite=$2 condition=$3 mirror=$4
+  shift 4
+  rm -rf "$work" &&
+    mkdir -p "$work"/{apt/lists/partial,apt/archives/partial,packages,root} &&
+    : >"$work/apt/status" &&
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/apt/sources.list" &&
+    cat >"$work/apt/apt.conf" <<END &&
+Dir::State "$work/apt"; Dir::State::status "$work/apt/status"; Dir::Cache "$work/apt";
+Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";
+Dir::Etc::sourcelist "$work/apt/sources.list"; Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null"; Dir::Etc::preferencesparts "/dev/null";
+APT::Sandbox::User ""; APT::Install-Recommends "false"; Acquire::Languages "none"; Acquire::Retries "3";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled "false";
+Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
+END
+    export APT_CONFIG=$work/apt/apt.conf &&
+    apt-get -qq update &&
+    packages=$(apt-get -s install "$@" | awk "\$1 == \"Inst\" && ($condition) { print \$2 }") &&
+    [ -n "$packages" ] &&
+    cd "$work/packages" &&
+    apt-get -qq download $packages &&
+    for package in ./*.deb; do dpkg -x "$package" "$work/root" || exit 1; done
+) >>"$LOG/fetch.log" 2>&1 </dev/null 9>&-
+
+# ---- certificates ----
+missing_openssl() { command -v openssl >/dev/null || echo openssl; }
+certificates() { # certificates FOLDER: an authority of its own, and what it has signed for a server and for a client
+  local folder=$1
+  [ ! -e "$folder/ca.pem" ] || return 0
+  rm -rf "$folder.new"
+  mkdir -p "$folder.new"
+  (
+    cd "$folder.new"
+    key() { openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out "$1"; }
+    signed() { # signed FILE NAME EXTENSION...
+      key "$1.key"
+      openssl req -new -key "$1.key" -subj "/CN=$2" -out "$1.csr"
+      printf '%s\n' "${@:3}" >"$1.ext"
+      openssl x509 -req -in "$1.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 -extfile "$1.ext" -out "$1.pem"
+      rm "$1.csr" "$1.ext"
+    }
+    key ca.key
+    openssl req -x509 -new -key ca.key -subj '/CN=outbox test authority' -days 3650 -out ca.pem
+    signed server localhost 'subjectAltName=DNS:localhost,IP:127.0.0.1' 'extendedKeyUsage=serverAuth'
+    signed client "$USER_" "subjectAltName=DNS:$USER_" 'extendedKeyUsage=clientAuth'
+  ) >>"$LOG/certificates.log" 2>&1 || die "openssl cannot make certificates, see $LOG/certificates.log"
+  mv "$folder.new" "$folder"
+}
+
 # ---- servers ----
 ALL=()
 for file in "${SELF%.sh}"/*.sh; do
@@ -202,6 +278,7 @@ down() {
     halt "$name" "${!stop}" 30 &
   done
   wait
+  for name in $list; do ! has_function "stopped_$name" || "stopped_$name"; done
 }
 kill_() {
   local list name pid children child i
@@ -247,8 +324,7 @@ status() {
 list() {
   local name url
   for name in "${ALL[@]}"; do
-    url=$("url_$name")
-    echo "$name OUTBOX_TEST_${url%%=*}"
+    "url_$name" | while IFS= read -r url; do echo "$name OUTBOX_TEST_${url%%=*}"; done
   done
 }
 env_() {
@@ -256,9 +332,14 @@ env_() {
   list=$(names "$@")
   for name in $list; do
     alive "$name" && "probe_$name" >/dev/null 2>&1 || continue
-    url=$("url_$name")
-    echo "export OUTBOX_TEST_${url%%=*}='${url#*=}'"
+    "url_$name" | while IFS= read -r url; do echo "export OUTBOX_TEST_${url%%=*}='${url#*=}'"; done
   done
+}
+tool() {
+  local name=${1:-}
+  has_function "tool_$name" || die "no tool for: $name"
+  shift
+  "tool_$name" "$@"
 }
 
 # Servers must not keep the caller's folder busy.
@@ -273,6 +354,7 @@ case $command in
   status) status ;;
   list) list ;;
   env) env_ "$@" ;;
+  tool) tool "$@" ;;
   help | -h | --help) sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$SELF" ;;
-  *) die "unknown command: $command (up down kill wipe status list env)" ;;
+  *) die "unknown command: $command (up down kill wipe status list env tool)" ;;
 esac

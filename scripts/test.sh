@@ -49,16 +49,19 @@ cargo --version
 format() { cargo fmt --all --check; }
 lint() { cargo clippy --workspace --all-targets --all-features -- "${warnings_denied[@]}"; }
 features() {
-  # The facade's features, as cargo knows them; `default` is the build without any.
-  local feature
-  cargo metadata --no-deps --format-version 1 | features_of_facade | while read -r feature; do
-    echo "feature: $feature"
-    cargo check --package outbox --no-default-features --features "$feature"
+  # Each feature alone, of the facade and of the program, as cargo knows them; the facade's `default` is the build without any.
+  local manifest package feature
+  for manifest in Cargo.toml outbox-cli/Cargo.toml; do
+    package=$(sed -n 's/^name = "\(.*\)"$/\1/p' "$manifest" | head -n 1)
+    cargo metadata --no-deps --format-version 1 | features_of "$manifest" | while read -r feature; do
+      echo "feature of $package: $feature"
+      cargo check --package "$package" --no-default-features --features "$feature"
+    done
   done
 }
-features_of_facade() {
-  # The package is the one whose manifest stands at the root; its features are the keys of one flat object.
-  grep -o '"features":{[^}]*},"manifest_path":"'"$PWD"'/Cargo.toml"' | grep -o '"[A-Za-z0-9_-]*":\[' | tr -d '":[' | sort
+features_of() { # features_of MANIFEST
+  # The package is the one whose manifest that is; its features are the keys of one flat object.
+  grep -o '"features":{[^}]*},"manifest_path":"'"$PWD/$1"'"' | grep -o '"[A-Za-z0-9_-]*":\[' | tr -d '":[' | sort
 }
 docs() { RUSTDOCFLAGS="${warnings_denied[*]}" cargo doc --workspace --all-features --no-deps; }
 test_() {
@@ -68,7 +71,7 @@ test_() {
       echo "$1: $2 is set, using it"
     elif [ -n "$(scripts/services.sh env "$1")" ]; then
       echo "$1: already up"
-    else
+    elif [[ " ${started[*]} " != *" $1 "* ]]; then
       started+=("$1")
     fi
   }

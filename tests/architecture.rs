@@ -32,8 +32,8 @@ const DRIVERS: [&str; 18] = [
     "pulsar",
 ];
 
-/// Packages that may know several adapters.
-const COMPOSITION: [&str; 2] = ["outbox", "outbox-cli"];
+/// Packages that may know several adapters, or the facade as a stranger does.
+const COMPOSITION: [&str; 3] = ["outbox", "outbox-cli", "webhook"];
 
 /// Packages of the workspace that are no adapter.
 const SHARED: [&str; 2] = ["outbox-core", "outbox-conformance"];

@@ -1,11 +1,11 @@
 //! What the quickstart shows holds, and it would notice if it did not.
 #![cfg(feature = "sqlite")]
 
-use std::collections::BTreeMap;
-
 #[path = "../examples/quickstart.rs"]
 #[allow(dead_code, unused_attributes)]
 mod quickstart;
+
+use quickstart::shop::{Promises, compare};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quickstart_keeps_its_promises() {
@@ -14,11 +14,10 @@ async fn the_quickstart_keeps_its_promises() {
 }
 
 #[test]
-fn the_quickstart_notices_what_is_lost_invented_out_of_order_or_left_behind() {
+fn a_shop_notices_what_is_lost_invented_out_of_order_or_left_behind() {
     let pair = |order: &str, what: &str| (order.to_owned(), what.to_owned());
-    let promised = BTreeMap::from([("a".to_owned(), vec!["placed".to_owned(), "paid".to_owned()])]);
-    let problems =
-        |arrived: &[(String, String)], pending| quickstart::compare(&promised, arrived, pending).len();
+    let promised = Promises::from([("a".to_owned(), vec!["placed".to_owned(), "paid".to_owned()])]);
+    let problems = |arrived: &[(String, String)], pending| compare(&promised, arrived, pending).len();
     let good = [pair("a", "placed"), pair("a", "placed"), pair("a", "paid")];
     assert_eq!(problems(&good, 0), 0, "duplicates are allowed");
     assert_eq!(problems(&good[..1], 0), 1, "an event is lost");

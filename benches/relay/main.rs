@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr, clippy::expect_used, reason = "as above")]
 
 mod bed;
+mod cost;
 mod gate;
 mod latency;
 mod publishers;
@@ -14,9 +15,10 @@ mod questions;
 
 use bed::Bed;
 
-const QUESTIONS: [&str; 10] = [
+const QUESTIONS: [&str; 11] = [
     "memory",
     "ceiling",
+    "cost",
     "aggregates",
     "relays",
     "backlog",
@@ -57,6 +59,7 @@ fn main() {
             match question {
                 "memory" => questions::memory(&mut bed, full).await,
                 "ceiling" => questions::ceiling(&mut bed).await,
+                "cost" => cost::cost(&mut bed).await,
                 "aggregates" => questions::aggregates(&mut bed).await,
                 "relays" => questions::relays(&mut bed).await,
                 "backlog" => questions::backlog(&mut bed, full).await,

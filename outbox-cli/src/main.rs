@@ -37,8 +37,9 @@ Every setting of the file can be given by environment, which wins: relay.lease_t
 OUTBOX_STORE_URL_FILE names a file that holds store.url. Of several outboxes, OUTBOX_SHOP_STORE_URL is store.url of the
 one with the name shop.";
 
-/// While a broker is away, librdkafka warns several times a second of what the relay says once.
-const LOG_DEFAULT: &str = "info,librdkafka=error";
+/// While a broker is away, its client warns several times a second of what the relay says once. lapin also warns of each
+/// message that came back, with its payload.
+const LOG_DEFAULT: &str = "info,librdkafka=error,async_nats=error,lapin=off";
 
 /// Publishes the events that services write into their outbox tables.
 #[derive(Debug, Parser)]

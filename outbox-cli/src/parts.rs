@@ -15,6 +15,8 @@ pub(crate) enum Store {
     Sqlite(outbox_sqlite::SqliteStore),
     #[cfg(feature = "postgres")]
     Postgres(outbox_postgres::PostgresStore),
+    #[cfg(feature = "mysql")]
+    Mysql(outbox_mysql::MysqlStore),
 }
 
 impl StoreConfig {
@@ -25,6 +27,8 @@ impl StoreConfig {
             Self::Sqlite(ref config) => outbox_sqlite::migration_sql(config),
             #[cfg(feature = "postgres")]
             Self::Postgres { ref config, .. } => outbox_postgres::migration_sql(config),
+            #[cfg(feature = "mysql")]
+            Self::Mysql { ref config, .. } => outbox_mysql::migration_sql(config),
         }
     }
 
@@ -35,6 +39,8 @@ impl StoreConfig {
             Self::Sqlite(ref config) => format!("sqlite:{}", config.path().display()),
             #[cfg(feature = "postgres")]
             Self::Postgres { ref shown, .. } => shown.clone(),
+            #[cfg(feature = "mysql")]
+            Self::Mysql { ref shown, .. } => shown.clone(),
         }
     }
 }
@@ -49,6 +55,10 @@ impl Store {
             StoreConfig::Postgres { config, .. } => {
                 Ok(Self::Postgres(outbox_postgres::PostgresStore::connect(&config).await?))
             }
+            #[cfg(feature = "mysql")]
+            StoreConfig::Mysql { config, .. } => {
+                Ok(Self::Mysql(outbox_mysql::MysqlStore::connect(&config).await?))
+            }
         }
     }
 
@@ -59,6 +69,8 @@ impl Store {
             Self::Sqlite(ref store) => store.migrate().await,
             #[cfg(feature = "postgres")]
             Self::Postgres(ref store) => store.migrate().await,
+            #[cfg(feature = "mysql")]
+            Self::Mysql(ref store) => store.migrate().await,
         }
     }
 
@@ -69,6 +81,8 @@ impl Store {
             Self::Sqlite(store) => (Arc::new(store.clone()), Arc::new(store)),
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => (Arc::new(store.clone()), Arc::new(store)),
+            #[cfg(feature = "mysql")]
+            Self::Mysql(store) => (Arc::new(store.clone()), Arc::new(store)),
         }
     }
 }
@@ -79,6 +93,10 @@ impl PublisherConfig {
         match self {
             #[cfg(feature = "kafka")]
             Self::Kafka { brokers, .. } => format!("kafka://{brokers}"),
+            #[cfg(feature = "rabbitmq")]
+            Self::RabbitMq { shown, .. } => shown.clone(),
+            #[cfg(feature = "nats")]
+            Self::Nats { shown, .. } => shown.clone(),
             Self::Stdout => "stdout:".to_owned(),
             Self::File { path, .. } => format!("file:{}", path.display()),
         }
@@ -100,6 +118,10 @@ impl PublisherConfig {
                     Err(error.problems().iter().map(finding).collect::<Vec<_>>().into())
                 }
             },
+            #[cfg(feature = "rabbitmq")]
+            Self::RabbitMq { config, .. } => Ok(Arc::new(outbox_rabbitmq::RabbitMqPublisher::new(*config))),
+            #[cfg(feature = "nats")]
+            Self::Nats { config, .. } => Ok(Arc::new(outbox_nats::NatsPublisher::new(*config))),
             Self::Stdout => Ok(Arc::new(JsonLinesPublisher::stdout())),
             Self::File { path, sync } => match JsonLinesPublisher::append(&path, sync) {
                 Ok(publisher) => Ok(Arc::new(publisher)),

@@ -53,6 +53,8 @@ class Postgres:
             host=parts.hostname,
             port=parts.port or 5432,
             database=parts.path.lstrip("/"),
+            # The server is on this machine, and takes both.
+            ssl_context=False,
         )
         self.connection.autocommit = True
         self.execute(f'SET search_path = "{schema}"')

@@ -9,7 +9,7 @@ use std::fs;
 use common::Folder;
 use serde_json::Value;
 
-const FILE: &str = "[store]\nurl = \"mysql://me:hush@h/d\"\n[relay]\nlease_tll = \"5s\"\npoll_min = 3\n";
+const FILE: &str = "[store]\nurl = \"oracle://me:hush@h/d\"\n[relay]\nlease_tll = \"5s\"\npoll_min = 3\n";
 
 const VARIABLES: [(&str, &str); 2] =
     [("OUTBOX_PUBLISHER_URL", "kafka://me:hush@h"), ("OUTBOX_RELAY_RETRY_ATTEMPTS_MAX", "0")];

@@ -1,29 +1,20 @@
-//! The shared suite of the outbox framework: it proves, clause by clause, that a store keeps the contract of
-//! [`OutboxStore`], [`OutboxReader`](outbox_core::OutboxReader) and [`OutboxAdmin`].
-//!
-//! Whoever writes a store implements [`StoreHarness`] and puts one line into a test file:
-//!
-//! ```text
-//! outbox_conformance::store_suite!(MyHarness);
-//! ```
-//!
-//! It becomes one `#[test]` for each of [`STORE_CLAUSES`]. They run in parallel, each on a store of its own. A failure
-//! names the clause, what was expected, and the sequences that are missing or too many.
-//!
-//! The suite asserts nothing about how long anything takes. Where a contract says *sooner or later* it asks again, for
-//! at most ten seconds by the store's clock; where something must not happen it asks a few times more.
+#![doc = include_str!("../README.md")]
 
-mod clauses;
-mod harness;
-mod relay;
+mod inbox;
+mod publisher;
 mod run;
-mod stage;
+mod store;
+mod table;
 mod violation;
 
-pub use clauses::STORE_CLAUSES;
-pub use harness::{OpenTransaction, StoreHarness};
-pub use run::{Clause, check_store_clause, run_store_clause};
+pub use inbox::{
+    INBOX_CLAUSES, InboxClause, InboxHarness, InboxTransaction, check_inbox_clause, run_inbox_clause,
+};
+pub use publisher::{
+    Outage, Oversized, PUBLISHER_CLAUSES, Proxy, PublisherClause, PublisherHarness, StoredMessage,
+    check_publisher_clause, run_publisher_clause,
+};
+pub use store::{
+    OpenTransaction, STORE_CLAUSES, StoreClause, StoreHarness, check_store_clause, run_store_clause,
+};
 pub use violation::Violation;
-
-#[cfg(doc)]
-use outbox_core::{OutboxAdmin, OutboxStore};

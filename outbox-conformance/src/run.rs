@@ -1,60 +1,69 @@
-//! Running one clause on one store.
+//! Running one clause: what the halves of the suite share.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{any::Any, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
+use crate::{
+    table::{self, Answer},
+    violation::{Verdict, Violation},
+};
 
-use crate::{STORE_CLAUSES, StoreHarness, Violation, stage::Stage, violation::Verdict};
-
-/// The longest a clause may take: it bounds a store that hangs, and proves nothing.
+/// The longest a clause may take: it bounds a store or a publisher that hangs, and proves nothing.
 const CLAUSE_MAX: Duration = Duration::from_secs(180);
 
-/// One sentence of the contract that a store can be found to break.
-pub struct Clause {
-    /// The name of its test.
-    pub name: &'static str,
-    /// What the contract says.
-    pub sentence: &'static str,
-    pub(crate) run: for<'a> fn(&'a Stage<'a>) -> BoxFuture<'a, Verdict>,
+/// One half of the suite, as it is run against one harness.
+pub(crate) struct Suite {
+    /// `a store`, `a publisher` or `an inbox`.
+    pub(crate) half: &'static str,
+    /// The package that runs it, with its version.
+    pub(crate) author: &'static str,
+    /// The type of the harness.
+    pub(crate) harness: &'static str,
+    /// The name and the sentence of each clause, in the order of the table.
+    pub(crate) clauses: Vec<(&'static str, &'static str)>,
 }
 
-impl std::fmt::Debug for Clause {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.name, self.sentence)
-    }
+/// What came of a clause.
+pub(crate) struct Asked {
+    /// The verdict, or the panic that took its place.
+    pub(crate) verdict: Result<Verdict, Box<dyn Any + Send>>,
+    /// Why the clause could not be asked, if so.
+    pub(crate) not_asked: Option<String>,
 }
 
-/// Checks one clause on a store that is empty.
-///
-/// # Errors
-/// What was expected and what was found instead.
-pub async fn check_store_clause(clause: &Clause, harness: &dyn StoreHarness) -> Result<(), Violation> {
-    let stage = Stage::new(harness, clause.name);
-    match tokio::time::timeout(CLAUSE_MAX, (clause.run)(&stage)).await {
+/// The verdict of a clause, or a violation where it takes for ever.
+pub(crate) async fn bounded(clause: impl Future<Output = Verdict>) -> Verdict {
+    match tokio::time::timeout(CLAUSE_MAX, clause).await {
         Ok(verdict) => verdict,
         Err(_) => Err(Violation::new(format!("an answer within {CLAUSE_MAX:?}"), "none".to_owned())),
     }
 }
 
-/// Runs the clause `name` on a fresh store in a runtime of its own: what the tests of
-/// [`store_suite!`](crate::store_suite) call.
-///
-/// # Panics
-/// If the store breaks the clause, with a message that says how; if there is no such clause.
-pub fn run_store_clause<H: StoreHarness>(name: &str) {
-    let Some(clause) = STORE_CLAUSES.iter().find(|clause| clause.name == name) else {
-        panic!("there is no clause {name}");
-    };
+/// Runs `work` in a runtime of its own.
+pub(crate) fn on_a_runtime<T>(clause: &str, work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.unwrap_or_else(|error| panic!("no runtime for clause {name}: {error}"));
-    runtime.block_on(async {
-        let Some(harness) = H::fresh().await else { return };
-        let verdict = AssertUnwindSafe(check_store_clause(clause, &harness)).catch_unwind().await;
-        harness.cleanup().await;
-        match verdict {
-            Ok(Ok(())) => {}
-            Ok(Err(violation)) => panic!("clause {name}: {}\n{violation}", clause.sentence),
-            Err(panic) => std::panic::resume_unwind(panic),
+    runtime.unwrap_or_else(|error| panic!("no runtime for clause {clause}: {error}")).block_on(work)
+}
+
+/// Notes what came of a clause for the table, and panics if it was broken. `None`: the server is not there.
+pub(crate) fn conclude(suite: &Suite, (name, sentence): (&'static str, &'static str), asked: Option<Asked>) {
+    let Some(Asked { verdict, not_asked }) = asked else { return };
+    let answer = match (&verdict, not_asked) {
+        (Ok(Ok(())), Some(why)) => {
+            say(name, &why);
+            Answer::NotAsked(why)
         }
-    });
+        (Ok(Ok(())), None) => Answer::Kept,
+        _ => Answer::Broken,
+    };
+    table::note(suite, name, answer);
+    match verdict {
+        Ok(Ok(())) => {}
+        Ok(Err(violation)) => panic!("clause {name}: {sentence}\n{violation}"),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "a clause that is not asked is never silent about it")]
+fn say(clause: &str, why: &str) {
+    eprintln!("clause {clause}: not asked: {why}");
 }

@@ -73,7 +73,7 @@ pub(crate) fn same_sequences(what: &str, expected: &[Sequence], found: &[Sequenc
 }
 
 /// At most a few hundred characters of a value, so that a payload of a megabyte does not fill the terminal.
-fn short(value: &impl fmt::Debug) -> String {
+pub(crate) fn short(value: &impl fmt::Debug) -> String {
     const CHARS_MAX: usize = 400;
     let text = format!("{value:?}");
     match text.char_indices().nth(CHARS_MAX) {

@@ -83,6 +83,22 @@ pub enum EnqueueError {
     Store(#[from] StoreError),
 }
 
+/// An inbox could not answer. The caller's transaction is untouched, but for a [`Store`](Self::Store) error, after
+/// which it is what the driver says of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InboxError {
+    /// The connection is not inside a transaction, so the receipt could commit without the effect.
+    #[error("receive outside a transaction: begin one, ask the inbox, make the effect in it, then commit")]
+    NoTransaction,
+    /// A purge of receipts that are too young: see [`PURGE_AGE_MIN`](crate::PURGE_AGE_MIN).
+    #[error("purge of receipts older than {0:?}: give {min:?} at least", min = crate::PURGE_AGE_MIN)]
+    PurgeAge(std::time::Duration),
+    /// The database refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// How bad a [`Finding`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {

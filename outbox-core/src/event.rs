@@ -1,7 +1,14 @@
 //! The event: what a service writes beside its own change ([`Event`]) and what a relay reads back
 //! ([`StoredEvent`]).
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::BTreeMap,
+    fmt,
+    hash::{BuildHasher as _, Hash, Hasher, RandomState},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -37,15 +44,19 @@ pub const PAYLOAD_BYTES_MAX_DEFAULT: usize = 1_000_000;
 
 /// The aggregate an event belongs to, by type and id: the unit of order.
 ///
-/// Cheap to clone: both names share one allocation.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AggregateKey(Arc<KeyText>);
-
-#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct KeyText {
-    text: String,
+/// Cheap to clone, to compare and to hash: both names share one allocation, and their hash is kept.
+#[derive(Clone)]
+pub struct AggregateKey {
+    /// The type, and right behind it the id.
+    text: Arc<str>,
     type_bytes: usize,
+    /// A relay looks an aggregate up a dozen times for each of its events, and would hash the names, and fetch them
+    /// from memory, each time.
+    hash: u64,
 }
+
+/// The seed of all keys' hashes: random, so that nobody can choose names that collide.
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl AggregateKey {
     /// A key from its two names, which are taken as they are: byte for byte, case and all.
@@ -53,17 +64,48 @@ impl AggregateKey {
         let mut text = String::with_capacity(aggregate_type.len() + aggregate_id.len());
         text.push_str(aggregate_type);
         text.push_str(aggregate_id);
-        Self(Arc::new(KeyText { text, type_bytes: aggregate_type.len() }))
+        let type_bytes = aggregate_type.len();
+        let hash = SEED.hash_one((&*text, type_bytes));
+        Self { text: text.into(), type_bytes, hash }
     }
 
     /// The type of the aggregate, such as `order`.
     pub fn aggregate_type(&self) -> &str {
-        &self.0.text[..self.0.type_bytes]
+        &self.text[..self.type_bytes]
     }
 
     /// The id of the aggregate within its type, such as `4711`.
     pub fn aggregate_id(&self) -> &str {
-        &self.0.text[self.0.type_bytes..]
+        &self.text[self.type_bytes..]
+    }
+}
+
+impl PartialEq for AggregateKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+            && self.type_bytes == other.type_bytes
+            && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
+    }
+}
+
+impl Eq for AggregateKey {}
+
+impl Hash for AggregateKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialOrd for AggregateKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// By the names, never by the hash, which differs from process to process.
+impl Ord for AggregateKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (&self.text, self.type_bytes).cmp(&(&other.text, other.type_bytes))
     }
 }
 
@@ -118,6 +160,9 @@ pub enum EventError {
     /// A version below one.
     #[error("version is {0}: the version of a payload schema starts at 1")]
     Version(i32),
+    /// A time that not every database can store.
+    #[error("time is {0}: it must lie within the years 1 to 9999")]
+    Time(DateTime<Utc>),
 }
 
 /// An event to be written into the outbox, beside the change it tells of.
@@ -302,8 +347,8 @@ impl EventBuilder {
 /// Checks headers against what every broker can carry.
 ///
 /// Names follow the token rule of HTTP field names (RFC 9110, section 5.6.2), which NATS and CloudEvents
-/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:` and `outbox-` prefixes and
-/// `content-type` belong to the relay.
+/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:`, `cloudEvents_` and
+/// `outbox-` prefixes and `content-type` belong to the relay.
 pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventError> {
     let problem = |name: &str, problem| Err(EventError::Header { name: name.to_owned(), problem });
     let mut bytes = 0;
@@ -324,6 +369,7 @@ pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventErro
         let lower = name.to_ascii_lowercase();
         if lower.starts_with("ce_")
             || lower.starts_with("ce-")
+            || lower.starts_with("cloudevents_")
             || lower.starts_with("outbox-")
             || lower == "content-type"
         {
@@ -336,7 +382,7 @@ pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventErro
     check_bytes("headers", bytes, HEADERS_BYTES_MAX)
 }
 
-fn check_name(field: &'static str, text: &str) -> Result<(), EventError> {
+pub(crate) fn check_name(field: &'static str, text: &str) -> Result<(), EventError> {
     if text.is_empty() {
         return Err(EventError::Empty { field });
     }
@@ -444,7 +490,7 @@ impl Row {
             }
             Err(error) => error.len(),
         };
-        content + std::mem::size_of::<Self>() + self.key.0.text.len()
+        content + std::mem::size_of::<Self>() + self.key.text.len()
     }
 }
 
@@ -505,6 +551,7 @@ mod tests {
             ("ä", "v"),
             ("ok", "line\nbreak"),
             ("ce_id", "v"),
+            ("cloudEvents_id", "v"),
             ("Content-Type", "v"),
         ] {
             let error = Event::builder("t", "1", "e").header(name, value).build().unwrap_err();

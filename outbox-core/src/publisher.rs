@@ -182,7 +182,7 @@ pub trait Publisher: Send + Sync + 'static {
     }
 
     /// Looks for whatever would keep messages from these topics (those that are known beforehand) and names all of
-    /// it at once. A broker that cannot be reached is a finding.
+    /// it at once. A broker that cannot be reached is a finding, even if no topic is known.
     async fn check(&self, topics: &[String]) -> Vec<Finding>;
 
     /// Sends the messages and reports one outcome for each, as it becomes known: successors wait for it.

@@ -65,7 +65,7 @@ fn look(config: &KafkaConfig, topics: &[String]) -> KafkaResult<(Vec<Finding>, V
         for topic in metadata.topics() {
             match topic.error().map(Code::from) {
                 None => present.push(Present::new(topic)),
-                Some(code) => findings.push(topic_finding(name, code)),
+                Some(code) => findings.push(topic_finding(name, code, config.creates_topics())),
             }
         }
     }
@@ -86,7 +86,7 @@ impl Present {
 }
 
 /// Kafka's own rule for topic names (`org.apache.kafka.common.internals.Topic`), which not every broker states.
-fn name_problem(name: &str) -> Option<String> {
+pub(crate) fn name_problem(name: &str) -> Option<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let wrong =
         name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal);
@@ -95,13 +95,18 @@ fn name_problem(name: &str) -> Option<String> {
     })
 }
 
-fn topic_finding(name: &str, code: Code) -> Finding {
+fn topic_finding(name: &str, code: Code, created_by_broker: bool) -> Finding {
     match code {
+        Code::UnknownTopicOrPartition | Code::UnknownTopic if created_by_broker => Finding::warning(
+            "unknown-topic",
+            format!("kafka has no topic {name:?}"),
+            "create it (kafka-topics.sh --create), or see that the brokers may: they do so for the first message, with \
+             their own defaults",
+        ),
         Code::UnknownTopicOrPartition | Code::UnknownTopic => Finding::error(
             "unknown-topic",
             format!("kafka has no topic {name:?}"),
-            "create it (kafka-topics.sh --create), even where brokers create topics by themselves: they do so with \
-             their own defaults, and only for the first message",
+            "create it (kafka-topics.sh --create), or correct the name: its messages wait until then",
         ),
         Code::TopicAuthorizationFailed => Finding::error(
             "topic-denied",

@@ -30,7 +30,7 @@ const REFUSED: [(&str, &str); 18] = [
 ];
 
 /// Defaults that are not librdkafka's own, and that may be replaced.
-const DEFAULTS: [(&str, &str); 12] = [
+const DEFAULTS: [(&str, &str); 13] = [
     ("client.id", "outbox"),
     // What Kafka's brokers accept by default, to the byte; librdkafka's own default is 48 kB less.
     ("message.max.bytes", "1048588"),
@@ -43,6 +43,9 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("reconnect.backoff.max.ms", "1000"),
     // A topic that was created or granted meanwhile is noticed within ten seconds instead of five minutes.
     ("topic.metadata.refresh.interval.ms", "10000"),
+    // A mistyped topic is an error, and no new topic with the broker's defaults that nobody reads. librdkafka asks for
+    // topics in the metadata request, and says there whether the broker may make them.
+    (CREATES_TOPICS, "false"),
     ("socket.keepalive.enable", "true"),
     ("socket.nagle.disable", "true"),
     // A connection that is not made by then is tried again, instead of after 30 s.
@@ -51,11 +54,17 @@ const DEFAULTS: [(&str, &str); 12] = [
     ("retry.backoff.max.ms", "500"),
 ];
 
+const CREATES_TOPICS: &str = "allow.auto.create.topics";
+
 /// A second and a half less than a relay's default publish time-out: librdkafka looks for what has timed out once a
 /// second, and a message that it has not given up by then has an unknown outcome.
 const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_millis(3_500);
 const DELIVERY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(900);
+
+/// What a record may have beside its payload: the event's own headers, at most 16 KiB, and the key, the attributes and
+/// the framing of each header, for which 4 KiB are plenty.
+const ENVELOPE_BYTES: usize = outbox_core::HEADERS_BYTES_MAX + 4 * 1024;
 
 /// What becomes the key of a record.
 ///
@@ -106,9 +115,17 @@ impl KafkaConfig {
         self.delivery_timeout
     }
 
-    /// The largest message, as librdkafka counts it, in bytes.
-    pub(crate) fn message_bytes_max(&self) -> Option<usize> {
-        self.client().get("message.max.bytes")?.parse().ok()
+    /// The largest payload that fits into a message whatever its key and its headers are, in bytes.
+    pub(crate) fn payload_bytes_max(&self) -> Option<usize> {
+        let message_bytes_max: usize = self.client().get("message.max.bytes")?.parse().ok()?;
+        Some(message_bytes_max.saturating_sub(ENVELOPE_BYTES))
+    }
+
+    /// Whether brokers may make a topic that a message goes to.
+    pub(crate) fn creates_topics(&self) -> bool {
+        // As librdkafka reads it.
+        let yes = |value: &str| ["true", "t", "1"].iter().any(|yes| value.eq_ignore_ascii_case(yes));
+        self.client().get(CREATES_TOPICS).is_some_and(yes)
     }
 
     pub(crate) fn batch_bytes(&self) -> Option<usize> {
@@ -184,6 +201,12 @@ impl KafkaConfig {
             ));
         }
         problems.extend(self.properties.iter().filter_map(|(name, value)| property_problem(name, value)));
+        if self.payload_bytes_max() == Some(0) {
+            problems.push(format!(
+                "property message.max.bytes leaves no room for a payload: choose more than {ENVELOPE_BYTES}, which is what \
+                 a message's key and headers may take"
+            ));
+        }
         problems
     }
 }
@@ -268,7 +291,8 @@ impl KafkaConfigBuilder {
     }
 
     /// Any other property of librdkafka, such as `security.protocol`, `sasl.password` or `compression.type`. Those
-    /// that the guarantees stand on are refused.
+    /// that the guarantees stand on are refused. With `allow.auto.create.topics=true` a topic that is missing is
+    /// made by the broker, with its own defaults, if the broker allows that; else its messages wait until it is there.
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.properties.insert(name.into(), value.into());
         self
@@ -362,6 +386,7 @@ mod tests {
             ("topic.metadata.propagation.max.ms", "1750"),
             ("linger.ms", "1.5"),
             ("partitioner", "murmur2_random"),
+            ("allow.auto.create.topics", "false"),
             ("client.id", "me"),
         ] {
             assert_eq!(producer.get(name), Some(value), "{name}");

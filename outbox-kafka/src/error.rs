@@ -98,12 +98,14 @@ pub(crate) fn refused(code: Code) -> (PublishErrorKind, PublishErrorScope, Store
     }
 }
 
-/// A classified error with librdkafka's own name of it.
+/// A classified error with librdkafka's own name of it, the same for the same cause.
 pub(crate) fn publish_error(
     (kind, scope, stored): (PublishErrorKind, PublishErrorScope, Stored),
     code: Code,
     detail: String,
 ) -> PublishError {
+    // What the brokers say the first time, librdkafka says from memory the next time.
+    let code = if code == Code::UnknownTopic { Code::UnknownTopicOrPartition } else { code };
     PublishError { kind, scope, stored, code: Cow::Owned(format!("{code:?}")), detail }
 }
 

@@ -33,6 +33,9 @@
 //! An error after which an idempotent producer refuses to go on (librdkafka calls it fatal) makes the broker
 //! unavailable for the messages it hit; the next call has a new producer.
 //!
+//! A topic that is missing makes its messages wait, and nobody creates it by the way, even where brokers would do so: a
+//! mistyped name is an error. The property `allow.auto.create.topics` changes that.
+//!
 //! # Features
 //! None by default: a plain-text connection with gzip, snappy and lz4. `ssl` adds TLS and SASL (OpenSSL from source),
 //! `zstd` that compression. For the system's OpenSSL or Kerberos, depend on `rdkafka` as well, with its features

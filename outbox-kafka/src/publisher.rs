@@ -16,7 +16,8 @@ use rdkafka::{error::KafkaError, producer::BaseRecord, types::RDKafkaErrorCode a
 use tokio::time::Instant;
 
 use crate::{
-    KafkaConfig, KafkaConfigError, check,
+    KafkaConfig, KafkaConfigError,
+    check::{self, name_problem},
     error::{publish_error, refused},
     producer::{Call, Delivery, Live},
     record,
@@ -31,6 +32,7 @@ const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
 /// background; that a broker is there is only known after [`check`](Publisher::check) or the first message.
 pub struct KafkaPublisher {
     config: KafkaConfig,
+    payload_bytes_max: Option<usize>,
     /// The producer in service; none after one was retired or closed, until the next call.
     current: Mutex<Option<Arc<Live>>>,
 }
@@ -44,7 +46,8 @@ impl KafkaPublisher {
         let live = Live::start(&config).map_err(|error| {
             KafkaConfigError::new(format!("librdkafka cannot start a producer: {}", start_error(&error)))
         })?;
-        Ok(Self { config, current: Mutex::new(Some(Arc::new(live))) })
+        let payload_bytes_max = config.payload_bytes_max();
+        Ok(Self { config, payload_bytes_max, current: Mutex::new(Some(Arc::new(live))) })
     }
 
     /// The configuration that this publisher was made with.
@@ -72,6 +75,25 @@ impl KafkaPublisher {
         Ok(live)
     }
 
+    /// Refuses what no broker has to be asked about. A size is not left to librdkafka, so that the limit is the same for
+    /// every message, nor a name, of which it says one thing at first and another later.
+    fn check_message(&self, message: &Message) -> Result<(), PublishError> {
+        let error = |code, detail| Err(publish_error(refused(code), code, detail));
+        if let Some(problem) = name_problem(&message.topic) {
+            return error(Code::InvalidTopic, problem);
+        }
+        let bytes = message.event.payload.len();
+        match self.payload_bytes_max {
+            Some(bytes_max) if bytes > bytes_max => error(
+                Code::MessageSizeTooLarge,
+                format!(
+                    "the payload has {bytes} bytes, more than the {bytes_max} for which message.max.bytes has room"
+                ),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes a producer out of service and drops whatever it has not sent.
     fn retire(&self, live: &Arc<Live>) {
         self.current().take_if(|current| Arc::ptr_eq(current, live));
@@ -89,7 +111,7 @@ impl fmt::Debug for KafkaPublisher {
 impl Publisher for KafkaPublisher {
     fn capabilities(&self) -> PublisherCapabilities {
         let mut capabilities = PublisherCapabilities::default();
-        capabilities.payload_bytes_max = self.config.message_bytes_max();
+        capabilities.payload_bytes_max = self.payload_bytes_max;
         capabilities.delivery_timeout = Some(self.config.delivery_timeout());
         capabilities
     }
@@ -172,6 +194,11 @@ impl Flight<'_> {
         let mut scratch = String::with_capacity(128);
         while let Some(index) = unsent.last().copied() {
             let message = &*messages[index];
+            if let Err(error) = self.publisher.check_message(message) {
+                self.call.reporter.report(index, Err(error));
+                unsent.pop();
+                continue;
+            }
             let key = record::key(message, self.publisher.config.key);
             let delivery = Box::new(Delivery { call: Arc::clone(self.call), index });
             let mut record = BaseRecord::with_opaque_to(&message.topic, delivery)

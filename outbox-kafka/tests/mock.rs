@@ -75,17 +75,6 @@ async fn stored(cluster: &Cluster) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_message_is_acknowledged_and_reported_once() {
-    let cluster = cluster();
-    let publisher = publisher(config(&cluster.bootstrap_servers()));
-    let messages = (0..500).map(|i| message(TOPIC, &i.to_string(), "{}")).collect();
-    let results = publish(&publisher, messages, TIMEOUT).await;
-    assert!(results.iter().all(|result| result == &Some(Ok(()))));
-    assert_eq!(stored(&cluster).await, 500);
-    publisher.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_refuses_names_what_it_refused() {
     let cluster = cluster();
     let publisher =
@@ -129,19 +118,6 @@ async fn what_may_pass_by_itself_is_repeated_by_librdkafka() {
     );
     assert_eq!(publish_one(&publisher, message(TOPIC, "1", "{}")).await, Ok(()));
     assert_eq!(stored(&cluster).await, 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_that_is_too_large_fails_alone_before_it_is_sent() {
-    let cluster = cluster();
-    let publisher = publisher(config(&cluster.bootstrap_servers()).property("message.max.bytes", "10000"));
-    assert_eq!(publisher.capabilities().payload_bytes_max, Some(10_000));
-    let messages =
-        vec![message(TOPIC, "1", "{}"), message(TOPIC, "2", vec![b'x'; 10_001]), message(TOPIC, "3", "{}")];
-    let mut results = publish(&publisher, messages, TIMEOUT).await;
-    let too_large = results.remove(1).unwrap();
-    assert_eq!(brief(too_large), ("MessageSizeTooLarge".to_owned(), Permanent, Scope::Message, Stored::No));
-    assert_eq!(results, [Some(Ok(())), Some(Ok(()))]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

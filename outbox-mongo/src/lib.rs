@@ -1,1 +1,18 @@
-//! The MongoDB store of the outbox framework: enqueue in your own transaction, relay, operate.
+#![doc = include_str!("../README.md")]
+
+mod admin;
+mod config;
+mod document;
+mod enqueue;
+mod error;
+mod holds;
+mod reader;
+mod schema;
+mod sequence;
+mod store;
+mod transaction;
+
+pub use config::{MongoConfig, MongoConfigBuilder};
+pub use enqueue::MongoOutbox;
+pub use schema::migration_script;
+pub use store::MongoStore;

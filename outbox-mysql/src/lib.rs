@@ -1,1 +1,15 @@
-//! The MySQL and MariaDB store of the outbox framework: enqueue in your own transaction, relay, operate.
+#![doc = include_str!("../README.md")]
+
+mod admin;
+mod config;
+mod enqueue;
+mod error;
+mod reader;
+mod schema;
+mod session;
+mod store;
+
+pub use config::{MysqlConfig, MysqlConfigBuilder};
+pub use enqueue::MysqlOutbox;
+pub use schema::migration_sql;
+pub use store::MysqlStore;

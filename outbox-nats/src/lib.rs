@@ -1,1 +1,11 @@
-//! Publishes the events of an outbox to NATS JetStream: acknowledged by the stream.
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod config;
+mod error;
+mod producer;
+mod publisher;
+mod record;
+
+pub use config::{NatsConfig, NatsConfigBuilder, NatsConfigError, NatsStream};
+pub use publisher::NatsPublisher;

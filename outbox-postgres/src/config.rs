@@ -148,8 +148,8 @@ impl PostgresConfigBuilder {
     /// The configuration.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misuse`], naming every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<PostgresConfig, StoreError> {
+    /// Every key that is wrong and what it accepts, and never the url itself.
+    pub fn build(self) -> Result<PostgresConfig, PostgresConfigError> {
         let mut problems = Vec::new();
         let connect = self.url.as_deref().and_then(|url| parse_url(url, &mut problems));
         check_identifier("table", &self.table, &mut problems);
@@ -168,8 +168,7 @@ impl PostgresConfigBuilder {
             ));
         }
         if !problems.is_empty() {
-            let what = format!("the PostgreSQL configuration is refused: {}", problems.join("; "));
-            return Err(StoreError::new(StoreErrorKind::Misuse, what));
+            return Err(PostgresConfigError { problems });
         }
         Ok(PostgresConfig {
             connect,
@@ -189,6 +188,33 @@ impl fmt::Debug for PostgresConfigBuilder {
             .field("schema", &self.schema)
             .field("table", &self.table)
             .finish_non_exhaustive()
+    }
+}
+
+/// Everything that is wrong with a configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresConfigError {
+    problems: Vec<String>,
+}
+
+impl PostgresConfigError {
+    /// Each problem: the key, its value unless that may be secret, and what is accepted.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for PostgresConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the PostgreSQL configuration is refused: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for PostgresConfigError {}
+
+impl From<PostgresConfigError> for StoreError {
+    fn from(error: PostgresConfigError) -> Self {
+        Self::new(StoreErrorKind::Misuse, error.to_string())
     }
 }
 
@@ -224,7 +250,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Tables {
     schema: Option<String>,
     prefix: String,
-    names: [(&'static str, String); 9],
+    names: [(&'static str, String); 12],
 }
 
 impl Tables {
@@ -245,6 +271,9 @@ impl Tables {
                 ("{archive}", quoted("_archive")),
                 ("{topics}", quoted("_topics")),
                 ("{meta}", quoted("_meta")),
+                ("{inbox}", quoted("_inbox")),
+                ("{inbox_horizons}", quoted("_inbox_horizons")),
+                ("{inbox_meta}", quoted("_inbox_meta")),
                 ("{prefix}", prefix.to_owned()),
             ],
         }
@@ -289,12 +318,13 @@ mod tests {
             .connections(0)
             .payload_bytes_max(0)
             .build()
-            .unwrap_err()
-            .to_string();
-        for key in ["url", "schema", "table", "connections", "payload_bytes_max"] {
-            assert!(error.contains(key), "{key} is missing in: {error}");
+            .unwrap_err();
+        let keys = ["url", "table", "schema", "connections", "payload_bytes_max"];
+        assert_eq!(error.problems().len(), keys.len(), "{error}");
+        for (problem, key) in error.problems().iter().zip(keys) {
+            assert!(problem.starts_with(key), "{problem}");
         }
-        assert!(!error.contains("hush"), "{error}");
+        assert!(!error.to_string().contains("hush"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | scheduled events | by their time, when it comes: see [`schedule`] |
 //! | a partition that was claimed | a pass from its persisted floor up to R: see [`leases`] |
 //! | an aggregate whose hold is gone | a pass from where its hold began up to R: see [`keys`] |
+//! | an aggregate that was full | a pass from where it was left up to R: see [`keys`] |
 //!
 //! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out of the
 //! main scan until it has come to R.
@@ -18,6 +19,11 @@
 //! that took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the
 //! server a quarter of one core at most, and the latency of new events grows with what was written since it began.
 //! Keep transactions that write events short.
+//!
+//! # The cost of a long backlog of one aggregate
+//! While it is full, the main scan goes over its rows without returning them, some 3 million a second; later a pass
+//! returns them, which goes on from where it was. So each is gone over twice, and nobody waits. Only an aggregate of the same
+//! partition that backs off meanwhile is read from the floor, which the backlog holds back.
 //!
 //! The relay's statements do not depend on statistics, so the reader never runs `ANALYZE`; autovacuum does.
 
@@ -32,16 +38,20 @@ mod leases;
 mod main_scan;
 #[cfg(test)]
 mod plans;
+mod progress;
 mod schedule;
 mod statements;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use outbox_core::{FetchRequest, Fetched, OutboxReader, RelayId, Sequence, StoreError, StoreErrorKind};
+use outbox_core::{
+    FetchRequest, Fetched, OutboxReader, Partition, RelayId, Sequence, StoreError, StoreErrorKind,
+};
 use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 
 use self::{
@@ -51,6 +61,7 @@ use self::{
     due_holds::PAUSED_OVERLAP,
     keys::Keys,
     leases::Leases,
+    progress::Progress,
     schedule::Schedule,
 };
 pub(crate) use self::{keys::Inherited, statements::Statements};
@@ -76,6 +87,8 @@ pub(crate) struct PostgresReader {
     keys: Keys,
     schedule: Schedule,
     floors_raised: Instant,
+    /// The partitions of the rows that were returned, as far as the relay may still hold them.
+    returned: HashMap<Sequence, Partition>,
     /// Until when pauses have been returned, by the server's clock, and when that was, by ours.
     paused_until: Micros,
     paused_looked: Option<Instant>,
@@ -147,6 +160,7 @@ impl PostgresReader {
             keys: Keys::default(),
             schedule: Schedule::default(),
             floors_raised: Instant::now(),
+            returned: HashMap::new(),
             paused_until: row.3.minus(PAUSED_OVERLAP),
             paused_looked: None,
             rest_until: None,
@@ -176,6 +190,7 @@ impl PostgresReader {
         let mut batch = Batch::new(request.events_max, request.bytes_max);
         let mut known = Known::new(&request.known);
         self.check_inherited(&known).await.map_err(fail)?;
+        self.note_full(bound, &request.full).await.map_err(fail)?;
         if probe.holds_due {
             self.read_due_holds(&probe, &mut batch).await.map_err(fail)?;
         }
@@ -185,6 +200,7 @@ impl PostgresReader {
         self.turn = !self.turn;
         if self.schedule.queue.is_empty() && (self.turn || batch.room() > 2) {
             self.pass_keys(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
+            self.pass_hot(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
             self.pass_leases(bound, &probe, &mut known, &mut batch).await.map_err(fail)?;
         }
         self.read_main(bound, &probe, &known, &mut batch, due).await.map_err(fail)?;
@@ -192,6 +208,7 @@ impl PostgresReader {
         batch.more |= !self.schedule.queue.is_empty() || self.schedule.must_look() || self.passing();
         batch.more |= bound.read < bound.drawn && !self.rests();
         let mut fetched = batch.finish();
+        self.remember(&fetched);
         fetched.paused = self.paused(&probe).await.map_err(fail)?;
         let next = [probe.next_hold_ms, probe.next_scheduled_ms].into_iter().flatten().min();
         let next = next.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
@@ -242,7 +259,7 @@ impl PostgresReader {
             .bind(sequences)
             .fetch_all(&mut self.session.connection)
             .await?;
-        let mut payloads: std::collections::HashMap<_, _> = rows.into_iter().collect();
+        let mut payloads: HashMap<_, _> = rows.into_iter().collect();
         for read in batch.missing() {
             if let Ok(event) = &mut read.row.content {
                 match payloads.remove(&read.row.sequence) {
@@ -256,7 +273,9 @@ impl PostgresReader {
     }
 
     fn passing(&self) -> bool {
-        self.leases.pass.is_some() || (0..keys::LANES).any(|lane| self.keys.lane(lane).is_some())
+        self.leases.pass.is_some()
+            || self.keys.is_hot()
+            || (0..keys::LANES).any(|lane| self.keys.lane(lane).is_some())
     }
 }
 

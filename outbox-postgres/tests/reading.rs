@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _, OutboxReader, OutboxStore as _, Outcome,
-    PurgeRequest, StoreErrorKind, Unhold, WhenSent,
+    Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _, OutboxReader, OutboxStore as _,
+    Outcome, PurgeRequest, StoreErrorKind, Unhold, WhenSent,
 };
 use outbox_postgres::PostgresStore;
 use sqlx::{Connection as _, PgConnection};
@@ -279,6 +279,51 @@ async fn a_scheduled_event_that_becomes_due_behind_a_hold_comes_with_its_end() {
     })
     .await;
     assert_eq!(sequences(&rows), [1]);
+    place.drop().await;
+}
+
+/// What becomes visible late behind a pass waits for its turn, however many rows that are and however few a fetch takes.
+#[tokio::test]
+async fn late_rows_behind_a_pass_are_returned_all() {
+    let Some(place) = Place::new().await else { return };
+    for ends in ["hold", "full"] {
+        place
+            .run("TRUNCATE outbox RESTART IDENTITY; UPDATE outbox_partitions SET owner = NULL, floor = 0")
+            .await;
+        let mut writer = place.pool.begin().await.unwrap();
+        let late: Vec<_> = (0..10).map(|_| event("1")).collect();
+        place.outbox.enqueue_all(&mut writer, &late).await.unwrap();
+        place.commit(&(0..30).map(|_| event("1")).collect::<Vec<_>>()).await;
+        let (relay, leases) = place.relay().await;
+        let mut reader = place.store.reader(relay).await.unwrap();
+        let mut known = Vec::new();
+        let small = |known: &[i64]| FetchRequest { known: known.to_vec(), events_max: 4, ..request(&leases) };
+        let first = FetchRequest { events_max: 1, ..request(&leases) };
+        let rows = reader.fetch(first).await.unwrap().rows;
+        let mut next = small(&[]);
+        if ends == "hold" {
+            let retry =
+                Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
+            place.store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
+            let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
+            place.store.settle(&settle(relay, &leases, &[hold.row.unwrap()], &Outcome::Sent)).await.unwrap();
+            next.ended_holds = vec![HoldEnd { key: key("1"), partition: hold.partition, removed: true }];
+        } else {
+            place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
+            let full = FetchRequest { full: vec![key("1")], ..request(&leases) };
+            assert!(reader.fetch(full).await.unwrap().rows.is_empty());
+        }
+        let rows = reader.fetch(next).await.unwrap().rows;
+        assert_eq!(sequences(&rows), [12, 13], "{ends}: the pass has begun");
+        known.extend(sequences(&rows));
+        writer.commit().await.unwrap();
+        for _ in 0..50 {
+            known.extend(sequences(&reader.fetch(small(&known)).await.unwrap().rows));
+            known.sort_unstable();
+        }
+        let all: Vec<i64> = (1..=10).chain(12..=40).collect();
+        assert_eq!(known, all, "{ends}: each row once");
+    }
     place.drop().await;
 }
 

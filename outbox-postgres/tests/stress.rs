@@ -18,9 +18,9 @@ use std::{
 
 use fastrand::Rng;
 use outbox_core::{
-    AggregateKey, DueHold, Enqueue as _, Event, EventFilter, FailureCause, FetchRequest, Fetched, HoldEnd,
-    HoldReason, Lease, OutboxAdmin as _, OutboxReader, OutboxStore as _, Outcome, RelayId, Row, Sequence,
-    SettleRequest, Settlement, Status, Successors, Unhold, WhenSent,
+    AggregateKey, DueHold, Enqueue as _, Event, EventFilter, FULL_MAX, FailureCause, FetchRequest, Fetched,
+    HoldEnd, HoldReason, Lease, OutboxAdmin as _, OutboxReader, OutboxStore as _, Outcome, RelayId, Row,
+    Sequence, SettleRequest, Settlement, Status, Successors, Unhold, WhenSent,
 };
 use outbox_postgres::{PostgresOutbox, PostgresStore};
 use sqlx::PgPool;
@@ -119,6 +119,8 @@ struct Relay {
     known: BTreeMap<Sequence, Row>,
     due: HashMap<AggregateKey, DueHold>,
     ended: Vec<HoldEnd>,
+    /// Aggregates that it wants no more of: those it has much of, and any other.
+    full: BTreeSet<AggregateKey>,
     /// What was sent and what was given up, by aggregate and version.
     sent: HashMap<AggregateKey, BTreeSet<i32>>,
     failed: HashMap<AggregateKey, BTreeSet<i32>>,
@@ -147,6 +149,7 @@ impl Relay {
             known: BTreeMap::new(),
             due: HashMap::new(),
             ended: Vec::new(),
+            full: BTreeSet::new(),
             sent: HashMap::new(),
             failed: HashMap::new(),
             sent_sequences: HashSet::new(),
@@ -201,6 +204,29 @@ impl Relay {
         if self.leases.len() < 64 {
             self.claim().await;
         }
+    }
+
+    /// Names those of which it has much, and takes that back at any time, as it does with any other.
+    fn crowd(&mut self) {
+        match self.rng.u8(..) {
+            0..=25 => self.full.clear(),
+            26..=76 => {
+                let key = key(&self.rng.usize(0..KEYS).to_string());
+                if !self.full.remove(&key) {
+                    self.full.insert(key);
+                }
+            }
+            77..=160 => {
+                let mut counts: BTreeMap<&AggregateKey, usize> = BTreeMap::new();
+                for row in self.known.values() {
+                    *counts.entry(&row.key).or_default() += 1;
+                }
+                self.full
+                    .extend(counts.into_iter().filter(|(_, count)| *count > 2).map(|(key, _)| key.clone()));
+            }
+            _ => {}
+        }
+        assert!(self.full.len() <= FULL_MAX);
     }
 
     fn outcome(&mut self) -> Outcome {
@@ -259,6 +285,7 @@ impl Relay {
     /// One turn: a fetch and a settle at the same time.
     async fn turn(&mut self) -> Result<usize, String> {
         self.accident().await;
+        self.crowd();
         let settle = self.settlements();
         let mut known: Vec<Sequence> = self.known.keys().copied().collect();
         known.extend(self.due.values().filter_map(|hold| hold.row.as_ref().map(|row| row.sequence)));
@@ -267,7 +294,7 @@ impl Relay {
             leases: self.leases.clone(),
             known: known.clone(),
             ended_holds: std::mem::take(&mut self.ended),
-            full: Vec::new(),
+            full: self.full.iter().cloned().collect(),
             events_max: [1, 2, 3, 10, 100, 1000][self.rng.usize(0..6)],
             bytes_max: [1, 20_000, 1 << 20][self.rng.usize(0..3)],
         };
@@ -338,6 +365,9 @@ impl Relay {
         }
         let mut last: HashMap<AggregateKey, Sequence> = HashMap::new();
         for row in fetched.rows {
+            if self.full.contains(&row.key) {
+                return Err(format!("{} of {} was returned, which is full", row.sequence, row.key));
+            }
             let before = last.insert(row.key.clone(), row.sequence);
             if before.is_some_and(|before| before >= row.sequence) {
                 return Err(format!("{} comes after {before:?}", row.sequence));

@@ -1,1 +1,16 @@
-//! Publishes the events of an outbox to RabbitMQ: mandatory, confirmed one by one.
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod config;
+mod declare;
+mod error;
+mod line;
+mod producer;
+mod publisher;
+mod record;
+mod tls;
+
+pub use config::{
+    RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError, RabbitMqExchangeKind, RabbitMqQueueKind,
+};
+pub use publisher::RabbitMqPublisher;

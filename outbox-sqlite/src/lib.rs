@@ -21,12 +21,17 @@
 //! The relay's connections use `synchronous = FULL`; the service's connection is its own affair, and with `NORMAL` in
 //! WAL mode a power failure can take the last transactions, change and event together. SQLite's locks do not work on
 //! most network file systems: keep the file on a local disk.
+//!
+//! # The consumer's side
+//! [`SqliteInbox`] tells a consumer whose effects are in SQLite which messages it has handled, in the consumer's own
+//! transaction. Its tables ([`inbox_migration_sql`]) need no outbox beside them.
 
 mod admin;
 mod config;
 mod connection;
 mod enqueue;
 mod error;
+mod inbox;
 mod reader;
 mod row;
 mod schema;
@@ -36,5 +41,6 @@ mod store;
 
 pub use config::{BUSY_TIMEOUT_DEFAULT, ConfigError, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};
 pub use enqueue::SqliteOutbox;
+pub use inbox::{INBOX_SCHEMA_VERSION, SqliteInbox, inbox_migration_sql};
 pub use schema::{SCHEMA_VERSION, migrate, migration_sql};
 pub use store::SqliteStore;

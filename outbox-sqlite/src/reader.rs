@@ -10,9 +10,10 @@
 //! Everything at or below the position is either returned, or passed by for a reason that ends with a signal:
 //!
 //! - it was held. Its aggregate is `waiting` until the relay says that the hold is removed;
-//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time has come.
+//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time has come;
+//! - its aggregate was full: the relay has enough of it until it says otherwise.
 //!
-//! Both put the aggregate on the list of those to `catch_up`, which are read by key up to the position, and which the
+//! All of them put the aggregate on the list of those to `catch_up`, which are read by key up to the position, and which the
 //! scan passes by until that is done: so nothing overtakes. All statements of a fetch see one snapshot.
 //!
 //! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing
@@ -108,6 +109,8 @@ struct Place {
     catch_up: HashMap<AggregateKey, Sequence>,
     /// The turns of those to be caught up with. May name one that is not any more, or twice.
     turns: VecDeque<AggregateKey>,
+    /// Aggregates of which the relay wants no more at present.
+    full: HashSet<AggregateKey>,
     /// The pauses that the relay has been told of, with the time of each.
     pauses: HashMap<AggregateKey, i64>,
     /// When the scan last started from the beginning; `None` before the first fetch.
@@ -126,6 +129,7 @@ impl Place {
             given: HashSet::new(),
             catch_up: HashMap::new(),
             turns: VecDeque::new(),
+            full: HashSet::new(),
             pauses: HashMap::new(),
             started_at: None,
             idle: false,
@@ -155,13 +159,14 @@ impl Place {
         if all_due_noted {
             self.scan(&at, &mut page)?;
         }
-        page.more |= !all_due_noted || !self.catch_up.is_empty();
-        self.idle = !page.more;
+        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !self.full.contains(key));
+        self.idle = !page.more && self.catch_up.is_empty();
         let paused = self.paused(&at)?;
         Ok(Fetched { rows: page.rows, due_holds, paused, more: page.more, next_due: at.next_due()? })
     }
 
     fn advance(&mut self, at: &At<'_>, request: &FetchRequest) {
+        self.full = request.full.iter().cloned().collect();
         for end in &request.ended_holds {
             self.given.remove(&end.key);
             if end.removed {
@@ -266,13 +271,18 @@ impl Place {
             return Ok(());
         }
         let mut left = page.events_left.div_ceil(2);
-        let share = (left / self.catch_up.len()).max(1);
+        let wanted = self.catch_up.keys().filter(|key| !self.full.contains(*key)).count();
+        let share = (left / wanted.max(1)).max(1);
         for _ in 0..self.turns.len() {
             if left == 0 || page.is_full() {
                 break;
             }
             let Some(key) = self.turns.pop_front() else { break };
             let Some(&after) = self.catch_up.get(&key) else { continue };
+            if self.full.contains(&key) {
+                self.turns.push_back(key);
+                continue;
+            }
             if at.is_held(&key)? {
                 self.catch_up.remove(&key);
                 self.waiting.insert(key);
@@ -310,7 +320,7 @@ impl Place {
             let sequence = pending.sequence()?;
             if !at.is_known(sequence) {
                 let (key, valid) = pending.key()?;
-                if !valid || (pending.due(at.now)? && !self.passes_by(&key, row.get("held")?)) {
+                if !valid || (pending.due(at.now)? && !self.passes_by(&key, sequence, row.get("held")?)) {
                     page.add(pending.row(key, at.now)?);
                 }
             }
@@ -319,14 +329,17 @@ impl Place {
         Ok(())
     }
 
-    fn passes_by(&mut self, key: &AggregateKey, held: bool) -> bool {
+    fn passes_by(&mut self, key: &AggregateKey, sequence: Sequence, held: bool) -> bool {
         if self.given.contains(key) || self.catch_up.contains_key(key) || self.waiting.contains(key) {
             return true;
         }
+        let full = self.full.contains(key);
         if held {
             self.waiting.insert(key.clone());
+        } else if full {
+            self.catch_up_after(key, sequence - 1);
         }
-        held
+        held || full
     }
 
     fn paused(&mut self, at: &At<'_>) -> rusqlite::Result<Vec<AggregateKey>> {

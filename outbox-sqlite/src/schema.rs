@@ -236,7 +236,7 @@ fn switch_to_wal(config: &SqliteConfig, connection: &Connection) -> Result<(), S
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).doing("switch the database to WAL")
 }
 
-fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
+pub(crate) fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
     // Names of tables ignore case in SQLite.
     let sql = "SELECT EXISTS(SELECT 1 FROM sqlite_master WHERE type = ?1 AND name = ?2 COLLATE NOCASE)";
     connection.query_row(sql, (kind, name), |row| row.get(0))

@@ -1,9 +1,12 @@
-# Apache Kafka: one node that is broker and controller. Sourced by services.sh.
+# Apache Kafka: one node that is broker and controller; one port in plain text, one that demands TLS and a password.
+# Sourced by services.sh.
 : "${KAFKA_VERSION:=4.1.1}"
 PORT_kafka=$((SVC_PORT_BASE + 92)) PORT_kafka_controller=$((SVC_PORT_BASE + 93))
+PORT_kafka_sasl=$((SVC_PORT_BASE + 94))
 KAFKA_JARS=$PKG/kafka-$KAFKA_VERSION
 java_() { "${JAVA_HOME:+$JAVA_HOME/bin/}java" "$@"; }
 missing_kafka() {
+  missing_openssl
   command -v "${JAVA_HOME:+$JAVA_HOME/bin/}java" >/dev/null || echo default-jre-headless
   [ -e "$KAFKA_JARS/.ready" ] || command -v mvn >/dev/null || echo maven
 }
@@ -30,13 +33,20 @@ fetch_kafka_jars() {
 init_kafka() {
   local data=$DATA/kafka id
   mkdir -p "$data"
+  certificates "$data/certificates"
+  # Java wants the key and the certificate in one file.
+  cat "$data/certificates"/server.{key,pem} >"$data/server.pem"
   cat >"$data/server.properties" <<END
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@$HOST:$PORT_kafka_controller
-listeners=PLAINTEXT://$HOST:$PORT_kafka,CONTROLLER://$HOST:$PORT_kafka_controller
-advertised.listeners=PLAINTEXT://$HOST:$PORT_kafka
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://$HOST:$PORT_kafka,SASL_SSL://$HOST:$PORT_kafka_sasl,CONTROLLER://$HOST:$PORT_kafka_controller
+advertised.listeners=PLAINTEXT://$HOST:$PORT_kafka,SASL_SSL://$HOST:$PORT_kafka_sasl
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location=$data/server.pem
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_$USER_="$PASSWORD";
 inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs=$data/log
@@ -65,5 +75,9 @@ probe_kafka() { # asks for the supported API versions; the answer must carry cor
   [ "$( (exec 3<>"/dev/tcp/$HOST/$PORT_kafka"; printf '\0\0\0\x0d\0\x12\0\0\0\0\0\x07\0\x03svc' >&3
     timeout 3 head -c 10 <&3 | tail -c 6 | od -An -tx1 | tr -d ' \n') 2>/dev/null)" = 000000070000 ]
 }
-url_kafka() { echo "KAFKA_BROKERS=$HOST:$PORT_kafka"; }
+url_kafka() {
+  echo "KAFKA_BROKERS=$HOST:$PORT_kafka"
+  echo "KAFKA_SASL_BROKERS=$HOST:$PORT_kafka_sasl"
+  echo "KAFKA_CERTIFICATES=$DATA/kafka/certificates"
+}
 STOP_kafka=TERM

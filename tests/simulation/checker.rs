@@ -119,6 +119,10 @@ impl Checker {
         });
     }
 
+    pub(crate) fn is_delivered(&self, id: Uuid) -> bool {
+        self.with(|ledger| ledger.delivered.contains(&id))
+    }
+
     pub(crate) fn state(&self, sequence: Sequence, status: Status) {
         self.with(|ledger| ledger.state.insert(sequence, status));
     }

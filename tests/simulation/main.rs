@@ -144,3 +144,8 @@ fn planted_loss_of_settles_is_caught() {
 fn planted_purge_of_a_requeued_event_is_caught() {
     is_caught(Bug::PurgeOfRequeued, "G2");
 }
+
+#[test]
+fn planted_silence_about_full_aggregates_is_caught() {
+    is_caught(Bug::FullNotNamed, "G4: event");
+}

@@ -36,6 +36,8 @@ pub(crate) enum Bug {
     LostSettle,
     /// Retention looks at the status, and deletes later without looking again.
     PurgeOfRequeued,
+    /// A relay does not say of which aggregates it has enough.
+    FullNotNamed,
 }
 
 /// What every process's connection shares: the database.
@@ -293,9 +295,12 @@ struct SimReader {
 
 #[async_trait]
 impl OutboxReader for SimReader {
-    async fn fetch(&mut self, request: FetchRequest) -> Result<Fetched, StoreError> {
+    async fn fetch(&mut self, mut request: FetchRequest) -> Result<Fetched, StoreError> {
         let database = Arc::clone(&self.store.database);
         let sim = &database.sim;
+        if database.bug == Some(Bug::FullNotNamed) {
+            request.full.clear();
+        }
         sim.sleep(sim.millis(0..8)).await;
         if database.is_down() || database.fault() {
             return Err(unavailable("fetch"));

@@ -28,6 +28,12 @@ const TROUBLE: Duration = Duration::from_secs(15);
 /// By when everything must have been dealt with once nothing goes wrong any more.
 const END: Duration = Duration::from_secs(120);
 const PUBLISH_MAX: usize = 8;
+/// How long after the end of all trouble its last traces are gone: frozen relays, their leases, holds of topics.
+const TRACES: Duration = Duration::from_secs(8);
+/// What is written at once of one aggregate then, and by when others that were written after it must be delivered. The
+/// one alone takes at least three times as long.
+const CROWD: u128 = 400;
+const CROWDED: Duration = Duration::from_secs(2);
 
 /// What a run found.
 pub(crate) struct Run {
@@ -127,7 +133,7 @@ fn config(sim: &Sim) -> RelayConfig {
     config.lease_margin = ms(200);
     config.in_flight_max = 16;
     config.publish_max = PUBLISH_MAX;
-    config.buffer_events_max = 48;
+    config.buffer_events_max = [16, 32, 48, 96][sim.pick(0..4) as usize];
     config.fetch_events_max = sim.pick(1..20) as usize;
     config.settle_events_max = sim.pick(1..20) as usize;
     config.poll_min = ms(10);
@@ -154,7 +160,12 @@ impl World {
             self.start_relay();
         }
         let writers = self.sim.pick(2..5) as u32;
-        *self.writers_left.lock().expect("writers") = writers;
+        let crowd = self.sim.chance(0.3);
+        *self.writers_left.lock().expect("writers") = writers + u32::from(crowd);
+        if crowd {
+            let world = self.clone();
+            self.sim.spawn(WORLD, async move { world.crowd().await });
+        }
         let aggregates = self.sim.pick(2..9);
         for writer in 0..writers {
             let world = self.clone();
@@ -208,7 +219,9 @@ impl World {
             }
             let mut transaction = self.database.memory.begin();
             let mut events = Vec::new();
-            for _ in 0..self.sim.pick(1..6) {
+            // Now and then one aggregate has more than a relay wants of it.
+            let count = if self.sim.chance(0.05) { self.sim.pick(20..60) } else { self.sim.pick(1..6) };
+            for _ in 0..count {
                 made += 1;
                 let key = keys.iter().nth(self.sim.pick(0..keys.len() as u64) as usize).expect("a key");
                 let id = Uuid::from_u128((u128::from(writer) + 1) << 64 | made);
@@ -233,6 +246,41 @@ impl World {
             self.sim.sleep(self.sim.millis(0..rest)).await;
         }
         *self.writers_left.lock().expect("writers") -= 1;
+    }
+
+    /// Once all is well, much is written of one aggregate, and then a little of others, which must not wait for it.
+    async fn crowd(&self) {
+        while !self.healed.load(Ordering::Relaxed) {
+            self.sim.sleep(Duration::from_millis(200)).await;
+        }
+        self.sim.sleep(TRACES).await;
+        let (hot, first) = (AggregateKey::new("crowd", "hot"), 1 << 96);
+        self.commit_good((first..first + CROWD).map(|id| (hot.clone(), Uuid::from_u128(id))));
+        let others: Vec<_> = (1..6)
+            .map(|n| (AggregateKey::new("crowd", &n.to_string()), Uuid::from_u128(first + CROWD + n)))
+            .collect();
+        self.commit_good(others.clone());
+        self.sim.sleep(CROWDED).await;
+        for (key, id) in others {
+            if !self.checker.is_delivered(id) {
+                self.checker.violation(format!(
+                    "G4: event of {key} is not delivered {CROWDED:?} after its commit, behind {CROWD} of {hot}"
+                ));
+            }
+        }
+        *self.writers_left.lock().expect("writers") -= 1;
+    }
+
+    /// Commits events that nothing is wrong with.
+    fn commit_good(&self, events: impl IntoIterator<Item = (AggregateKey, Uuid)>) {
+        let mut transaction = self.database.memory.begin();
+        for (key, id) in events {
+            let event = Event::builder(key.aggregate_type(), key.aggregate_id(), "good").id(id);
+            let sequence = transaction.enqueue(&event.build().expect("a valid event")).expect("a new id");
+            self.checker.state(sequence, Status::Pending);
+            self.checker.committed(Committed { id, sequence, key, scheduled: false });
+        }
+        transaction.commit();
     }
 
     fn try_lock(&self, keys: &BTreeSet<AggregateKey>) -> bool {

@@ -1,6 +1,8 @@
 //! The settings of the process: a TOML file, the environment above it, and every problem of both at once.
 
+mod nats;
 mod publisher;
+mod rabbitmq;
 mod reader;
 mod relay;
 mod source;
@@ -179,7 +181,14 @@ fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Fin
 }
 
 #[cfg(test)]
-#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "kafka")))]
+#[cfg(not(all(
+    feature = "sqlite",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "kafka",
+    feature = "rabbitmq",
+    feature = "nats"
+)))]
 mod without_a_feature {
     use super::*;
 
@@ -188,7 +197,10 @@ mod without_a_feature {
         for (feature, is_in, store, publisher) in [
             ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
             ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
+            ("mysql", cfg!(feature = "mysql"), "mysql://h/d", "stdout:"),
             ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
+            ("rabbitmq", cfg!(feature = "rabbitmq"), "sqlite:x", "amqp://h:1"),
+            ("nats", cfg!(feature = "nats"), "sqlite:x", "nats://h:1"),
         ] {
             let variables = [("OUTBOX_STORE_URL", store), ("OUTBOX_PUBLISHER_URL", publisher)];
             let variables = variables.map(|(name, value)| (name.into(), value.into()));

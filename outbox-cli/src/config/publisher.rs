@@ -3,14 +3,15 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Needs,
+    Needs, nats, rabbitmq,
     reader::Reader,
     store::{path_of, scheme_problem},
 };
 
-const URL: &str = "publisher.url";
+pub(super) const URL: &str = "publisher.url";
 
-const URL_REMEDY: &str = "give \"kafka://host:port,host:port\", \"stdout:\" or \"file:path\"";
+const URL_REMEDY: &str = "give \"kafka://host:port,host:port\", \"amqp://user:password@host:port/vhost\", \
+                          \"nats://host:port,host:port\", \"stdout:\" or \"file:path\"";
 
 /// The publisher, by kind.
 #[derive(Debug, Clone)]
@@ -20,6 +21,18 @@ pub(crate) enum PublisherConfig {
         config: outbox_kafka::KafkaConfig,
         /// The brokers, which hold no secret.
         brokers: String,
+    },
+    #[cfg(feature = "rabbitmq")]
+    RabbitMq {
+        config: Box<outbox_rabbitmq::RabbitMqConfig>,
+        /// The URL without its password and its parameters.
+        shown: String,
+    },
+    #[cfg(feature = "nats")]
+    Nats {
+        config: Box<outbox_nats::NatsConfig>,
+        /// The servers without their passwords.
+        shown: String,
     },
     /// JSON lines to the standard output.
     Stdout,
@@ -55,6 +68,8 @@ pub(super) fn read(reader: &mut Reader, publish_timeout: Duration, needs: Needs)
     let mut sync = true;
     reader.boolean("publisher.file.sync", &mut sync);
     let kafka = read_kafka(reader);
+    let rabbitmq = rabbitmq::read(reader);
+    let nats = nats::read(reader);
     let Some(url) = url else {
         if needs == Needs::StoreAndPublisher {
             reader.missing(URL, URL_REMEDY);
@@ -63,6 +78,12 @@ pub(super) fn read(reader: &mut Reader, publish_timeout: Duration, needs: Needs)
     };
     if let Some(brokers) = url.strip_prefix("kafka://") {
         return to_kafka(reader, brokers, kafka, publish_timeout);
+    }
+    if url.starts_with("amqp://") || url.starts_with("amqps://") {
+        return rabbitmq::to_rabbitmq(reader, &url, &rabbitmq);
+    }
+    if url.starts_with("nats://") || url.starts_with("tls://") {
+        return nats::to_nats(reader, &url, &nats);
     }
     if url == "stdout:" {
         return Some(PublisherConfig::Stdout);

@@ -8,7 +8,8 @@ use super::reader::{Reader, variable};
 
 const URL: &str = "store.url";
 
-const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\" or \"sqlite:path/to/file.db\"";
+const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\", \"mysql://user:password@host:port/database\" \
+                          or \"sqlite:path/to/file.db\"";
 
 /// The store, by database.
 #[derive(Debug, Clone)]
@@ -18,6 +19,12 @@ pub(crate) enum StoreConfig {
     #[cfg(feature = "postgres")]
     Postgres {
         config: Box<outbox_postgres::PostgresConfig>,
+        /// The URL without its password and its parameters.
+        shown: String,
+    },
+    #[cfg(feature = "mysql")]
+    Mysql {
+        config: Box<outbox_mysql::MysqlConfig>,
         /// The URL without its password and its parameters.
         shown: String,
     },
@@ -53,6 +60,10 @@ pub(super) fn read(reader: &mut Reader, when_sent: WhenSent) -> Option<StoreConf
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         refuse_foreign(reader, "PostgreSQL", &["store.busy_timeout"]);
         return postgres(reader, &url, settings, when_sent);
+    }
+    if url.starts_with("mysql://") || url.starts_with("mariadb://") {
+        refuse_foreign(reader, "MySQL", &["store.busy_timeout"]);
+        return mysql(reader, &url, settings);
     }
     reader.problem(URL, &scheme_problem(&url), URL_REMEDY);
     None
@@ -90,7 +101,13 @@ pub(super) fn scheme_problem(url: &str) -> String {
 ///
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
-#[cfg(any(feature = "postgres", all(test, feature = "sqlite")))]
+#[cfg(any(
+    feature = "mysql",
+    feature = "nats",
+    feature = "postgres",
+    feature = "rabbitmq",
+    all(test, feature = "sqlite")
+))]
 pub(super) fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let (user, rest) = match rest.rsplit_once('@') {
@@ -128,12 +145,11 @@ fn sqlite(reader: &mut Reader, rest: &str, settings: Settings) -> Option<StoreCo
     match builder.build() {
         Ok(config) => Some(StoreConfig::Sqlite(config)),
         Err(error) => {
-            let keys = [("path", URL), ("prefix", "store.prefix"), ("busy_timeout", "store.busy_timeout")];
-            for problem in error.problems() {
-                let key =
-                    keys.iter().find(|(option, _)| problem.starts_with(option)).map_or(URL, |(_, key)| key);
-                refused(reader, key, problem);
-            }
+            refuse_each(
+                reader,
+                &[("prefix", "store.prefix"), ("busy_timeout", "store.busy_timeout")],
+                error.problems(),
+            );
             None
         }
     }
@@ -153,19 +169,58 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
         WhenSent::Keep => SentRows::Kept,
         WhenSent::Delete | WhenSent::Archive => SentRows::Deleted,
     };
-    // Each setting is first tried by itself, since the adapter gives one text for all that is wrong.
     let mut builder = PostgresConfig::builder().sent_rows(kept).url(url);
-    let mut alone = vec![(URL, PostgresConfig::builder().url(url))];
     if let Some(prefix) = settings.prefix {
-        alone.push(("store.prefix", PostgresConfig::builder().table(&prefix)));
         builder = builder.table(prefix);
     }
     if let Some(schema) = settings.schema {
-        alone.push(("store.schema", PostgresConfig::builder().schema(&schema)));
         builder = builder.schema(schema);
     }
     if let Some(connections) = settings.connections {
-        alone.push(("store.connections", PostgresConfig::builder().connections(connections)));
+        builder = builder.connections(connections);
+    }
+    match builder.build() {
+        Ok(config) => Some(StoreConfig::Postgres { config: Box::new(config), shown: redacted(url) }),
+        Err(error) => {
+            let keys =
+                [("table", "store.prefix"), ("schema", "store.schema"), ("connections", "store.connections")];
+            refuse_each(reader, &keys, error.problems());
+            None
+        }
+    }
+}
+
+#[cfg(feature = "mysql")]
+fn settings_refused(reader: &Reader) -> bool {
+    ["store.prefix", "store.schema", "store.connections"].iter().any(|key| reader.is_refused(key))
+}
+
+#[cfg(not(feature = "postgres"))]
+fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<StoreConfig> {
+    not_compiled_in(reader, URL, "PostgreSQL", "postgres");
+    None
+}
+
+#[cfg(feature = "mysql")]
+fn mysql(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConfig> {
+    use outbox_mysql::MysqlConfig;
+
+    // Each setting is first tried by itself, as above. A URL without a database is right beside a schema.
+    let mut builder = MysqlConfig::builder().url(url);
+    let mut alone = Vec::new();
+    if let Some(prefix) = settings.prefix {
+        alone.push(("store.prefix", MysqlConfig::builder().table(&prefix)));
+        builder = builder.table(prefix);
+    }
+    let mut with_url = MysqlConfig::builder().url(url);
+    if let Some(schema) = settings.schema {
+        alone.push(("store.schema", MysqlConfig::builder().schema(&schema)));
+        builder = builder.schema(schema);
+        with_url = with_url.schema("named");
+    }
+    alone.push((URL, with_url));
+    if let Some(connections) = settings.connections {
+        alone.push(("store.connections", MysqlConfig::builder().connections(connections)));
         builder = builder.connections(connections);
     }
     for (key, builder) in alone {
@@ -175,7 +230,7 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
         }
     }
     match builder.build() {
-        Ok(config) => Some(StoreConfig::Postgres { config: Box::new(config), shown: redacted(url) }),
+        Ok(config) => Some(StoreConfig::Mysql { config: Box::new(config), shown: redacted(url) }),
         Err(error) => {
             // Said above, unless it is only the whole that does not work.
             if !reader.is_refused(URL) && !settings_refused(reader) {
@@ -186,15 +241,19 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
     }
 }
 
-#[cfg(feature = "postgres")]
-fn settings_refused(reader: &Reader) -> bool {
-    ["store.prefix", "store.schema", "store.connections"].iter().any(|key| reader.is_refused(key))
+#[cfg(not(feature = "mysql"))]
+fn mysql(reader: &mut Reader, _: &str, _: Settings) -> Option<StoreConfig> {
+    not_compiled_in(reader, URL, "MySQL", "mysql");
+    None
 }
 
-#[cfg(not(feature = "postgres"))]
-fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<StoreConfig> {
-    not_compiled_in(reader, URL, "PostgreSQL", "postgres");
-    None
+/// What an adapter said of its settings, by its names for them; what is not among `keys` is of the URL.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+fn refuse_each(reader: &mut Reader, keys: &[(&str, &'static str)], problems: &[String]) {
+    for problem in problems {
+        let key = keys.iter().find(|(name, _)| problem.starts_with(name)).map_or(URL, |(_, key)| key);
+        refused(reader, key, problem);
+    }
 }
 
 /// What an adapter said of a setting, whose text ends with the remedy.

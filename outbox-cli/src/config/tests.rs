@@ -115,8 +115,15 @@ fn the_example_names_every_setting_with_its_default() {
     for key in reader.keys() {
         keys.insert((*key).to_owned());
     }
+    let every_setting: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(setting) if setting.ends_with("= \"\"") => setting.to_owned() + "\n",
+            _ => line.to_owned() + "\n",
+        })
+        .collect();
     let in_example: BTreeSet<String> =
-        FileSettings::parse(Path::new("x"), &text.replace("#schema", "schema")).given.into_keys().collect();
+        FileSettings::parse(Path::new("x"), &every_setting).given.into_keys().collect();
     assert_eq!(in_example, keys);
 
     let text: String =
@@ -231,7 +238,7 @@ fn values_of_every_kind_are_read() {
 
 #[test]
 fn all_problems_are_named_at_once_with_their_origin() {
-    let file = "[store]\nurl = \"mysql://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"amqp://h\"\n[relay]\n\
+    let file = "[store]\nurl = \"oracle://me:hush@h/d\"\nprefx = \"o\"\n[publisher]\nurl = \"mqtt://h\"\n[relay]\n\
                 lease_ttl = 15\nsource = 7\nin_flight_max = \"many\"\npublish_max = \"5\"\npoll_min = \"soon\"\n\
                 beat_interval = \"1s\"\npublish_timeout = \"20s\"\nattempts_max = 3\nbuffer_bytes_max = 1.5\n\
                 [relay.retention]\nsent = \"burn after 3d\"\n";
@@ -247,9 +254,9 @@ fn all_problems_are_named_at_once_with_their_origin() {
     ];
     let lines = refused(file, &variables);
     let expected: &[&[&str]] = &[
-        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"mysql\"", "postgres://", "sqlite:"],
+        &["[wrong-value]", "store.url (outbox.toml line 2)", "scheme \"oracle\"", "postgres://", "sqlite:"],
         &["[unknown-key]", "store.prefx (outbox.toml line 3)", "did you mean store.prefix?"],
-        &["publisher.url (outbox.toml line 5)", "\"amqp\"", "kafka://"],
+        &["publisher.url (outbox.toml line 5)", "\"mqtt\"", "kafka://", "amqp://", "nats://"],
         &["relay.lease_ttl (outbox.toml line 7) is 15", "unit"],
         &["relay.source (outbox.toml line 8) is 7"],
         &["relay.in_flight_max (outbox.toml line 9) is \"many\"", "whole number"],
@@ -361,7 +368,9 @@ fn a_secret_can_be_a_file() {
 fn no_secret_is_ever_shown() {
     let secret = TempFile::new("secret", "hush:hush@hush");
     let urls = [
-        "mysql://me:hush@h/d",
+        "oracle://me:hush@h/d",
+        "mysql://me:hush@h",
+        "mysql://me:hush@[bad/d",
         "hush:hush@h",
         "hush",
         "postgres:/me:hush@h/d",
@@ -370,6 +379,8 @@ fn no_secret_is_ever_shown() {
         "sqlite:?key=hush",
         "kafka://me:hush@h:1",
         "kafka://h:1/?sasl.password=hush",
+        "amqp://me:hush@[bad/v",
+        "nats://me:hush@",
         "file:",
     ];
     for url in urls {
@@ -455,6 +466,46 @@ fn kafka_properties_are_passed_on_and_their_problems_named() {
     assert_eq!(lines.len(), 5, "{lines:#?}");
 }
 
+#[cfg(all(feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn rabbitmqs_and_natss_settings_are_passed_on_and_their_problems_named() {
+    let with = |url: &str, table: &str| {
+        format!("[store]\nurl = \"sqlite:x.db\"\n[publisher]\nurl = \"{url}\"\n{table}")
+    };
+    let config = load(
+        &with("amqp://me:hush@h:1/v", "[publisher.rabbitmq]\nexchange = \"events\"\npayload_bytes_max = 7\n"),
+        &[],
+    );
+    let publisher = config.unwrap().publisher.unwrap();
+    assert_eq!(publisher.shown(), "amqp://me@h:1/v");
+    let shown = format!("{publisher:?}");
+    assert!(shown.contains("exchange: \"events\"") && shown.contains("payload_bytes_max: 7"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+
+    let table = "[publisher.nats]\nstream = \"S\"\nstream_subjects = \"a.>, b\"\nstream_replicas = 3\n";
+    let config = load(&with("nats://me:hush@h:1,tls://i", table), &[]);
+    let publisher = config.unwrap().publisher.unwrap();
+    assert_eq!(publisher.shown(), "nats://me@h:1/,tls://i/");
+    let shown = format!("{publisher:?}");
+    assert!(shown.contains("subjects: [\"a.>\", \"b\"]") && shown.contains("replicas: 3"), "{shown}");
+    assert!(!shown.contains("hush"), "{shown}");
+
+    let table = "[publisher.rabbitmq]\nexchange = \"e\"\nexchange_from_topic = true\npayload_bytes_max = 0\n\
+                 ca_file = \"/no/such\"\nclient_key = \"k\"\n";
+    let lines = refused(&with("amqps://h", table), &[]);
+    assert_one(&lines, &["publisher.rabbitmq.exchange (outbox.toml line 6)", "exchange_from_topic"]);
+    assert_one(&lines, &["publisher.rabbitmq.payload_bytes_max (outbox.toml line 8)", "is refused"]);
+    assert_one(&lines, &["publisher.rabbitmq.ca_file (outbox.toml line 9)", "/no/such"]);
+    assert_one(&lines, &["publisher.rabbitmq.client_certificate", "client_key"]);
+    assert_eq!(lines.len(), 4, "{lines:#?}");
+
+    let table = "[publisher.nats]\nstream = \"a b\"\ncredentials_file = \"c\"\n";
+    let lines = refused(&with("nats://me:hush@h", table), &[]);
+    assert_one(&lines, &["publisher.nats.stream (outbox.toml line 6)", "stream_subjects"]);
+    assert_one(&lines, &["publisher.url (outbox.toml line 4)", "login is given 2 times"]);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+}
+
 #[cfg(feature = "kafka")]
 #[test]
 fn a_property_can_be_a_file() {
@@ -492,6 +543,21 @@ fn what_postgres_refuses_is_named_by_key() {
         assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
     }
     assert_eq!(lines.len(), 5, "{lines:#?}");
+}
+
+#[cfg(feature = "mysql")]
+#[test]
+fn what_mysql_refuses_is_named_by_key() {
+    let file = "[store]\nurl = \"mysql://me:hush@[bad\"\nprefix = \"a-b\"\nschema = \"s;\"\nconnections = 0\nbusy_timeout = \"1s\"\n";
+    let lines = refused(file, &[("OUTBOX_PUBLISHER_URL", "stdout:")]);
+    for (key, line) in [("url", 2), ("prefix", 3), ("schema", 4), ("connections", 5), ("busy_timeout", 6)] {
+        assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
+    }
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    // The tables are in a schema, or in the database of the url.
+    let file = "[store]\nurl = \"mysql://me:hush@h\"\n[publisher]\nurl = \"stdout:\"\n";
+    assert_one(&refused(file, &[]), &["store.url (outbox.toml line 2)", "names no database"]);
+    load(file, &[("OUTBOX_STORE_SCHEMA", "shop")]).unwrap();
 }
 
 #[test]

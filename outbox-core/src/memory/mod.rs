@@ -1,4 +1,4 @@
-//! The reference store and publisher, in memory: [`MemoryStore`] and [`MemoryPublisher`].
+//! The reference store, inbox and publisher, in memory: [`MemoryStore`], [`MemoryInbox`] and [`MemoryPublisher`].
 //!
 //! They keep the whole contract, and nothing survives the process. They are what an application tests its own code
 //! with, what the simulation runs on, and what an implementer reads where the prose of the contract leaves a doubt.
@@ -7,6 +7,7 @@
 //! and order of rows included, so that a simulation can replay a run exactly.
 
 mod admin;
+mod inbox;
 mod publisher;
 mod reader;
 mod settle;
@@ -16,6 +17,7 @@ mod store;
 mod tests;
 mod transaction;
 
+pub use inbox::MemoryInbox;
 pub use publisher::MemoryPublisher;
 pub use store::MemoryStore;
 pub use transaction::MemoryTransaction;

@@ -78,6 +78,7 @@ impl MemoryReader {
                 || known.contains(sequence)
                 || !row.is_due(now)
                 || state.holds.contains_key(&row.key)
+                || request.full.contains(&row.key)
             {
                 continue;
             }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
+use super::inbox::InboxState;
 use crate::{
     AggregateKey, Epoch, EventRecord, FailureCause, HoldReason, Lease, PARTITIONS, Partition, RelayId, Row,
     Sequence, Status, StoredEvent,
@@ -36,6 +37,7 @@ pub(super) struct State {
     pub(super) partitions: Vec<PartitionRow>,
     pub(super) paused_topics: BTreeSet<String>,
     pub(super) values: BTreeMap<String, String>,
+    pub(super) inbox: InboxState,
 }
 
 impl State {
@@ -56,6 +58,7 @@ impl State {
             partitions: vec![PartitionRow::default(); usize::from(PARTITIONS)],
             paused_topics: BTreeSet::new(),
             values: BTreeMap::new(),
+            inbox: InboxState::default(),
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     Claimed, Clock, Disposal, Enqueue, EnqueueError, Epoch, Event, EventRecord, Finding, Lease, Membership,
     OutboxReader, OutboxStore, Owner, PARTITIONS, Partition, PartitionView, PurgeRequest, Purged, RelayId,
-    Sequence, SettleRequest, Settled, StoreCapabilities, StoreError, StoreErrorKind, StoreStats,
+    Sequence, SettleRequest, Settled, StoreCapabilities, StoreError, StoreStats,
 };
 
 /// What the store's clock says when the [`Clock`] behind it says zero: 2026-01-01T00:00:00Z. Fixed, so that a run
@@ -99,7 +99,7 @@ impl Enqueue<MemoryTransaction> for MemoryStore {
         transaction: &mut MemoryTransaction,
         event: &Event,
     ) -> Result<Sequence, EnqueueError> {
-        transaction.check_store(self)?;
+        transaction.check_store(self, "enqueue in memory")?;
         transaction.enqueue(event)
     }
 
@@ -108,7 +108,7 @@ impl Enqueue<MemoryTransaction> for MemoryStore {
         transaction: &mut MemoryTransaction,
         events: &[Event],
     ) -> Result<Vec<Sequence>, EnqueueError> {
-        transaction.check_store(self)?;
+        transaction.check_store(self, "enqueue in memory")?;
         transaction.enqueue_all(events)
     }
 }
@@ -278,16 +278,5 @@ impl OutboxStore for MemoryStore {
             relays_live: state.relays_live(now),
             partitions_owned: u32::try_from(owned.count()).unwrap_or(u32::MAX),
         })
-    }
-}
-
-impl MemoryTransaction {
-    fn check_store(&self, store: &MemoryStore) -> Result<(), EnqueueError> {
-        if self.store().is(store) {
-            return Ok(());
-        }
-        let what =
-            "enqueue in memory: the transaction is of another store; begin it on the store that enqueues";
-        Err(StoreError::new(StoreErrorKind::Misuse, what).into())
     }
 }

@@ -6,9 +6,13 @@ use uuid::Uuid;
 
 use super::{
     MemoryStore,
+    inbox::InboxWork,
     state::{EventRow, Life, partition_of},
 };
-use crate::{AggregateKey, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, Sequence, StoredEvent};
+use crate::{
+    AggregateKey, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, Sequence, StoreError, StoreErrorKind,
+    StoredEvent,
+};
 
 /// A transaction of a [`MemoryStore`]. Nobody sees what it writes until [`commit`](Self::commit); dropping it rolls
 /// it back.
@@ -21,15 +25,21 @@ pub struct MemoryTransaction {
     store: MemoryStore,
     rows: Vec<(Sequence, EventRow)>,
     values: Vec<(String, String)>,
+    pub(super) inbox: InboxWork,
 }
 
 impl MemoryTransaction {
     pub(super) fn new(store: MemoryStore) -> Self {
-        Self { store, rows: Vec::new(), values: Vec::new() }
+        Self { store, rows: Vec::new(), values: Vec::new(), inbox: InboxWork::default() }
     }
 
-    pub(super) fn store(&self) -> &MemoryStore {
-        &self.store
+    pub(super) fn check_store(&self, store: &MemoryStore, what: &str) -> Result<(), StoreError> {
+        if self.store.is(store) {
+            return Ok(());
+        }
+        let what =
+            format!("{what}: the transaction is of another store; begin it on the store that it is given to");
+        Err(StoreError::new(StoreErrorKind::Misuse, what))
     }
 
     /// Writes one event and returns its sequence.
@@ -80,6 +90,7 @@ impl MemoryTransaction {
             state.insert(sequence, row);
         }
         state.values.extend(std::mem::take(&mut self.values));
+        state.inbox.commit(std::mem::take(&mut self.inbox));
     }
 
     /// Forgets everything. The sequences that were drawn are never given again.
@@ -132,6 +143,7 @@ impl MemoryTransaction {
 impl Drop for MemoryTransaction {
     fn drop(&mut self) {
         let mut state = self.store.lock();
+        state.inbox.roll_back(&self.inbox);
         for (_, row) in self.rows.drain(..) {
             if let Ok(event) = &row.content {
                 state.ids.remove(&event.id);

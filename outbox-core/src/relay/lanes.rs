@@ -17,6 +17,10 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    RelayConfig,
+    full::{Full, Load},
+};
 use crate::{AggregateKey, Message, Monotonic, Partition, Sequence};
 
 /// A row, with what the relay made of it.
@@ -66,6 +70,8 @@ pub(crate) struct Lane {
     /// It stands in a queue of lanes that may publish.
     pub(crate) queued: bool,
     queue: VecDeque<Item>,
+    /// What waits in `queue`.
+    load: Load,
 }
 
 impl Lane {
@@ -78,6 +84,7 @@ impl Lane {
             alone: false,
             queued: false,
             queue: VecDeque::new(),
+            load: Load::default(),
         }
     }
 
@@ -95,7 +102,7 @@ impl Lane {
 }
 
 /// All lanes, and the sequences they hold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lanes {
     lanes: HashMap<AggregateKey, Lane>,
     ready: VecDeque<AggregateKey>,
@@ -106,9 +113,29 @@ pub(crate) struct Lanes {
     fetch: Option<u64>,
     lingering: Vec<Sequence>,
     held: Vec<AggregateKey>,
+    pub(crate) full: Full,
 }
 
 impl Lanes {
+    pub(crate) fn new(config: &RelayConfig) -> Self {
+        Self {
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            alone: VecDeque::new(),
+            known: BTreeMap::new(),
+            bytes: 0,
+            fetch: None,
+            lingering: Vec::new(),
+            held: Vec::new(),
+            full: Full::new(config),
+        }
+    }
+
+    /// The aggregates that are full, the fullest if there are more than can be named.
+    pub(crate) fn full(&self) -> Vec<AggregateKey> {
+        self.full.named(|key| self.lanes.get(key).map(|lane| &lane.load))
+    }
+
     /// Sequences that are held in memory, in flight, being settled, or settled while a fetch is running.
     pub(crate) fn known(&self) -> impl Iterator<Item = Sequence> {
         self.known.keys().copied()
@@ -176,6 +203,7 @@ impl Lanes {
         // Rows come in order but for those that committed late or have just become due.
         let place =
             lane.queue.iter().rposition(|queued| queued.sequence < item.sequence).map_or(0, |at| at + 1);
+        self.full.added(&key, &mut lane.load, item.bytes);
         lane.queue.insert(place, item);
         self.offer(&key);
         true
@@ -201,6 +229,7 @@ impl Lanes {
             return HoldTaken::Stale;
         }
         let queue = std::mem::take(&mut lane.queue);
+        self.full.emptied(key, &mut lane.load);
         let item_known = item.as_ref().map(|item| (item.sequence, item.bytes));
         lane.hold = Some(HoldWork { sequence, item });
         lane.alone = false;
@@ -271,7 +300,11 @@ impl Lanes {
         let lane = self.lanes.get_mut(key)?;
         match &mut lane.hold {
             Some(hold) => Some(hold.item.take().ok_or(hold.sequence)),
-            None => lane.queue.pop_front().map(Ok),
+            None => {
+                let item = lane.queue.pop_front()?;
+                self.full.taken(key, &mut lane.load, item.bytes);
+                Some(Ok(item))
+            }
         }
     }
 
@@ -288,7 +321,10 @@ impl Lanes {
             Some(hold) if hold.sequence == Some(item.sequence) => hold.item = Some(item),
             // Somebody held the aggregate meanwhile: the event is read again after the hold.
             Some(_) => self.forget(item.sequence, item.bytes),
-            None => lane.queue.push_front(item),
+            None => {
+                self.full.added(&key, &mut lane.load, item.bytes);
+                lane.queue.push_front(item);
+            }
         }
         self.offer(&key);
     }
@@ -299,6 +335,7 @@ impl Lanes {
         let hold = lane.hold.take();
         let ended = hold.is_some();
         let mut dropped = std::mem::take(&mut lane.queue);
+        self.full.emptied(key, &mut lane.load);
         dropped.extend(hold.and_then(|hold| hold.item));
         match self.fetch {
             Some(until_fetch) => {
@@ -321,6 +358,7 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(key) else { return false };
         let hold_waits = lane.hold.as_ref().is_some_and(|hold| hold.item.is_some());
         let mut dropped = std::mem::take(&mut lane.queue);
+        self.full.emptied(key, &mut lane.load);
         if hold_waits {
             dropped.extend(lane.hold.take().and_then(|hold| hold.item));
         }
@@ -345,10 +383,11 @@ impl Lanes {
 
     fn drop_waiting(&mut self, keep_in_flight: bool, gone: impl Fn(Partition) -> bool) {
         let mut dropped = Vec::new();
-        self.lanes.retain(|_, lane| {
+        self.lanes.retain(|key, lane| {
             if !gone(lane.partition) {
                 return true;
             }
+            self.full.emptied(key, &mut lane.load);
             dropped.extend(lane.queue.drain(..).map(|item| (item.sequence, item.bytes)));
             let busy = matches!(lane.state, LaneState::InFlight | LaneState::Settling);
             if let Some(hold) = &mut lane.hold

@@ -5,6 +5,7 @@
 
 mod config;
 mod engine;
+mod full;
 mod handle;
 mod lanes;
 mod polling;

@@ -36,7 +36,7 @@ pub(crate) enum Happening {
 
 /// What the settler is asked to write.
 enum Write {
-    Settle(SettleRequest),
+    Settle(Arc<SettleRequest>),
     Attempt(RelayId, Lease, Sequence, u32),
 }
 

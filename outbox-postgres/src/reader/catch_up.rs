@@ -3,11 +3,11 @@
 use std::{ops::Range, sync::Arc};
 
 use futures::TryStreamExt as _;
-use outbox_core::{Lease, Partition, Sequence};
+use outbox_core::{AggregateKey, Lease, Partition, Sequence};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{
-    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, keys, leases::Phase, limit,
+    Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, Progress, decode, keys, leases::Phase, limit,
     schedule::COLLECTED_MAX,
 };
 use crate::{
@@ -140,6 +140,64 @@ impl PostgresReader {
         Ok(start..batch.len())
     }
 
+    /// Takes note of the aggregates of which the relay wants no more at present.
+    pub(super) async fn note_full(
+        &mut self,
+        bound: &Bound,
+        full: &[AggregateKey],
+    ) -> Result<(), sqlx::Error> {
+        let relieved = self.keys.set_full(full);
+        if !relieved.is_empty() {
+            self.schedule.release(|key, _| relieved.contains(key));
+        }
+        let new: Vec<&AggregateKey> = full.iter().filter(|key| self.keys.get(key).is_none()).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let types: Vec<&str> = new.iter().map(|key| key.aggregate_type()).collect();
+        let ids: Vec<&str> = new.iter().map(|key| key.aggregate_id()).collect();
+        let parts: Vec<i16> = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.sql.parts)))
+            .bind(types)
+            .bind(ids)
+            .fetch_all(&mut self.session.connection)
+            .await?;
+        for (key, part) in new.into_iter().zip(parts) {
+            let partition = partition_of(part);
+            let progress = self.leases.progress(partition, bound);
+            if let (Some(lease), Some(progress)) = (self.leases.lease(partition), progress) {
+                self.keys.put_full(key.clone(), lease, progress);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on what was full, from where it was left.
+    pub(super) async fn pass_hot(
+        &mut self,
+        bound: &Bound,
+        probe: &Probe,
+        known: &mut Known<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), sqlx::Error> {
+        for near in [true, false] {
+            let Some(position) = self.keys.hot(near, bound.read) else { continue };
+            if batch.room() == 0 || !self.schedule.queue.is_empty() {
+                continue;
+            }
+            let chosen =
+                |phase| matches!(phase, keys::Phase::Hot(at) if keys::is_near(at, bound.read) == near);
+            let aggregates = self.keys.arrays(chosen);
+            let sql = Arc::clone(&self.sql.pass_keys);
+            let parts = self.leases.all();
+            let position = self.pass(sql, (bound, probe), position, aggregates, parts, known, batch).await?;
+            let done = self.keys.advance_hot(near, bound.read, position);
+            if !done.is_empty() {
+                self.schedule.release(|key, _| done.contains(key));
+            }
+        }
+        Ok(())
+    }
+
     /// Reads what waited behind holds that are gone.
     pub(super) async fn pass_keys(
         &mut self,
@@ -163,7 +221,7 @@ impl PostgresReader {
             let parts = self.leases.all();
             let position = self.pass(sql, (bound, probe), position, aggregates, parts, known, batch).await?;
             self.keys.advance(lane, position);
-            if position >= bound.read {
+            if position.read >= bound.read {
                 let done = self.keys.complete(lane);
                 self.schedule.release(|key, _| done.contains(key));
             }
@@ -195,7 +253,7 @@ impl PostgresReader {
         let position =
             self.pass(sql, (bound, probe), position, aggregates, parts.clone(), known, batch).await?;
         self.leases.pass = Some(position);
-        if position >= bound.read {
+        if position.read >= bound.read {
             self.leases.complete();
             self.schedule.release(|_, partition| parts.contains(&partition_code(partition)));
         }
@@ -208,16 +266,16 @@ impl PostgresReader {
         &mut self,
         sql: Arc<str>,
         (bound, probe): (&Bound, &Probe),
-        position: Sequence,
+        position: Progress,
         (types, ids): (Vec<String>, Vec<String>),
         parts: Vec<i16>,
         known: &mut Known<'_>,
         batch: &mut Batch,
-    ) -> Result<Sequence, sqlx::Error> {
-        let low = position.min(bound.visible);
-        let high = position.saturating_add(STEP).min(bound.read);
+    ) -> Result<Progress, sqlx::Error> {
+        let low = position.visible;
+        let high = position.read.saturating_add(STEP).min(bound.read);
         if low >= high {
-            return Ok(position.max(high));
+            return Ok(position);
         }
         // Half of the room, so that the main scan has a share.
         let max = batch.room().div_ceil(2);
@@ -231,19 +289,25 @@ impl PostgresReader {
             .bind(parts)
             .bind(limit(max))
             .fetch(&mut self.session.connection);
-        let (mut count, mut last) = (0, position);
+        let (mut count, mut last) = (0, low);
         while let Some(row) = rows.try_next().await? {
             if batch.room() == 0 {
                 count = max;
                 break;
             }
             let read = decode(&row, probe.now)?;
-            (count, last) = (count + 1, last.max(read.row.sequence));
+            (count, last) = (count + 1, read.row.sequence);
             known.read.push(read.row.sequence);
             batch.push(read);
         }
-        batch.more |= count >= max;
-        Ok(if count >= max { last } else { high })
+        let limited = count >= max;
+        batch.more |= limited;
+        // If not even all that is late is returned, the pass stays where it is.
+        Ok(match limited {
+            true if last < position.read => position,
+            true => Progress::to(last, bound),
+            false => Progress::to(high, bound),
+        })
     }
 }
 
@@ -261,7 +325,11 @@ fn place(
     if let Some(key) = keys.get(&row.key) {
         return match key.phase {
             keys::Phase::Passing(_) if row.sequence < key.from => Place::Now,
-            keys::Phase::Passing(lane) if keys.lane(lane).is_some_and(|at| row.sequence > at) => Place::Ahead,
+            keys::Phase::Passing(lane) if keys.lane(lane).is_some_and(|at| row.sequence > at.read) => {
+                Place::Ahead
+            }
+            keys::Phase::Hot(_) if row.sequence < key.from => Place::Now,
+            keys::Phase::Hot(at) if row.sequence > at.read => Place::Ahead,
             _ => Place::Later,
         };
     }
@@ -269,7 +337,7 @@ fn place(
         Phase::Ready if row.sequence <= read => Place::Now,
         Phase::Ready => Place::Ahead,
         Phase::Passing if row.sequence <= lease.floor => Place::Now,
-        Phase::Passing if leases.pass.is_some_and(|at| row.sequence > at) => Place::Ahead,
+        Phase::Passing if leases.pass.is_some_and(|at| row.sequence > at.read) => Place::Ahead,
         Phase::Passing | Phase::Waiting => Place::Later,
     }
 }

@@ -1,7 +1,7 @@
 //! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event
 //! fails alone.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, check_headers};
@@ -41,23 +41,25 @@ impl Read {
 }
 
 /// The row, whatever stands in it. `now` is the server's.
+///
+/// Numbers are taken from the bytes on the wire, which are big-endian: asking sqlx for a value compares its type each time.
 pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
-    let sequence: Sequence = row.try_get(0)?;
-    let part: i16 = row.try_get(1)?;
-    let text = |index| Ok::<_, sqlx::Error>(String::from_utf8_lossy(bytes(row, index)?.unwrap_or_default()));
-    let key = AggregateKey::new(&text(2)?, &text(3)?);
-    let attempts: Option<i32> = row.try_get(4)?;
-    let created_at: Micros = row.try_get(13)?;
-    let payload_bytes: Option<i32> = row.try_get(9)?;
+    let aggregate_type = String::from_utf8_lossy(bytes(row, 2)?.unwrap_or_default());
+    let aggregate_id = String::from_utf8_lossy(bytes(row, 3)?.unwrap_or_default());
+    let created_at = Micros(i64::from_be_bytes(number(row, 13)?));
     let payload = bytes(row, 8)?;
-    let content = event(row, payload, created_at)?;
-    let missing = if payload.is_none() && content.is_ok() { payload_bytes.unwrap_or_default() } else { 0 };
+    let content = match name("aggregate_type", &aggregate_type).and(name("aggregate_id", &aggregate_id)) {
+        Ok(()) => event(row, payload, created_at)?,
+        Err(problem) => Err(problem),
+    };
+    let payload_bytes = i32::from_be_bytes(number(row, 9)?);
+    let missing = if payload.is_none() && content.is_ok() { payload_bytes } else { 0 };
     Ok(Read {
         row: Row {
-            sequence,
-            partition: partition_of(part),
-            key,
-            attempts: u32::try_from(attempts.unwrap_or_default()).unwrap_or_default(),
+            sequence: Sequence::from_be_bytes(number(row, 0)?),
+            partition: partition_of(i16::from_be_bytes(number(row, 1)?)),
+            key: AggregateKey::new(&aggregate_type, &aggregate_id),
+            attempts: u32::try_from(i32::from_be_bytes(number(row, 4)?)).unwrap_or_default(),
             age: now.since(created_at),
             content,
         },
@@ -73,13 +75,29 @@ fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     value.as_bytes().map(Some).map_err(sqlx::Error::Decode)
 }
 
+/// The bytes of a value of fixed length; zeros for NULL.
+fn number<const LENGTH: usize>(row: &PgRow, index: usize) -> Result<[u8; LENGTH], sqlx::Error> {
+    let bytes = bytes(row, index)?.map_or(Ok([0; LENGTH]), <[u8; LENGTH]>::try_from);
+    bytes.map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+/// What is wrong with a name of the aggregate, which was replaced, and so is owned, where it is not UTF-8.
+#[allow(clippy::ptr_arg, reason = "whether the text is borrowed is what is asked")]
+fn name(column: &str, text: &Cow<'_, str>) -> Result<(), String> {
+    match text {
+        Cow::Owned(_) => Err(format!("{column} is not UTF-8")),
+        Cow::Borrowed("") => Err(format!("{column} is empty")),
+        Cow::Borrowed(_) => Ok(()),
+    }
+}
+
 fn event(
     row: &PgRow,
     payload: Option<&[u8]>,
     created_at: Micros,
 ) -> Result<Result<StoredEvent, String>, sqlx::Error> {
-    let id: Uuid = row.try_get(5)?;
-    let version: i32 = row.try_get(7)?;
+    let id = Uuid::from_bytes(number(row, 5)?);
+    let version = i32::from_be_bytes(number(row, 7)?);
     let (event_type, content_type) = (bytes(row, 6)?, bytes(row, 10)?);
     let (headers, topic) = (bytes(row, 11)?, bytes(row, 12)?);
     let text = |column: &str, text: Option<&[u8]>| -> Result<Option<String>, String> {
@@ -87,12 +105,6 @@ fn event(
         text.map_err(|_| format!("{column} is not UTF-8"))
     };
     let decode = || {
-        for (column, index) in [("aggregate_type", 2), ("aggregate_id", 3)] {
-            let name = bytes(row, index).map_err(|error| error.to_string())?.unwrap_or_default();
-            if std::str::from_utf8(name).map_err(|_| format!("{column} is not UTF-8"))?.is_empty() {
-                return Err(format!("{column} is empty"));
-            }
-        }
         let event_type = text("event_type", event_type)?.filter(|name| !name.is_empty());
         if version < 1 {
             return Err(format!("version is {version}: the version of a payload schema starts at 1"));

@@ -31,9 +31,9 @@ impl PostgresReader {
                 continue;
             }
             let from = match self.keys.get(&end.key) {
-                Some(state) => state.from,
+                Some(state) if keys::is_held(state.phase) => state.from,
                 // Removed by somebody else's word: the floor has been lowered to below what waits.
-                None => self.stored_floor(end.partition).await? + 1,
+                _ => self.stored_floor(end.partition).await? + 1,
             };
             self.keys.wait(&end.key, lease, from);
         }
@@ -87,7 +87,8 @@ impl PostgresReader {
             batch.more = true;
             return Ok(());
         }
-        let (types, ids) = self.keys.arrays(|phase| phase != keys::Phase::Inherited);
+        // An aggregate that is full, or is being read, may have been held anew: then it waits for that hold first.
+        let (types, ids) = self.keys.arrays(|phase| phase == keys::Phase::Outstanding);
         let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
             .bind(probe.now)
             .bind(self.leases.all())

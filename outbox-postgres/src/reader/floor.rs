@@ -6,12 +6,16 @@
 //! removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not
 //! raise it again before everything behind the hold has been returned.
 
+//!
+//! An aggregate with a long backlog holds back the floor of its own partition, and no other.
+
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use outbox_core::{Sequence, StoreErrorKind};
+use outbox_core::{Fetched, Partition, Sequence, StoreErrorKind};
 use sqlx::AssertSqlSafe;
 
 use super::{Bound, PostgresReader, leases::Phase};
@@ -30,7 +34,8 @@ impl PostgresReader {
             return Ok(());
         }
         self.floors_raised = Instant::now();
-        let read = bound.read.min(bound.visible).min(known.first().map_or(Sequence::MAX, |first| first - 1));
+        let (firsts, rest) = self.first_known(known);
+        let read = bound.read.min(bound.visible).min(rest - 1);
         let (mut parts, mut epochs, mut seen, mut floors) = (vec![], vec![], vec![], vec![]);
         for (lease, stored) in self.stored_floors().await? {
             let ready = |state: &&super::leases::LeaseState| {
@@ -39,7 +44,8 @@ impl PostgresReader {
             if self.leases.get(lease.partition).filter(ready).is_none() {
                 continue;
             }
-            let floor = self.keys.floor(lease.partition).map_or(read, |keys| read.min(keys));
+            let first = firsts.get(&lease.partition).map_or(read, |first| read.min(first - 1));
+            let floor = self.keys.floor(lease.partition).map_or(first, |keys| first.min(keys));
             if floor > stored {
                 parts.push(partition_code(lease.partition));
                 epochs.push(lease.epoch);
@@ -64,5 +70,25 @@ impl PostgresReader {
             Err(error) if classify(&error) == StoreErrorKind::Conflict => Ok(()),
             raised => raised.map(drop),
         }
+    }
+    /// Takes note of the partitions of what is returned.
+    pub(super) fn remember(&mut self, fetched: &Fetched) {
+        let held = fetched.due_holds.iter().filter_map(|hold| hold.row.as_ref());
+        let rows = fetched.rows.iter().chain(held);
+        self.returned.extend(rows.map(|row| (row.sequence, row.partition)));
+    }
+
+    /// The first sequence that the relay holds of each partition, and of those that an earlier reader has returned,
+    /// whose partitions are not known here.
+    fn first_known(&mut self, known: &[Sequence]) -> (BTreeMap<Partition, Sequence>, Sequence) {
+        self.returned.retain(|sequence, _| known.binary_search(sequence).is_ok());
+        let (mut firsts, mut rest) = (BTreeMap::new(), Sequence::MAX);
+        for sequence in known {
+            match self.returned.get(sequence) {
+                Some(partition) => _ = firsts.entry(*partition).or_insert(*sequence),
+                None => rest = rest.min(*sequence),
+            }
+        }
+        (firsts, rest)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use outbox_core::{Epoch, Lease, Partition, Sequence};
 
+use super::{Bound, Progress};
 use crate::store::partition_code;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +28,8 @@ pub(super) struct LeaseState {
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     leases: BTreeMap<Partition, LeaseState>,
-    /// Where the pass has read up to, while it runs.
-    pub(super) pass: Option<Sequence>,
+    /// Where the pass is, while it runs.
+    pub(super) pass: Option<Progress>,
 }
 
 impl Leases {
@@ -53,6 +54,17 @@ impl Leases {
 
     pub(super) fn lease(&self, partition: Partition) -> Option<Lease> {
         self.get(partition).map(|state| Lease { partition, epoch: state.epoch })
+    }
+
+    /// How far the partition has been read.
+    pub(super) fn progress(&self, partition: Partition, bound: &Bound) -> Option<Progress> {
+        let state = self.get(partition)?;
+        let floor = Progress::at(state.floor);
+        Some(match state.phase {
+            Phase::Ready => Progress::to(bound.read, bound),
+            Phase::Waiting => floor,
+            Phase::Passing => self.pass.map_or(floor, |position| position.max(floor)),
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -85,9 +97,9 @@ impl Leases {
         self.pass = waiting
             .map(|state| {
                 state.phase = Phase::Passing;
-                state.floor
+                Progress::at(state.floor)
             })
-            .min();
+            .reduce(Progress::min);
         self.pass.is_some()
     }
 
@@ -125,7 +137,7 @@ mod tests {
         leases.add(lease(1, 1), 50, Phase::Waiting);
         leases.add(lease(2, 1), 20, Phase::Waiting);
         assert!(leases.start());
-        assert_eq!(leases.pass, Some(20));
+        assert_eq!(leases.pass, Some(Progress::at(20)));
         leases.add(lease(3, 1), 10, Phase::Waiting);
         assert!(!leases.start());
         leases.complete();

@@ -166,6 +166,30 @@ async fn plans_are_index_scans_whatever_the_statistics_say() {
 }
 
 #[tokio::test]
+async fn the_partition_of_an_aggregate_is_the_one_of_its_rows() {
+    let Some(mut place) = Place::new().await else { return };
+    let insert = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) \
+                  SELECT chr(64 + n % 60), repeat(chr(945 + n % 7), n), 'e', '' FROM generate_series(1, 100) n";
+    run(&mut place.connection, insert).await;
+    let rows: Vec<(i16, String, String)> =
+        sqlx::query_as("SELECT part, aggregate_type, aggregate_id FROM outbox ORDER BY sequence")
+            .fetch_all(&mut place.connection)
+            .await
+            .unwrap();
+    let types: Vec<&str> = rows.iter().map(|(_, kind, _)| &**kind).collect();
+    let ids: Vec<&str> = rows.iter().map(|(.., id)| &**id).collect();
+    let sql = Statements::new(&place.config.tables).parts;
+    let parts: Vec<i16> = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(types)
+        .bind(ids)
+        .fetch_all(&mut place.connection)
+        .await
+        .unwrap();
+    assert_eq!(parts, rows.iter().map(|(part, ..)| *part).collect::<Vec<_>>());
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn the_statement_for_no_holds_returns_nothing_where_there_is_one() {
     let Some(mut place) = Place::new().await else { return };
     prepare(&mut place).await;

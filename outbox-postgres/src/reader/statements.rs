@@ -28,6 +28,8 @@ pub(crate) struct Statements {
     pub(crate) pass_leases: Arc<str>,
     /// A stretch of the rows of some aggregates.
     pub(crate) pass_keys: Arc<str>,
+    /// The partitions of some aggregates.
+    pub(crate) parts: Arc<str>,
     /// The scheduled events that have become due since a time.
     pub(crate) due: Arc<str>,
     /// Rows of scheduled events that are due, and whether they are held.
@@ -65,6 +67,10 @@ impl Statements {
             )))),
             pass_leases: text(&pass("NOT IN", "")),
             pass_keys: text(&pass("IN", " IS TRUE")),
+            parts: text(
+                "SELECT (get_byte(decode(md5(type || '/' || id), 'hex'), 0) & 63)::smallint \
+                 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY k (type, id, place) ORDER BY place",
+            ),
             // `+ 0` keeps the planner from the primary key, by which it would read the whole table below R.
             due: text(
                 "SELECT available_at, sequence FROM {outbox} \

@@ -20,14 +20,19 @@ const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
 
 /// The server, or a line that says which is missing.
 pub(crate) fn url() -> Option<String> {
-    let url = std::env::var(VARIABLE).ok();
-    if url.is_none() {
+    address(VARIABLE)
+}
+
+/// What the variable says, or a line that says what is missing.
+pub(crate) fn address(variable: &str) -> Option<String> {
+    let value = std::env::var(variable).ok();
+    if value.is_none() {
         let missing =
-            format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
+            format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {variable}");
         assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
         eprintln!("{missing}");
     }
-    url
+    value
 }
 
 /// A migrated schema that no other test sees.

@@ -5,6 +5,7 @@
 mod common;
 mod contract;
 mod enqueue;
+mod hot;
 mod reader;
 mod schema;
 mod upgrade;

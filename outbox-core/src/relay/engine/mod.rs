@@ -42,7 +42,7 @@ pub(crate) enum Command {
     /// Record that the event is about to be attempted.
     BeginAttempt(RelayId, Lease, Sequence, u32),
     /// Record outcomes.
-    Settle(SettleRequest),
+    Settle(Arc<SettleRequest>),
     /// Give these leases back.
     Release(Vec<Lease>),
 }
@@ -83,6 +83,8 @@ struct LeaseState {
 struct Fetching {
     leases: Vec<Lease>,
     ended_holds: Vec<HoldEnd>,
+    /// Nothing was left out because its aggregate is full.
+    all: bool,
 }
 
 /// The state of a relay.
@@ -107,9 +109,11 @@ pub(crate) struct Engine {
     strays: HashMap<Partition, usize>,
     outcomes: Vec<Settlement>,
     unholds: Vec<Unhold>,
-    settling: Option<SettleRequest>,
+    settling: Option<Arc<SettleRequest>>,
     fetching: Option<Fetching>,
     fetches_made: u64,
+    /// How often the size of a fetch is halved: see `Engine::narrow`.
+    narrowed: u32,
     ended_holds: Vec<HoldEnd>,
     broker: Scope,
     topics: HashMap<Arc<str>, Scope>,
@@ -122,13 +126,14 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(config: RelayConfig, seed: u64) -> Self {
         let polling = Polling::new(config.poll_min, config.poll_max);
+        let lanes = Lanes::new(&config);
         Self {
             config,
             rng: fastrand::Rng::with_seed(seed),
             relay: None,
             lease_until: Duration::ZERO,
             leases: BTreeMap::new(),
-            lanes: Lanes::default(),
+            lanes,
             calls: HashMap::new(),
             calls_made: 0,
             in_flight: 0,
@@ -141,6 +146,7 @@ impl Engine {
             settling: None,
             fetching: None,
             fetches_made: 0,
+            narrowed: 0,
             ended_holds: Vec::new(),
             broker: Scope::default(),
             topics: HashMap::new(),
@@ -213,6 +219,10 @@ mod tests {
     const NOW: Monotonic = Duration::from_secs(1);
 
     fn row(sequence: Sequence) -> Row {
+        row_of("1", sequence)
+    }
+
+    fn row_of(id: &str, sequence: Sequence) -> Row {
         let event = StoredEvent {
             id: uuid::Uuid::from_u128(sequence as u128),
             event_type: "e".to_owned(),
@@ -223,7 +233,7 @@ mod tests {
             topic: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
         };
-        let key = AggregateKey::new("order", "1");
+        let key = AggregateKey::new("order", id);
         Row { sequence, partition: 0, key, attempts: 0, age: Duration::ZERO, content: Ok(event) }
     }
 
@@ -235,22 +245,84 @@ mod tests {
         }
     }
 
-    fn fetch(engine: &mut Engine, fetched: Fetched) {
+    fn fetch(engine: &mut Engine, fetched: Fetched) -> FetchRequest {
         engine.wake(NOW);
-        assert!(matches!(engine.next_fetch(NOW), Some(Command::Fetch(..))));
+        let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
         engine.fetched(NOW, fetched);
+        request
+    }
+
+    fn engine() -> Engine {
+        let mut engine = Engine::new(RelayConfig::default(), 1);
+        engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
+        engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
+        engine
+    }
+
+    /// Publishes and acknowledges what can be, until an aggregate has no more than `left` events.
+    fn drain(engine: &mut Engine, left: usize) {
+        while engine.lanes.known_count() - engine.unsettled() > left {
+            let call = engine.calls_made + 1;
+            let messages = published(engine);
+            for index in 0..u32::try_from(messages.len()).unwrap() {
+                engine.reported(NOW, crate::Report { call, index, result: Ok(()) });
+            }
+        }
+        while let Some(Command::Settle(_)) = engine.next_settle() {
+            engine.settled(NOW, &crate::Settled::default());
+        }
     }
 
     #[test]
     fn rows_that_come_with_the_news_of_a_pause_do_not_pass_those_that_it_drops() {
-        let mut engine = Engine::new(RelayConfig::default(), 1);
-        engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
-        engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
+        let mut engine = engine();
         fetch(&mut engine, Fetched { rows: vec![row(1), row(2)], ..Fetched::default() });
         assert_eq!(published(&mut engine), vec![1]);
         let paused = vec![AggregateKey::new("order", "1")];
         fetch(&mut engine, Fetched { rows: vec![row(3)], paused, ..Fetched::default() });
         engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
         assert!(published(&mut engine).is_empty(), "2 was dropped, so 3 must not go");
+    }
+    #[test]
+    fn a_hot_aggregate_is_named_until_it_has_drained_to_half_and_then_read_at_once() {
+        let mut engine = engine();
+        let hot = vec![AggregateKey::new("order", "1")];
+        let first = fetch(&mut engine, Fetched { rows: (1..=100).map(row).collect(), ..Fetched::default() });
+        assert!(first.full.is_empty());
+        drain(&mut engine, 33);
+        assert_eq!(fetch(&mut engine, Fetched::default()).full, hot);
+        assert!(engine.next_fetch(NOW).is_none(), "there is nothing more to be read");
+        drain(&mut engine, 32);
+        let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read on") };
+        assert!(request.full.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_said_to_be_left_only_if_every_aggregate_was_read() {
+        let mut engine = engine();
+        fetch(&mut engine, Fetched { rows: (1..=64).map(row).collect(), ..Fetched::default() });
+        engine.wake(NOW);
+        assert!(matches!(engine.next_fetch(NOW), Some(Command::Fetch(..))));
+        drain(&mut engine, 0);
+        engine.fetched(NOW, Fetched::default());
+        assert_eq!((engine.lanes.known_count(), engine.status.idle_reads), (0, 0));
+        fetch(&mut engine, Fetched::default());
+        assert_eq!(engine.status.idle_reads, 1);
+    }
+
+    #[test]
+    fn one_long_backlog_after_the_other_does_not_fill_the_buffer() {
+        let mut engine = engine();
+        let mut lanes = 0;
+        while engine.has_room() {
+            lanes += 1;
+            let id = lanes.to_string();
+            engine.wake(NOW);
+            let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
+            let rows = (0..request.events_max).map(|row| row_of(&id, 10_000 * lanes + row as Sequence));
+            engine.fetched(NOW, Fetched { rows: rows.collect(), more: true, ..Fetched::default() });
+        }
+        // With fetches of the same size it would be four.
+        assert!(lanes >= 20, "{lanes} lanes fill it");
     }
 }

@@ -15,7 +15,7 @@ impl Engine {
     }
 
     pub(crate) fn fetched(&mut self, now: Monotonic, fetched: Fetched) {
-        let Some(Fetching { leases, .. }) = self.fetching.take() else { return };
+        let Some(Fetching { leases, all, .. }) = self.fetching.take() else { return };
         let valid: HashSet<Partition> = leases
             .iter()
             .filter(|lease| {
@@ -26,6 +26,8 @@ impl Engine {
             .map(|lease| lease.partition)
             .collect();
         let mut found = false;
+        let rows = fetched.rows.len();
+        self.lanes.full.take_crowded();
         for hold in fetched.due_holds {
             if valid.contains(&hold.partition) {
                 found |= self.take_hold(now, hold);
@@ -37,6 +39,7 @@ impl Engine {
                 found |= self.lanes.insert(item);
             }
         }
+        self.narrow(rows);
         // After the rows: those that came with the news of a pause were read before it, and stand behind what is dropped.
         for key in &fetched.paused {
             let partition = self.lanes.get_mut(key).map(|lane| lane.partition);
@@ -49,7 +52,7 @@ impl Engine {
         self.lanes.fetch_ended();
         self.polling.read(now, found, fetched.more, fetched.next_due);
         self.status.fetches += 1;
-        if !found && !fetched.more && self.lanes.known_count() == 0 {
+        if !found && !fetched.more && all && self.lanes.known_count() == 0 {
             self.status.idle_reads += 1;
         }
     }
@@ -101,7 +104,13 @@ impl Engine {
     /// Reads on if it is time and there is room.
     pub(crate) fn next_fetch(&mut self, now: Monotonic) -> Option<Command> {
         let relay = self.relay?;
-        if self.stopping || self.fetching.is_some() || !self.has_room() || now < self.polling.next() {
+        if self.stopping || self.fetching.is_some() || !self.has_room() {
+            return None;
+        }
+        if self.lanes.full.take_relieved() {
+            self.polling.wake(now);
+        }
+        if now < self.polling.next() {
             return None;
         }
         let leases: Vec<Lease> = self
@@ -114,16 +123,18 @@ impl Engine {
             return None;
         }
         let room = self.config.buffer_events_max - self.lanes.known_count();
+        let room_bytes = self.config.buffer_bytes_max.saturating_sub(self.lanes.bytes());
         let request = FetchRequest {
             leases: leases.clone(),
             known: self.lanes.known().collect(),
             ended_holds: std::mem::take(&mut self.ended_holds),
-            full: Vec::new(),
-            events_max: room.min(self.config.fetch_events_max),
-            bytes_max: self.config.buffer_bytes_max.saturating_sub(self.lanes.bytes()).max(1),
+            full: self.lanes.full(),
+            events_max: room.min(self.fetch_events()),
+            bytes_max: room_bytes.min(self.fetch_bytes()).max(1),
         };
         self.fetches_made += 1;
-        self.fetching = Some(Fetching { leases, ended_holds: request.ended_holds.clone() });
+        let (ended_holds, all) = (request.ended_holds.clone(), request.full.is_empty());
+        self.fetching = Some(Fetching { leases, ended_holds, all });
         self.lanes.fetch_started(self.fetches_made);
         Some(Command::Fetch(relay, request))
     }
@@ -131,8 +142,32 @@ impl Engine {
     /// Small reads cost as much as large ones, so a full buffer is emptied by a part before it is filled again.
     pub(super) fn has_room(&self) -> bool {
         let known = self.lanes.known_count();
-        let room_min = self.config.fetch_events_max.min(self.config.buffer_events_max.div_ceil(4));
+        let room_min = self.fetch_events().min(self.config.buffer_events_max.div_ceil(4));
         self.config.buffer_events_max.saturating_sub(known) >= room_min
-            && self.lanes.bytes() < self.config.buffer_bytes_max
+            && self.config.buffer_bytes_max.saturating_sub(self.lanes.bytes()) >= self.fetch_bytes()
+    }
+
+    /// The most events of the next fetch, if there is room.
+    fn fetch_events(&self) -> usize {
+        let max = self.config.fetch_events_max;
+        (max >> self.narrowed).max(self.lanes.full.events_max()).min(max)
+    }
+
+    /// The most bytes of the next fetch, if there is room.
+    fn fetch_bytes(&self) -> usize {
+        let max = self.config.buffer_bytes_max.div_ceil(4);
+        (max >> self.narrowed).max(self.lanes.full.bytes_max()).min(max)
+    }
+
+    /// A fetch may bring many more rows of one aggregate than its lane has room for, since it is named only afterwards.
+    /// Where one such aggregate stands behind the other in the table, a few fetches would fill the buffer with a few
+    /// lanes. So a fetch that brought mostly such rows is followed by one half as large.
+    fn narrow(&mut self, rows: usize) {
+        let crowded = self.lanes.full.take_crowded();
+        if 2 * crowded <= rows {
+            self.narrowed = self.narrowed.saturating_sub(1);
+        } else if self.fetch_events() > self.lanes.full.events_max() {
+            self.narrowed += 1;
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use super::{Command, Engine};
 use crate::relay::lanes::LaneState;
@@ -30,8 +33,8 @@ impl Engine {
             .map(|state| state.lease)
             .collect();
         let when_sent = self.config.retention.when_sent;
-        let request = SettleRequest { relay, leases, settlements, unholds, when_sent };
-        self.settling = Some(request.clone());
+        let request = Arc::new(SettleRequest { relay, leases, settlements, unholds, when_sent });
+        self.settling = Some(Arc::clone(&request));
         Some(Command::Settle(request))
     }
 
@@ -52,17 +55,17 @@ impl Engine {
             .collect();
         self.status.fenced += fenced.len() as u64;
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
-        for settlement in request.settlements {
+        for settlement in &request.settlements {
             if owned.contains(&settlement.partition) {
                 self.lanes.forget(settlement.sequence, 0);
                 self.deactivate(settlement.partition);
                 self.committed(settlement);
             }
         }
-        for Unhold { key, partition, .. } in request.unholds {
-            if owned.contains(&partition) {
-                self.deactivate(partition);
-                self.release_lane(&key, true);
+        for Unhold { key, partition, .. } in &request.unholds {
+            if owned.contains(partition) {
+                self.deactivate(*partition);
+                self.release_lane(key, true);
             }
         }
         self.lost(&fenced);
@@ -71,17 +74,17 @@ impl Engine {
         }
     }
 
-    pub(super) fn committed(&mut self, settlement: Settlement) {
+    pub(super) fn committed(&mut self, settlement: &Settlement) {
         let Settlement { sequence, partition, key, outcome, .. } = settlement;
         let held_back = |engine: &mut Self| {
-            if engine.lanes.hold_committed(&key) {
-                engine.hold_ended(key.clone(), partition, false);
+            if engine.lanes.hold_committed(key) {
+                engine.hold_ended(key.clone(), *partition, false);
             }
         };
         match outcome {
             Outcome::Sent => {
                 self.status.sent += 1;
-                self.release_held_event(&key, sequence);
+                self.release_held_event(key, *sequence);
             }
             Outcome::Retry { .. } => {
                 self.status.retried += 1;
@@ -91,8 +94,8 @@ impl Engine {
                 self.status.failed += 1;
                 match successors {
                     Successors::Release => {
-                        self.release_held_event(&key, sequence);
-                        self.release_lane(&key, false);
+                        self.release_held_event(key, *sequence);
+                        self.release_lane(key, false);
                     }
                     Successors::Park => held_back(self),
                 }

@@ -1,0 +1,220 @@
+//! One store with one broker.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use outbox::{
+    AggregateKey, Event, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter,
+    StoredEvent, WhenSent,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    PATIENCE, brokers,
+    databases::{self, Change, Database, End, Fate},
+    gate::Gated,
+    publishers::{Swallow, Timed, Times},
+    servers::Managed,
+};
+
+const AGGREGATES: usize = 1_000;
+/// Of each aggregate, in a backlog.
+const EVENTS_EACH: usize = 30;
+const EVENTS: usize = AGGREGATES * EVENTS_EACH;
+const PAYLOAD_BYTES: usize = 300;
+/// Lone events, and the pause before each.
+const LONE_EVENTS: usize = 200;
+const LONE_PAUSE: Duration = Duration::from_millis(25);
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(300);
+
+pub(crate) struct Pair {
+    pub(crate) database: databases::Kind,
+    pub(crate) broker: brokers::Kind,
+}
+
+impl Pair {
+    /// A line of the table.
+    pub(crate) async fn measure(&self, restarts: bool) -> String {
+        let broker = self.broker.find().expect("the broker is there");
+        let topic = brokers::topic();
+        broker.create(&topic).await;
+        let publisher = || broker.broker_at().open(Duration::from_secs(4));
+        let store_alone = self.drain(Arc::new(Swallow), &topic, || {}).await;
+        let broker_alone = rate_of(publisher(), &topic).await;
+        let both = self.drain(publisher(), &topic, || {}).await;
+        let ceiling = 1.0 / (1.0 / store_alone + 1.0 / broker_alone);
+        let (p50, p99) = self.lone_events(publisher(), &topic).await;
+        let restarted = if restarts {
+            let (name, address) = broker.server();
+            let server = Managed::find(name, &address).expect("a broker that scripts/services.sh started");
+            let restart = || {
+                tokio::task::block_in_place(|| {
+                    server.down();
+                    server.up();
+                });
+            };
+            k(self.drain(publisher(), &topic, restart).await)
+        } else {
+            "not asked".to_owned()
+        };
+        broker.strike(&topic).await;
+        format!(
+            "| {:?} | {:?} | {} | {} | **{}** | {:.2} | {:.1}, {:.1} ms | {restarted} |",
+            self.database,
+            self.broker,
+            k(store_alone),
+            k(broker_alone),
+            k(both),
+            both / ceiling,
+            ms(p50),
+            ms(p99),
+        )
+    }
+
+    /// Drains a backlog; events a second. Half-way something happens.
+    async fn drain(&self, publisher: Arc<dyn Publisher>, topic: &str, half_way: impl FnOnce()) -> f64 {
+        let database = self.database.fresh().await.expect("the server is there");
+        fill(&*database).await;
+        let (open, opened) = watch::channel(false);
+        let store = Arc::new(Gated { inner: database.store_at().open().await, open: opened });
+        let partitions = usize::from(store.capabilities().partitions);
+        let (mut handle, running) = start(store, publisher, topic);
+        handle.wait_for(|status| status.partitions == partitions).await;
+        open.send_replace(true);
+        let started = Instant::now();
+        let half = async {
+            handle.wait_for(|status| status.sent >= EVENTS as u64 / 2).await;
+            half_way();
+            handle.wait_for(|status| status.sent >= EVENTS as u64).await;
+        };
+        tokio::time::timeout(DRAIN_TIME_MAX, half).await.expect("the backlog drains");
+        let rate = EVENTS as f64 / started.elapsed().as_secs_f64();
+        handle.shutdown();
+        running.await.unwrap();
+        database.strike().await;
+        rate
+    }
+
+    /// From the return of the commit of a lone event to its acknowledgement: p50 and p99.
+    async fn lone_events(&self, publisher: Arc<dyn Publisher>, topic: &str) -> (Duration, Duration) {
+        let database = self.database.fresh().await.expect("the server is there");
+        let times = Times::new(LONE_EVENTS);
+        let publisher = Arc::new(Timed { inner: publisher, times: Arc::clone(&times) });
+        let (mut handle, running) = start(database.store_at().open().await, publisher, topic);
+        handle.wait_for(|status| status.partitions > 0).await;
+        for number in 0..LONE_EVENTS {
+            tokio::time::sleep(LONE_PAUSE).await;
+            commit(&*database, &[change(number, 1, number)]).await;
+            times.committed[number].store(times.now(), std::sync::atomic::Ordering::Relaxed);
+        }
+        let all = handle.wait_for(|status| status.sent >= LONE_EVENTS as u64);
+        tokio::time::timeout(PATIENCE, all).await.expect("the lone events arrive");
+        handle.shutdown();
+        running.await.unwrap();
+        database.strike().await;
+        let (missing, latencies) = times.latencies(1, u64::MAX);
+        assert_eq!((missing, latencies.len()), (0, LONE_EVENTS));
+        (latencies[LONE_EVENTS / 2], latencies[LONE_EVENTS * 99 / 100])
+    }
+}
+
+fn start(
+    store: Arc<dyn OutboxStore>,
+    publisher: Arc<dyn Publisher>,
+    topic: &str,
+) -> (RelayHandle, JoinHandle<()>) {
+    let mut config = RelayConfig::default();
+    config.topic = topic.parse().unwrap();
+    config.retention.when_sent = WhenSent::Keep;
+    let relay = Relay::new(store, publisher, config).unwrap();
+    (relay.handle(), tokio::spawn(async move { drop(relay.run().await) }))
+}
+
+/// A backlog, the aggregates taking turns by ten events.
+async fn fill(database: &dyn Database) {
+    for turn in 0..EVENTS_EACH / 10 {
+        for aggregates in (0..AGGREGATES).collect::<Vec<_>>().chunks(100) {
+            let changes: Vec<Change> =
+                aggregates.iter().map(|aggregate| change(*aggregate, 10, turn * AGGREGATES)).collect();
+            commit(database, &changes).await;
+        }
+    }
+}
+
+async fn commit(database: &dyn Database, changes: &[Change]) {
+    let fate = database.transact(changes, Duration::ZERO, End::Commit).await;
+    assert_eq!(fate, Ok(Fate::Committed));
+}
+
+fn change(aggregate: usize, events: usize, number: usize) -> Change {
+    let account = format!("a-{aggregate}");
+    let event = |_| {
+        let event = Event::builder("account", &account, "account.changed").payload(payload(number));
+        event.build().unwrap()
+    };
+    Change { events: (0..events).map(event).collect(), account: account.clone(), topic: None }
+}
+
+/// The number in the digits that [`Times`] reads, and filling.
+fn payload(number: usize) -> Vec<u8> {
+    let mut payload = format!("{number:016x}").into_bytes();
+    payload.resize(PAYLOAD_BYTES, b'x');
+    payload
+}
+
+/// How many messages of the same shape the publisher takes without a store, in a second: calls of 500, 2,000 out.
+async fn rate_of(publisher: Arc<dyn Publisher>, topic: &str) -> f64 {
+    let messages: Vec<Arc<Message>> = (0..500 + EVENTS).map(|number| message(topic, number)).collect();
+    let (tell, mut reports) = mpsc::unbounded_channel();
+    let send = |from: usize| {
+        let batch = messages[from..(from + 500).min(messages.len())].to_vec();
+        let (publisher, reporter) = (Arc::clone(&publisher), Reporter::new(0, tell.clone()));
+        tokio::spawn(async move { publisher.publish(batch, Duration::from_secs(10), reporter).await });
+    };
+    send(0);
+    for _ in 0..500 {
+        reports.recv().await.unwrap().result.unwrap();
+    }
+    let started = Instant::now();
+    let (mut sent, mut acknowledged) = (0, 0);
+    while acknowledged < EVENTS {
+        while sent < EVENTS && sent - acknowledged <= 1_500 {
+            send(500 + sent);
+            sent += 500;
+        }
+        reports.recv().await.unwrap().result.unwrap();
+        acknowledged += 1;
+    }
+    let rate = EVENTS as f64 / started.elapsed().as_secs_f64();
+    publisher.close().await;
+    rate
+}
+
+fn message(topic: &str, number: usize) -> Arc<Message> {
+    let event = StoredEvent {
+        // One for each message, since a broker may drop what it takes for a repetition.
+        id: uuid::Uuid::now_v7(),
+        event_type: "account.changed".to_owned(),
+        version: 1,
+        payload: payload(number).into(),
+        content_type: None,
+        headers: std::collections::BTreeMap::new(),
+        topic: None,
+        created_at: chrono::Utc::now(),
+    };
+    let key = AggregateKey::new("account", &format!("a-{}", number % AGGREGATES));
+    Arc::new(Message { topic: topic.into(), key, sequence: 1, attempt: 1, source: "/outbox".into(), event })
+}
+
+fn k(rate: f64) -> String {
+    format!("{:.1} k/s", rate / 1_000.0)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
+}

@@ -1,0 +1,11 @@
+//! The store half: what a store is held against.
+
+mod clauses;
+mod harness;
+mod relay;
+mod run;
+mod stage;
+
+pub use clauses::STORE_CLAUSES;
+pub use harness::{OpenTransaction, StoreHarness};
+pub use run::{StoreClause, check_store_clause, run_store_clause};

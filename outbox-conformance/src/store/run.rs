@@ -1,0 +1,57 @@
+//! Running one clause on one store.
+
+use std::panic::AssertUnwindSafe;
+
+use futures::{FutureExt, future::BoxFuture};
+
+use crate::{
+    STORE_CLAUSES, StoreHarness, Violation,
+    run::{self, Asked, Suite},
+    store::stage::Stage,
+    violation::Verdict,
+};
+
+/// One sentence of the contract that a store can be found to break.
+pub struct StoreClause {
+    /// The name of its test.
+    pub name: &'static str,
+    /// What the contract says.
+    pub sentence: &'static str,
+    pub(crate) run: for<'a> fn(&'a Stage<'a>) -> BoxFuture<'a, Verdict>,
+}
+
+impl std::fmt::Debug for StoreClause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.sentence)
+    }
+}
+
+/// Checks one clause on a store that is empty.
+///
+/// # Errors
+/// What was expected and what was found instead.
+pub async fn check_store_clause(clause: &StoreClause, harness: &dyn StoreHarness) -> Result<(), Violation> {
+    run::bounded((clause.run)(&Stage::new(harness))).await
+}
+
+/// Runs the clause `name` on a fresh store in a runtime of its own: what the tests of
+/// [`store_suite!`](crate::store_suite) call. `author` is the package that the store is in, for the table.
+///
+/// # Panics
+/// If the store breaks the clause, with a message that says how; if there is no such clause.
+pub fn run_store_clause<H: StoreHarness>(author: &'static str, name: &str) {
+    let Some(clause) = STORE_CLAUSES.iter().find(|clause| clause.name == name) else {
+        panic!("there is no clause {name}");
+    };
+    let asked = run::on_a_runtime(name, async {
+        let harness = H::fresh().await?;
+        let stage = Stage::new(&harness);
+        let verdict = AssertUnwindSafe(run::bounded((clause.run)(&stage))).catch_unwind().await;
+        let not_asked = stage.not_asked.into_inner();
+        harness.cleanup().await;
+        Some(Asked { verdict, not_asked })
+    });
+    let clauses = STORE_CLAUSES.iter().map(|clause| (clause.name, clause.sentence)).collect();
+    let suite = Suite { half: "a store", author, harness: std::any::type_name::<H>(), clauses };
+    run::conclude(&suite, (clause.name, clause.sentence), asked);
+}

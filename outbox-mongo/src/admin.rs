@@ -1,0 +1,313 @@
+//! The operator's side. Every call is one transaction, and needs no relay to be running.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::FutureExt as _;
+use mongodb::{
+    ClientSession,
+    bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
+};
+use outbox_core::{
+    AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, Status, StoreError,
+};
+
+use crate::{
+    MongoStore,
+    document::{Stored, partition_of, pending, spellings_of},
+    error::{Fault, within},
+    holds::{Hold, hold_id},
+    sequence::{created_at_expression, first_of, timestamp_of},
+    store::{Inner, holds_of, paused_topics, server_now, write_holds},
+    transaction::transact,
+};
+
+#[async_trait]
+impl OutboxAdmin for MongoStore {
+    /// Pending and failed events are found by their indexes, ids by theirs; any other condition reads the collection
+    /// from `after` on until it has found enough, which takes its time where it is large.
+    async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let inner = self.inner();
+        if rows_max == 0 {
+            return Ok(Vec::new());
+        }
+        let events = if filter.archived { inner.archive() } else { inner.outbox() };
+        let find = events.find(condition(filter)).sort(doc! { "sequence": 1 }).limit(rows_max.into());
+        within("list events", async {
+            let mut cursor = find.await?;
+            let mut records = Vec::new();
+            while cursor.advance().await? {
+                let stored = Stored::of(cursor.current());
+                records.extend(stored.sequence().map(|sequence| stored.record(sequence)));
+            }
+            Ok::<_, Fault>(records)
+        })
+        .await
+    }
+
+    async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
+        if rows_max == 0 {
+            return Ok(Vec::new());
+        }
+        // Those without an end come last, and so do those that are paused.
+        let no_date = doc! { "$or": ["$paused_at", { "$not": ["$until"] }] };
+        let due_ms = doc! { "$max": [0_i64, { "$subtract": ["$until", "$$NOW"] }] };
+        let pipeline = [
+            doc! { "$addFields": { "endless": { "$toBool": no_date }, "due_ms": due_ms } },
+            doc! { "$sort": { "endless": 1, "until": 1, "_id": 1 } },
+            doc! { "$limit": i64::from(rows_max) },
+        ];
+        let holds = self.inner().holds();
+        within("list holds", async {
+            let mut cursor = holds.aggregate(pipeline).await?;
+            let mut records = Vec::new();
+            while cursor.advance().await? {
+                let document = cursor.current();
+                let Some((key, hold)) = Hold::of(document) else { continue };
+                let paused = hold.paused_at.is_some();
+                let due_ms = document.get_i64("due_ms").ok().and_then(|ms| u64::try_from(ms).ok());
+                records.push(HoldRecord {
+                    key,
+                    partition: hold.partition,
+                    sequence: hold.sequence,
+                    due_in: due_ms.filter(|_| !paused && hold.until.is_some()).map(Duration::from_millis),
+                    reason: hold.reason,
+                    paused,
+                });
+            }
+            Ok::<_, Fault>(records)
+        })
+        .await
+    }
+
+    async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
+        let inner = self.inner();
+        transact(
+            &inner.client,
+            "requeue events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| requeue(inner, session, filter).boxed(),
+        )
+        .await
+    }
+
+    async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
+        let inner = self.inner();
+        transact(
+            &inner.client,
+            "discard events",
+            (Arc::clone(inner), filter.clone()),
+            |session, (inner, filter)| discard(inner, session, filter).boxed(),
+        )
+        .await
+    }
+
+    async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
+        // What the hold waits for stays as it is below the pause.
+        let or = |name: &str, other: Bson| doc! { "$ifNull": [format!("${name}"), other] };
+        let set = doc! {
+            "partition": or("partition", i32::from(partition_of(key)).into()),
+            "sequence": or("sequence", Bson::Null),
+            "until": or("until", Bson::Null),
+            "reason": or("reason", HoldReason::Paused.as_str().into()),
+            "paused_at": "$$NOW",
+        };
+        let holds = self.inner().holds();
+        let pause = holds.update_one(doc! { "_id": hold_id(key) }, vec![doc! { "$set": set }]).upsert(true);
+        within("pause an aggregate", async { pause.await }).await.map(drop)
+    }
+
+    async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
+        let due = vec![doc! { "$set": { "until": "$$NOW" } }, doc! { "$unset": "paused_at" }];
+        let holds = self.inner().holds();
+        let resume = holds.update_one(doc! { "_id": hold_id(key) }, due);
+        Ok(within("resume an aggregate", async { resume.await }).await?.matched_count > 0)
+    }
+
+    async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
+        let topics = self.inner().topics();
+        let set = vec![doc! { "$set": { "paused_at": { "$ifNull": ["$paused_at", "$$NOW"] } } }];
+        let pause = topics.update_one(doc! { "_id": topic }, set).upsert(true);
+        within("pause a topic", async { pause.await }).await.map(drop)
+    }
+
+    async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
+        let inner = self.inner();
+        transact(
+            &inner.client,
+            "resume a topic",
+            (Arc::clone(inner), topic.to_owned()),
+            |session, (inner, topic)| {
+                async move {
+                    // A hold does not say of which topic it is: those of another that is still paused are held again.
+                    let due = vec![doc! { "$set": { "until": "$$NOW" } }];
+                    let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
+                    inner.holds().update_many(of_topics, due).session(&mut *session).await?;
+                    let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
+                    Ok(resumed.deleted_count > 0)
+                }
+                .boxed()
+            },
+        )
+        .await
+    }
+
+    async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
+        paused_topics(self.inner(), "list paused topics").await
+    }
+}
+
+fn condition(filter: &EventFilter) -> Document {
+    let mut condition = Vec::new();
+    if !filter.ids.is_empty() {
+        let ids: Vec<Bson> = filter.ids.iter().flat_map(|id| spellings_of(*id)).collect();
+        condition.push(doc! { "_id": { "$in": ids } });
+    }
+    match filter.status {
+        Some(Status::Pending) => condition.push(pending()),
+        Some(status) => condition.push(doc! { "status": i32::from(status.code()) }),
+        None => {}
+    }
+    if let Some(cause) = filter.cause {
+        // Only what failed has a cause, and has an index.
+        condition.push(doc! { "status": 2, "cause": cause.as_str() });
+    }
+    let texts = [
+        ("aggregate_type", &filter.aggregate_type),
+        ("aggregate_id", &filter.aggregate_id),
+        ("event_type", &filter.event_type),
+    ];
+    for (name, text) in texts {
+        if let Some(text) = text {
+            condition.push(doc! { name: text });
+        }
+    }
+    // The sequence has the second, and an index.
+    let second = |time: DateTime<Utc>| timestamp_of(first_of(time.timestamp()));
+    let millis = |time: DateTime<Utc>| {
+        BsonDateTime::from_millis(
+            time.timestamp_millis() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1_000_000)),
+        )
+    };
+    if let Some(from) = filter.created_from {
+        let exactly = doc! { "$gte": [created_at_expression(), millis(from)] };
+        condition.push(doc! { "sequence": { "$gte": second(from) }, "$expr": exactly });
+    }
+    if let Some(before) = filter.created_before {
+        let exactly = doc! { "$lt": [created_at_expression(), millis(before)] };
+        let next = second(before.checked_add_signed(TimeDelta::seconds(1)).unwrap_or(before));
+        condition.push(doc! { "sequence": { "$lt": next }, "$expr": exactly });
+    }
+    // Without a sequence it is no event.
+    let after = timestamp_of(filter.after.unwrap_or_default());
+    condition.push(doc! { "sequence": { "$gt": after } });
+    doc! { "$and": condition }
+}
+
+/// The events of a filter that also meet `also`: sequence and aggregate.
+async fn matching(
+    inner: &Inner,
+    session: &mut ClientSession,
+    filter: &EventFilter,
+    also: Document,
+) -> Result<Vec<(Sequence, AggregateKey)>, Fault> {
+    let outbox = inner.outbox();
+    let find = outbox.find(doc! { "$and": [condition(filter), also] }).sort(doc! { "sequence": 1 });
+    let find = find.projection(doc! { "sequence": 1, "aggregate_type": 1, "aggregate_id": 1 });
+    let mut cursor = find.session(&mut *session).await?;
+    let mut found = Vec::new();
+    while cursor.advance(session).await? {
+        let stored = Stored::of(cursor.current());
+        found.extend(stored.sequence().map(|sequence| (sequence, stored.key().0)));
+    }
+    Ok(found)
+}
+
+async fn requeue(inner: &Inner, session: &mut ClientSession, filter: &EventFilter) -> Result<u64, Fault> {
+    let failed = matching(inner, session, filter, doc! { "status": 2 }).await?;
+    if failed.is_empty() {
+        return Ok(0);
+    }
+    let sequences: Vec<Timestamp> = failed.iter().map(|(sequence, _)| timestamp_of(*sequence)).collect();
+    let put_back =
+        doc! { "$set": { "status": 0, "attempts": 0_i64 }, "$unset": { "cause": "", "failed_at": "" } };
+    let events = doc! { "sequence": { "$in": sequences }, "status": 2 };
+    let requeued = inner.outbox().update_many(events, put_back).session(&mut *session).await?;
+    let mut of_each: HashMap<AggregateKey, Vec<Sequence>> = HashMap::new();
+    for (sequence, key) in failed {
+        of_each.entry(key).or_default().push(sequence);
+    }
+    let before = holds_of(inner, session, of_each.keys()).await?;
+    let now = server_now(inner, session).await?;
+    let mut holds = before.clone();
+    for (key, sequences) in &of_each {
+        holds.insert(key.clone(), Hold::requeued(before.get(key), (key, sequences), now));
+    }
+    write_holds(inner, session, &before, &holds).await?;
+    Ok(requeued.modified_count)
+}
+
+async fn discard(inner: &Inner, session: &mut ClientSession, filter: &EventFilter) -> Result<u64, Fault> {
+    let failed = matching(inner, session, filter, doc! { "status": 2 }).await?;
+    // Of those that wait only the event that a hold names: another one may be on its way.
+    let held = held_events(inner, session).await?;
+    let waiting = match held.is_empty() {
+        true => Vec::new(),
+        false => {
+            let mut also = pending();
+            also.insert(
+                "sequence",
+                doc! { "$in": held.keys().map(|held| timestamp_of(*held)).collect::<Vec<_>>() },
+            );
+            matching(inner, session, filter, also).await?
+        }
+    };
+    let waiting: Vec<(Sequence, AggregateKey)> =
+        waiting.into_iter().filter(|(sequence, key)| held.get(sequence) == Some(key)).collect();
+    let list = |events: &[(Sequence, AggregateKey)]| -> Vec<Timestamp> {
+        events.iter().map(|(sequence, _)| timestamp_of(*sequence)).collect()
+    };
+    let outbox = inner.outbox();
+    // The age that retention counts is that of the failure, not of giving it up.
+    let given_up = doc! { "$set": { "cause": "discarded" } };
+    let events = doc! { "sequence": { "$in": list(&failed) }, "status": 2 };
+    outbox.update_many(events, given_up).session(&mut *session).await?;
+    let given_up =
+        doc! { "$set": { "status": 2, "cause": "discarded" }, "$currentDate": { "failed_at": true } };
+    let mut events = doc! { "sequence": { "$in": list(&waiting) } };
+    events.extend(pending());
+    outbox.update_many(events, given_up).session(&mut *session).await?;
+    // What waited for one of them has nothing to wait for any more.
+    let discarded = [failed, waiting].concat();
+    let before = holds_of(inner, session, discarded.iter().map(|(_, key)| key)).await?;
+    let now: BsonDateTime = server_now(inner, session).await?;
+    let mut holds = before.clone();
+    for (sequence, key) in &discarded {
+        if let Some(hold) = holds.get_mut(key).filter(|hold| hold.sequence == Some(*sequence)) {
+            hold.until = Some(now);
+        }
+    }
+    write_holds(inner, session, &before, &holds).await?;
+    Ok(discarded.len() as u64)
+}
+
+/// The events that holds name.
+async fn held_events(
+    inner: &Inner,
+    session: &mut ClientSession,
+) -> Result<HashMap<Sequence, AggregateKey>, Fault> {
+    let mut cursor = inner.holds().find(doc! {}).session(&mut *session).await?;
+    let mut held = HashMap::new();
+    while cursor.advance(session).await? {
+        let hold = Hold::of(cursor.current());
+        held.extend(hold.and_then(|(key, hold)| Some((hold.sequence?, key))));
+    }
+    Ok(held)
+}

@@ -1,0 +1,245 @@
+//! Where a reader is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+use mongodb::{
+    ClientSession,
+    bson::{Bson, DateTime as BsonDateTime, Document, doc},
+};
+use outbox_core::{AggregateKey, Epoch, FetchRequest, Fetched, PARTITIONS, Partition, Sequence};
+
+use super::{At, News, page::Page};
+use crate::{document::partition_of, error::Fault, sequence::first_of, store::Inner};
+
+/// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
+pub(super) const DUE_HOLDS_MAX: usize = 256;
+
+/// The most events that became due that one fetch takes note of.
+pub(super) const SCHEDULED_ROWS_MAX: usize = 1_000;
+
+/// No more events that became due are taken note of while this many aggregates are to be caught up with.
+const CATCH_UP_MAX: usize = 1_000;
+
+/// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked events takes a few
+/// hundred milliseconds, and this keeps it near one per cent.
+pub(super) const SWEEP: Duration = Duration::from_secs(30);
+
+/// Where a reader is.
+pub(super) struct Place {
+    leases: BTreeMap<Partition, Epoch>,
+    /// Everything up to here has been returned or passed by, as far as it is visible.
+    pub(super) read: Sequence,
+    /// Nothing that is not visible yet has a sequence up to here. Not beyond `read`.
+    pub(super) bound: Sequence,
+    /// What was passed by between the two, so that it is not read again and again.
+    pub(super) passed: BTreeSet<Sequence>,
+    /// Everything that was due up to here, by time and then by sequence, has been taken note of.
+    pub(super) due: (BsonDateTime, Sequence),
+    /// Aggregates that were passed by because of a hold.
+    pub(super) waiting: HashSet<AggregateKey>,
+    /// Aggregates whose due hold the relay has been given and has not answered yet.
+    pub(super) given: HashSet<AggregateKey>,
+    /// Aggregates with something behind `read`, and the sequence after which it is.
+    pub(super) catch_up: HashMap<AggregateKey, Sequence>,
+    /// The turns of those to be caught up with. May name one that is not any more, or twice.
+    pub(super) turns: VecDeque<AggregateKey>,
+    /// The pauses of late that the relay has been told of, with the time of each.
+    told: HashMap<AggregateKey, BsonDateTime>,
+    /// When the previous fetch was.
+    pub(super) fetched_at: Option<BsonDateTime>,
+    /// When the scan last started from the beginning; `None` if it is to.
+    started_at: Option<BsonDateTime>,
+    /// The previous fetch read everything.
+    idle: bool,
+    /// The size of an event, as far as has been seen: how many to ask for at once.
+    pub(super) row_bytes: usize,
+}
+
+impl Place {
+    pub(super) fn new() -> Self {
+        Self {
+            leases: BTreeMap::new(),
+            read: 0,
+            bound: 0,
+            passed: BTreeSet::new(),
+            due: (BsonDateTime::MIN, 0),
+            waiting: HashSet::new(),
+            given: HashSet::new(),
+            catch_up: HashMap::new(),
+            turns: VecDeque::new(),
+            told: HashMap::new(),
+            fetched_at: None,
+            started_at: None,
+            idle: false,
+            row_bytes: 1_000,
+        }
+    }
+
+    /// `None` where there is no outbox.
+    pub(super) async fn fetch(
+        &mut self,
+        inner: &Inner,
+        mut session: ClientSession,
+        request: &FetchRequest,
+    ) -> Result<Option<Fetched>, Fault> {
+        self.lease(request);
+        let Some(news) = News::read(inner, &mut session, self).await? else { return Ok(None) };
+        let mut at = At { inner, session, request, now: news.now, any_hold: news.any_hold };
+        self.advance(&at);
+        let mut page = Page {
+            rows: Vec::new(),
+            events_left: request.events_max.max(1),
+            bytes_left: request.bytes_max.max(1),
+            more: news.more_due,
+        };
+        // Due holds first: everything of their aggregate waits for them.
+        let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
+        let all_due_noted = self.note_scheduled(news.now, news.scheduled);
+        self.catch_up(&mut at, &mut page).await?;
+        if all_due_noted {
+            self.scan(&mut at, &mut page).await?;
+        }
+        self.move_bound(inner, news.now);
+        let full: HashSet<&AggregateKey> = request.full.iter().collect();
+        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
+        self.idle = !page.more;
+        self.fetched_at = Some(news.now);
+        let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
+        Ok(Some(Fetched {
+            rows: page.rows,
+            due_holds,
+            paused: self.paused(news.paused),
+            more: page.more,
+            next_due: news.next_due.map(wait),
+        }))
+    }
+
+    /// Whether the events of this aggregate are the relay's.
+    pub(super) fn owns(&self, partition: Partition) -> bool {
+        self.leases.contains_key(&partition)
+    }
+
+    /// What belongs to the relay, as a condition that an index can answer. What has no partition belongs to all; its
+    /// owner finds out by its aggregate.
+    pub(super) fn of_partitions(&self) -> Document {
+        let others = (0..PARTITIONS).filter(|partition| !self.owns(*partition));
+        let others: Vec<Bson> = others.map(|partition| Bson::Int32(partition.into())).collect();
+        if others.is_empty() {
+            Document::new()
+        } else {
+            doc! { "partition": { "$nin": others } }
+        }
+    }
+
+    /// Puts an aggregate on the list of those to be caught up with after a sequence; never beyond the bound, since an event
+    /// that becomes visible late can be before those that were read.
+    pub(super) fn catch_up_after(&mut self, key: &AggregateKey, after: Sequence) {
+        let after = after.min(self.bound);
+        let known = self.catch_up.get_mut(key).map(|position| *position = after.min(*position));
+        if known.is_none() {
+            self.catch_up.insert(key.clone(), after);
+            self.turns.push_back(key.clone());
+        }
+    }
+
+    /// Takes note of what the relay owns. A lease that is new is read from the beginning, and so is everything else: it
+    /// costs no more than once what the relay has in hand.
+    pub(super) fn lease(&mut self, request: &FetchRequest) {
+        let leases = request.leases.iter().map(|lease| (lease.partition, lease.epoch)).collect();
+        let before = std::mem::replace(&mut self.leases, leases);
+        if self.leases == before {
+            return;
+        }
+        let leases = &self.leases;
+        let is_kept = |key: &AggregateKey| {
+            let partition = partition_of(key);
+            leases.contains_key(&partition) && leases.get(&partition) == before.get(&partition)
+        };
+        self.waiting.retain(is_kept);
+        self.given.retain(is_kept);
+        self.catch_up.retain(|key, _| is_kept(key));
+        if leases.iter().any(|(partition, epoch)| before.get(partition) != Some(epoch)) {
+            self.started_at = None;
+        }
+    }
+
+    fn advance(&mut self, at: &At<'_>) {
+        for end in &at.request.ended_holds {
+            self.given.remove(&end.key);
+            if end.removed {
+                self.waiting.remove(&end.key);
+                self.catch_up_after(&end.key, 0);
+            } else {
+                self.waiting.insert(end.key.clone());
+            }
+        }
+        let is_recent = |started_at: BsonDateTime| {
+            started_at <= at.now && at.now.saturating_duration_since(started_at) < SWEEP
+        };
+        if self.started_at.is_none() || (self.idle && !self.started_at.is_some_and(is_recent)) {
+            self.started_at = Some(at.now);
+            self.read = 0;
+            self.bound = 0;
+            self.passed.clear();
+            // The scan meets what is due by now, and this position what becomes due later.
+            self.due = (at.now, Sequence::MAX);
+            self.waiting.clear();
+            self.catch_up.clear();
+            self.turns.clear();
+        }
+        // If the clock was set back, events have been passed by since whose time is not behind this position.
+        self.due = self.due.min((at.now, Sequence::MAX));
+        // What is left out of the scan is read by key, once there is room.
+        for key in &at.request.full {
+            // What is held comes with the end of the hold.
+            if !self.waiting.contains(key) && !self.given.contains(key) {
+                self.catch_up_after(key, self.bound);
+            }
+        }
+    }
+
+    /// Takes note of the aggregates of events behind the read position whose time has come. False: there may be more.
+    fn note_scheduled(
+        &mut self,
+        now: BsonDateTime,
+        scheduled: Vec<(BsonDateTime, Sequence, AggregateKey)>,
+    ) -> bool {
+        if self.catch_up.len() >= CATCH_UP_MAX {
+            return scheduled.is_empty();
+        }
+        let all = scheduled.len() < SCHEDULED_ROWS_MAX;
+        for (at, sequence, key) in scheduled {
+            // The scan has started again since they were looked for.
+            if (at, sequence) <= self.due {
+                continue;
+            }
+            self.due = (at, sequence);
+            // What is before the read position is for the scan, and what is held comes with the end of the hold.
+            let is_held = self.waiting.contains(&key) || self.given.contains(&key);
+            if sequence <= self.read && !is_held && self.owns(partition_of(&key)) {
+                self.catch_up_after(&key, sequence - 1);
+            }
+        }
+        if all {
+            self.due = (now, Sequence::MAX);
+        }
+        all
+    }
+
+    /// Nothing can become visible any more that was inserted twice the life of a transaction ago.
+    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime) {
+        let lifetime = i64::try_from(inner.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
+        let second = now.timestamp_millis().div_euclid(1000).saturating_sub(lifetime.saturating_mul(2));
+        self.bound = self.bound.max(self.read.min(first_of(second)));
+        self.passed = self.passed.split_off(&(self.bound + 1));
+    }
+
+    fn paused(&mut self, paused: HashMap<AggregateKey, BsonDateTime>) -> Vec<AggregateKey> {
+        let told = std::mem::replace(&mut self.told, paused);
+        let new = self.told.iter().filter(|(key, at)| told.get(*key) != Some(*at));
+        new.map(|(key, _)| key.clone()).filter(|key| self.owns(partition_of(key))).collect()
+    }
+}

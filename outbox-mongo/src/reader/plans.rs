@@ -1,0 +1,163 @@
+//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge collection.
+#![allow(clippy::print_stderr, reason = "a server that is not there is never passed by in silence")]
+
+use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
+use outbox_core::{AggregateKey, FetchRequest, Lease};
+use uuid::Uuid;
+
+use super::{At, news, place::Place};
+use crate::{
+    MongoConfig, MongoStore,
+    schema::{FAILED, PENDING, PENDING_BY_KEY, SEQUENCE},
+    sequence::timestamp_of,
+    store::among,
+};
+
+const VARIABLE: &str = "OUTBOX_TEST_MONGODB_URL";
+
+async fn store() -> Option<MongoStore> {
+    let Ok(url) = std::env::var(VARIABLE) else {
+        let missing = format!("MongoDB is not there: run scripts/services.sh up mongodb and set {VARIABLE}");
+        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
+        eprintln!("{missing}");
+        return None;
+    };
+    let name = format!("p_{}", Uuid::now_v7().simple());
+    let config = MongoConfig::builder().url(url).database(name).build().unwrap();
+    let store = MongoStore::connect(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    Some(store)
+}
+
+/// Events and holds without number; every hundredth is scheduled, every tenth was given up.
+async fn insert(store: &MongoStore, from: usize, to: usize) {
+    let inner = store.inner();
+    let event = |n: usize| {
+        let mut event = doc! {
+            "sequence": timestamp_of(0), "aggregate_type": "order", "aggregate_id": (n % 1000).to_string(),
+            "event_type": "e", "payload": "", "partition": (n % 64) as i32,
+        };
+        if n.is_multiple_of(100) {
+            event.insert("available_at", BsonDateTime::from_millis(4_000_000_000_000 - n as i64));
+        }
+        if n.is_multiple_of(10) {
+            event.extend(doc! { "status": 2, "failed_at": BsonDateTime::now() });
+        }
+        event
+    };
+    let outbox = inner.database.collection::<Document>(&inner.names().outbox);
+    let holds = inner.database.collection::<Document>(&inner.names().holds);
+    for from in (from..to).step_by(10_000) {
+        let numbers = || from..to.min(from + 10_000);
+        outbox.insert_many(numbers().map(event)).await.unwrap();
+        let hold = |n: usize| {
+            doc! {
+                "_id": { "aggregate_type": "parked", "aggregate_id": n.to_string() }, "partition": (n % 64) as i32,
+                "until": BsonDateTime::from_millis(4_000_000_000_000 + n as i64), "reason": "backoff",
+            }
+        };
+        holds.insert_many(numbers().map(hold)).await.unwrap();
+    }
+}
+
+/// The stages of a plan, the outermost first, each with its index.
+fn stages(plan: &Document) -> Vec<String> {
+    let mut found = Vec::new();
+    let stage = plan.get_str("stage").unwrap_or_default();
+    found.push(format!("{stage} {}", plan.get_str("indexName").unwrap_or_default()).trim().to_owned());
+    for (name, inner) in plan {
+        match inner {
+            Bson::Document(inner) if name.ends_with("inputStage") => found.extend(stages(inner)),
+            Bson::Array(inner) if name == "inputStages" => {
+                found.extend(inner.iter().filter_map(Bson::as_document).flat_map(stages));
+            }
+            _ => {}
+        }
+    }
+    found.dedup();
+    found
+}
+
+async fn plan_of_find(store: &MongoStore, filter: Document, index: &str, sorted: bool) -> Vec<String> {
+    let mut find =
+        doc! { "find": &store.inner().names().outbox, "filter": filter, "hint": index, "limit": 100 };
+    if sorted {
+        find.insert("sort", doc! { "sequence": 1 });
+    }
+    let explain = doc! { "explain": find, "verbosity": "queryPlanner" };
+    let answer = store.inner().database.run_command(explain).await.unwrap();
+    stages(answer.get_document("queryPlanner").unwrap().get_document("winningPlan").unwrap())
+}
+
+async fn check_finds(store: &MongoStore) {
+    let inner = store.inner();
+    let all: Vec<Lease> = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
+    for leases in [&all[..], &all[..20], &all[40..41]] {
+        let request = FetchRequest {
+            leases: leases.to_vec(),
+            known: (1..2_000).map(|n| (1_795_000_000 << 31) + n).collect(),
+            full: vec![AggregateKey::new("order", "7")],
+            ..FetchRequest::default()
+        };
+        let mut place = Place::new();
+        place.lease(&request);
+        let session = inner.client.start_session().snapshot(true).await.unwrap();
+        let at = At { inner, session, request: &request, now: BsonDateTime::now(), any_hold: true };
+        let scan = plan_of_find(store, place.filter(&at, 0, &[]), PENDING, true).await;
+        assert_eq!(scan, ["LIMIT", "FETCH", "IXSCAN pending"], "of {} leases", leases.len());
+
+        let batch: Vec<_> = (0..32).map(|n| (AggregateKey::new("order", &n.to_string()), 0)).collect();
+        let by_key = plan_of_find(store, place.of_batch(&batch, at.now), PENDING_BY_KEY, true).await;
+        assert!(by_key.contains(&"IXSCAN pending_by_key".to_owned()), "{by_key:?}");
+        assert!(!by_key.iter().any(|stage| stage == "COLLSCAN" || stage == "SORT"), "{by_key:?}");
+    }
+    let settle = plan_of_find(store, among(&[timestamp_of(1 << 40)]), PENDING, false).await;
+    assert_eq!(settle, ["LIMIT", "FETCH", "IXSCAN pending"]);
+    let sent = doc! { "status": 1, "sequence": { "$lt": timestamp_of(i64::MAX) } };
+    assert_eq!(plan_of_find(store, sent, SEQUENCE, true).await, ["LIMIT", "FETCH", "IXSCAN sequence"]);
+    let failed = doc! { "status": 2, "failed_at": { "$lt": BsonDateTime::now() } };
+    assert_eq!(plan_of_find(store, failed, FAILED, true).await, ["LIMIT", "FETCH", "IXSCAN failed"]);
+}
+
+/// What the statement of the news reads, by list: documents examined, and the indexes used.
+async fn check_news(store: &MongoStore) {
+    let inner = store.inner();
+    for partitions in [64, 20, 1] {
+        let leases = (0..partitions).map(|partition| Lease { partition, epoch: 1 }).collect();
+        let mut place = Place::new();
+        place.lease(&FetchRequest { leases, ..FetchRequest::default() });
+        place.due = (BsonDateTime::now(), 7);
+        check_lists(store, news::pipeline(inner, &place, 256)).await;
+    }
+}
+
+async fn check_lists(store: &MongoStore, pipeline: Vec<Document>) {
+    let inner = store.inner();
+    let aggregate = doc! {
+        "aggregate": &inner.names().meta, "pipeline": pipeline, "cursor": {},
+    };
+    let explain = doc! { "explain": aggregate, "verbosity": "executionStats" };
+    let answer = inner.database.run_command(explain).await.unwrap();
+    let mut lists = 0;
+    for stage in answer.get_array("stages").unwrap().iter().filter_map(Bson::as_document) {
+        let Ok(look_up) = stage.get_document("$lookup") else { continue };
+        lists += 1;
+        let name = look_up.get_str("as").unwrap();
+        let examined = stage.get_i64("totalDocsExamined").unwrap();
+        assert!(examined <= 2, "{name} examined {examined} documents: {stage}");
+        let scans = stage.get_i64("collectionScans").unwrap();
+        assert!(scans == 0 || name == "any_hold", "{name} scans its collection: {stage}");
+    }
+    assert_eq!(lists, 6);
+}
+
+#[tokio::test]
+async fn the_plans_are_right_on_an_empty_a_small_and_a_huge_collection() {
+    let Some(store) = store().await else { return };
+    for (from, to) in [(0, 0), (0, 50), (50, 60_000)] {
+        insert(&store, from, to).await;
+        check_finds(&store).await;
+        check_news(&store).await;
+    }
+    store.inner().database.drop().await.unwrap();
+}

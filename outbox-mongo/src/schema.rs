@@ -1,0 +1,212 @@
+//! The collections: printed for one's own migration tool, or made.
+
+use mongodb::{
+    Database,
+    bson::{Bson, Document, Timestamp, doc},
+};
+use outbox_core::{PARTITIONS, StoreError, StoreErrorKind};
+
+use crate::{
+    MongoConfig,
+    config::Names,
+    document::{pending, whole},
+    error::{Fault, store_error},
+    transaction::check_writes,
+};
+
+/// The version of the collections that this program reads and writes.
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+
+/// The document of the collection `outbox_meta` that holds the version.
+pub(crate) const VERSION_ID: &str = "schema_version";
+
+/// The indexes that the reader names.
+pub(crate) const PENDING: &str = "pending";
+pub(crate) const PENDING_BY_KEY: &str = "pending_by_key";
+pub(crate) const SCHEDULED: &str = "scheduled";
+pub(crate) const SEQUENCE: &str = "sequence";
+pub(crate) const FAILED: &str = "failed";
+
+/// The indexes of the collections beside their `_id`, by collection.
+pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
+    let mut scheduled = doc! { "available_at": { "$exists": true } };
+    scheduled.extend(pending());
+    vec![
+        (
+            &names.outbox,
+            vec![
+                doc! { "key": { "sequence": 1 }, "name": SEQUENCE, "unique": true },
+                // The partition stands behind the sequence, so that those of others are passed by within the index.
+                doc! {
+                    "key": { "sequence": 1, "partition": 1 }, "name": PENDING, "partialFilterExpression": pending(),
+                },
+                doc! {
+                    "key": { "aggregate_type": 1, "aggregate_id": 1, "sequence": 1 }, "name": PENDING_BY_KEY,
+                    "partialFilterExpression": pending(),
+                },
+                doc! {
+                    "key": { "available_at": 1, "sequence": 1 }, "name": SCHEDULED,
+                    "partialFilterExpression": scheduled,
+                },
+                doc! {
+                    "key": { "status": 1, "sequence": 1 }, "name": FAILED,
+                    "partialFilterExpression": { "status": 2 },
+                },
+            ],
+        ),
+        (
+            &names.holds,
+            vec![
+                // The partition stands behind for the same reason as above.
+                doc! { "key": { "until": 1, "partition": 1 }, "name": "until" },
+                doc! { "key": { "paused_at": 1 }, "name": "paused_at", "sparse": true },
+            ],
+        ),
+        (&names.archive, vec![doc! { "key": { "sequence": 1 }, "name": SEQUENCE }]),
+        // An index that every collection has creates those that need no other.
+        (&names.relays, vec![doc! { "key": { "_id": 1 }, "name": "_id_" }]),
+        (&names.topics, vec![doc! { "key": { "_id": 1 }, "name": "_id_" }]),
+    ]
+}
+
+/// What a document must have to be inserted: without a sequence that the server has filled nobody would ever read it.
+pub(crate) fn validator() -> Document {
+    let text = doc! { "bsonType": "string", "minLength": 1 };
+    doc! {
+        "$jsonSchema": {
+            "required": ["sequence", "aggregate_type", "aggregate_id", "event_type", "payload"],
+            "properties": {
+                "sequence": { "bsonType": "timestamp" },
+                "aggregate_type": text.clone(),
+                "aggregate_id": text.clone(),
+                "event_type": text,
+                "payload": { "bsonType": ["binData", "string"] },
+                "status": { "enum": [0, 1, 2] },
+                "partition": { "bsonType": ["int", "long", "double"], "minimum": 0, "maximum": i32::from(PARTITIONS) - 1 },
+            },
+        },
+        "sequence": { "$gt": Timestamp { time: 0, increment: 0 } },
+    }
+}
+
+/// The commands of the migration, in order. Each may be run again at any time, and by two processes at once.
+fn commands(names: &Names) -> Vec<Document> {
+    let majority = doc! { "w": "majority" };
+    let mut commands = Vec::new();
+    for (collection, indexes) in indexes(names) {
+        commands
+            .push(doc! { "createIndexes": collection, "indexes": indexes, "writeConcern": majority.clone() });
+    }
+    commands.push(doc! {
+        "collMod": &names.outbox, "validator": validator(), "validationLevel": "moderate",
+        "validationAction": "error", "writeConcern": majority.clone(),
+    });
+    let upsert = |id: Bson, fields: Document| doc! { "q": { "_id": id }, "u": { "$setOnInsert": fields }, "upsert": true };
+    let free = || doc! { "owner": Bson::Null, "epoch": 0_i64, "settles": 0_i64 };
+    let partitions: Vec<_> =
+        (0..i32::from(PARTITIONS)).map(|partition| upsert(partition.into(), free())).collect();
+    commands
+        .push(doc! { "update": &names.partitions, "updates": partitions, "writeConcern": majority.clone() });
+    // Last, so that a version says that everything is there.
+    let version = doc! { "value": SCHEMA_VERSION };
+    commands.push(doc! {
+        "update": &names.meta,
+        "updates": [
+            upsert(VERSION_ID.into(), version.clone()),
+            { "q": { "_id": VERSION_ID, "value": { "$lt": SCHEMA_VERSION } }, "u": { "$set": version } },
+        ],
+        "writeConcern": majority,
+    });
+    commands
+}
+
+/// The commands that create the collections, for one's own migration tool: a script for `mongosh`, to be run on the
+/// database that the outbox is to be in. They may be run again at any time and change nothing then.
+///
+/// ```
+/// let config = outbox_mongo::MongoConfig::builder().database("shop").table("billing").build()?;
+/// let script = outbox_mongo::migration_script(&config);
+/// assert!(script.contains(r#"db.runCommand({ "createIndexes": "billing", "#));
+/// # Ok::<(), outbox_core::StoreError>(())
+/// ```
+pub fn migration_script(config: &MongoConfig) -> String {
+    let mut script = format!("// The outbox {:?}, version {SCHEMA_VERSION}.\n", config.names.outbox);
+    script.push_str(&format!("db = db.getSiblingDB({:?});\n", config.names.database));
+    for command in commands(&config.names) {
+        script.push_str(&format!("db.runCommand({});\n", literal(&Bson::Document(command))));
+    }
+    script
+}
+
+/// A value as the shell reads it.
+fn literal(value: &Bson) -> String {
+    let list = |items: Vec<String>| items.join(", ");
+    match value {
+        Bson::Document(document) => {
+            let fields = document.iter().map(|(name, value)| format!("{name:?}: {}", literal(value)));
+            format!("{{ {} }}", list(fields.collect()))
+        }
+        Bson::Array(items) => format!("[{}]", list(items.iter().map(literal).collect())),
+        Bson::String(text) => format!("{text:?}"),
+        Bson::Int64(number) => format!("NumberLong({number})"),
+        Bson::Timestamp(at) => format!("Timestamp({}, {})", at.time, at.increment),
+        // Numbers, truth and nothing are written alike everywhere.
+        other => other.to_string(),
+    }
+}
+
+/// Creates what is missing. Refuses collections of a newer version.
+pub(crate) async fn migrate(database: &Database, names: &Names) -> Result<(), StoreError> {
+    let what = format!("migrate the outbox {}", names.outbox);
+    if let Some(version) = version(database, names).await.map_err(|error| store_error(&what, error))?
+        && version > SCHEMA_VERSION
+    {
+        return Err(newer_version(names, version));
+    }
+    for command in commands(names) {
+        run(database, &command).await.map_err(|fault| store_error(&what, fault))?;
+    }
+    Ok(())
+}
+
+/// Runs a command of the migration; again, when another process is in the way with the same one.
+async fn run(database: &Database, command: &Document) -> Result<(), Fault> {
+    const TRIES_MAX: u32 = 20;
+    for _ in 1..TRIES_MAX {
+        let result = run_once(database, command).await;
+        // Two processes that insert the same document: the second finds it there.
+        if !matches!(&result, Err(fault) if fault.is_conflict()) {
+            return result;
+        }
+    }
+    run_once(database, command).await
+}
+
+async fn run_once(database: &Database, command: &Document) -> Result<(), Fault> {
+    let answer = database.run_command(command.clone()).await?;
+    check_writes(&answer)
+}
+
+/// What is said of collections that a later release has made.
+pub(crate) fn newer_version(names: &Names, version: i64) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Schema,
+        format!(
+            "the outbox {} has version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
+             upgrade the program",
+            names.outbox
+        ),
+    )
+}
+
+/// The version of the collections; `None` where there are none.
+pub(crate) async fn version(
+    database: &Database,
+    names: &Names,
+) -> Result<Option<i64>, mongodb::error::Error> {
+    let meta = database.collection::<mongodb::bson::RawDocumentBuf>(&names.meta);
+    let found = meta.find_one(doc! { "_id": VERSION_ID }).await?;
+    let value = found.as_ref().and_then(|document| document.get("value").ok().flatten());
+    // A document without a number was written by somebody else.
+    Ok(found.is_some().then(|| value.and_then(whole).unwrap_or_default()))
+}

@@ -1,0 +1,238 @@
+//! The relay's and the operator's side: [`MongoStore`].
+
+mod check;
+mod membership;
+mod retention;
+mod settle;
+
+pub(crate) use membership::paused_topics;
+#[cfg(test)]
+pub(crate) use settle::among;
+pub(crate) use settle::{holds_of, index, server_now, write_holds};
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::{
+    Client, Collection, Database,
+    bson::{DateTime as BsonDateTime, Document, RawDocumentBuf, doc},
+    error::Error,
+    options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
+};
+use outbox_core::{
+    Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
+    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
+    StoreErrorKind, StoreStats,
+};
+
+use crate::{
+    MongoConfig, MongoOutbox,
+    config::{Names, SELECTION_TIMEOUT},
+    error::{not_migrated, store_error, within},
+    reader::MongoReader,
+    schema::{self, VERSION_ID},
+};
+
+/// The store of a relay and the tool of an operator. Cheap to clone; all clones share the client.
+///
+/// Whatever the url or the client says of reads and writes, it asks the primary for what a majority has, and writes to
+/// a majority: else a fail-over could undo a claim or a settle.
+#[derive(Clone)]
+pub struct MongoStore(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) client: Client,
+    pub(crate) database: Database,
+    pub(crate) config: MongoConfig,
+    /// What the client was told of reads and writes by its url, for `check`.
+    pub(crate) options: Option<ClientOptions>,
+}
+
+impl MongoStore {
+    /// A store with a client of its own, which connects when it is first used: an unreachable server is a finding of
+    /// `check`.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Misuse`] if `config` has no url, or one with options that do not go together.
+    pub async fn connect(config: &MongoConfig) -> Result<Self, StoreError> {
+        const WHAT: &str = "make a client of the url";
+        let connect = config.connect.clone().ok_or_else(|| {
+            let what =
+                "url is missing: set it to mongodb://user:password@host:port/database, or give a client";
+            StoreError::new(StoreErrorKind::Misuse, what)
+        })?;
+        let mut options = ClientOptions::parse(connect).await.map_err(|error| store_error(WHAT, error))?;
+        options.app_name.get_or_insert_with(|| "outbox-relay".to_owned());
+        options.server_selection_timeout.get_or_insert(SELECTION_TIMEOUT);
+        options.max_pool_size.get_or_insert(config.connections);
+        let client = Client::with_options(options.clone()).map_err(|error| store_error(WHAT, error))?;
+        Ok(Self::of(client, config, Some(options)))
+    }
+
+    /// A store on the caller's client. Connects when it is first used.
+    pub fn new(client: Client, config: &MongoConfig) -> Self {
+        Self::of(client, config, None)
+    }
+
+    fn of(client: Client, config: &MongoConfig, options: Option<ClientOptions>) -> Self {
+        let majority = DatabaseOptions::builder()
+            .read_concern(ReadConcern::majority())
+            .write_concern(WriteConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .build();
+        let database = client.database_with_options(&config.names.database, majority);
+        Self(Arc::new(Inner { client, database, config: config.clone(), options }))
+    }
+
+    /// The writer's side of the same outbox.
+    pub fn outbox(&self) -> MongoOutbox {
+        MongoOutbox::new(&self.0.config)
+    }
+
+    /// Creates or upgrades the collections. Does nothing where they are there; two processes may do it at once.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Schema`] if the collections are of a newer version than this program knows.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        schema::migrate(&self.0.database, self.0.names()).await
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for MongoStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MongoStore").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    pub(crate) fn names(&self) -> &Names {
+        &self.config.names
+    }
+
+    pub(crate) fn outbox(&self) -> Collection<RawDocumentBuf> {
+        self.database.collection(&self.names().outbox)
+    }
+
+    pub(crate) fn holds(&self) -> Collection<RawDocumentBuf> {
+        self.database.collection(&self.names().holds)
+    }
+
+    pub(crate) fn archive(&self) -> Collection<RawDocumentBuf> {
+        self.database.collection(&self.names().archive)
+    }
+
+    pub(crate) fn relays(&self) -> Collection<Document> {
+        self.database.collection(&self.names().relays)
+    }
+
+    pub(crate) fn partitions(&self) -> Collection<Document> {
+        self.database.collection(&self.names().partitions)
+    }
+
+    pub(crate) fn topics(&self) -> Collection<Document> {
+        self.database.collection(&self.names().topics)
+    }
+
+    pub(crate) fn meta(&self) -> Collection<Document> {
+        self.database.collection(&self.names().meta)
+    }
+
+    /// The server's clock.
+    pub(crate) async fn now(&self, what: &str) -> Result<BsonDateTime, StoreError> {
+        let meta = self.meta();
+        let find = meta.find_one(doc! { "_id": VERSION_ID }).projection(doc! { "now": "$$NOW" });
+        let found = within(what, async { find.await }).await?;
+        let now = found.and_then(|document| document.get_datetime("now").ok().copied());
+        now.ok_or_else(|| self.not_migrated(what))
+    }
+
+    pub(crate) fn not_migrated(&self, what: &str) -> StoreError {
+        not_migrated(what, &self.names().database, &self.names().outbox)
+    }
+}
+
+#[async_trait]
+impl OutboxStore for MongoStore {
+    fn capabilities(&self) -> StoreCapabilities {
+        StoreCapabilities::new(PARTITIONS)
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>, StoreError> {
+        check::check(&self.0).await
+    }
+
+    async fn join(&self, ttl: Duration) -> Result<RelayId, StoreError> {
+        membership::join(&self.0, ttl).await
+    }
+
+    async fn beat(&self, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
+        membership::beat(&self.0, relay, ttl).await
+    }
+
+    async fn membership(&self, relay: RelayId) -> Result<Membership, StoreError> {
+        membership::membership(&self.0, relay).await
+    }
+
+    async fn claim(&self, relay: RelayId, seen: &[(Partition, Epoch)]) -> Result<Vec<Claimed>, StoreError> {
+        membership::claim(&self.0, relay, seen).await
+    }
+
+    async fn release(&self, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
+        membership::release(&self.0, relay, leases).await
+    }
+
+    async fn leave(&self, relay: RelayId) -> Result<(), StoreError> {
+        membership::leave(&self.0, relay).await
+    }
+
+    async fn reader(&self, _relay: RelayId) -> Result<Box<dyn OutboxReader>, StoreError> {
+        Ok(Box::new(MongoReader::new(Arc::clone(&self.0))))
+    }
+
+    async fn begin_attempt(
+        &self,
+        relay: RelayId,
+        lease: Lease,
+        sequence: Sequence,
+        attempts: u32,
+    ) -> Result<bool, StoreError> {
+        settle::begin_attempt(&self.0, relay, lease, sequence, attempts).await
+    }
+
+    async fn settle(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
+        settle::settle(&self.0, request).await
+    }
+
+    async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
+        retention::purge(&self.0, request).await
+    }
+
+    async fn stats(&self) -> Result<StoreStats, StoreError> {
+        retention::stats(&self.0).await
+    }
+}
+
+/// A duration as the server's milliseconds.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    // A thousand years: what is further ahead than the calendar cannot be added to now.
+    const MILLIS_MAX: i64 = 1000 * 365 * 86_400 * 1000;
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(MILLIS_MAX)
+}
+
+/// `duration` later.
+pub(crate) fn after(now: BsonDateTime, duration: Duration) -> BsonDateTime {
+    BsonDateTime::from_millis(now.timestamp_millis().saturating_add(millis(duration)))
+}
+
+/// The documents of a cursor, all of them.
+pub(crate) async fn collect(mut cursor: mongodb::Cursor<Document>) -> Result<Vec<Document>, Error> {
+    let mut documents = Vec::new();
+    while cursor.advance().await? {
+        documents.push(cursor.deserialize_current()?);
+    }
+    Ok(documents)
+}

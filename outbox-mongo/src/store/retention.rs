@@ -1,0 +1,109 @@
+//! Retention and numbers.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use mongodb::{
+    bson::{Bson, DateTime as BsonDateTime, Document, doc},
+    error::Error,
+};
+use outbox_core::{Disposal, PurgeRequest, Purged, Status, StoreError, StoreStats};
+
+use super::{
+    Inner, collect,
+    membership::alive,
+    millis,
+    settle::{archive, index},
+};
+use crate::{
+    document::{Stored, pending, utc},
+    error::within,
+    schema::{FAILED, PENDING, SEQUENCE},
+    sequence::{first_of, timestamp_of},
+    transaction::transact,
+};
+
+pub(super) async fn purge(inner: &Arc<Inner>, request: PurgeRequest) -> Result<Purged, StoreError> {
+    let mut purged = Purged::default();
+    if let Some((age, disposal)) = request.sent {
+        purged.sent = remove(inner, Status::Sent, age, disposal, request.rows_max).await?;
+    }
+    if let Some((age, disposal)) = request.failed {
+        purged.failed = remove(inner, Status::Failed, age, disposal, request.rows_max).await?;
+    }
+    Ok(purged)
+}
+
+/// Removes a batch of events of a final state. The condition is repeated by the statement that removes, so that one that
+/// is put back meanwhile stays.
+async fn remove(
+    inner: &Arc<Inner>,
+    status: Status,
+    age: std::time::Duration,
+    disposal: Disposal,
+    rows_max: u32,
+) -> Result<u64, StoreError> {
+    let what = "remove old events";
+    if rows_max == 0 {
+        return Ok(0);
+    }
+    let now = inner.now(what).await?;
+    let latest = BsonDateTime::from_millis(now.timestamp_millis().saturating_sub(millis(age)));
+    let mut old = match status {
+        // A sent event is found by its sequence: one that was written later than that cannot have been sent sooner.
+        Status::Sent => {
+            let second = latest.timestamp_millis().div_euclid(1000) + 1;
+            doc! {
+                "sequence": { "$lt": timestamp_of(first_of(second)) }, "status": 1, "sent_at": { "$lte": latest },
+            }
+        }
+        _ => doc! { "status": 2, "failed_at": { "$lte": latest } },
+    };
+    let by = if status == Status::Sent { SEQUENCE } else { FAILED };
+    let outbox = inner.database.collection::<Document>(&inner.names().outbox);
+    let find = outbox.find(old.clone()).hint(index(by)).sort(doc! { "sequence": 1 });
+    let find = find.limit(rows_max.into()).projection(doc! { "_id": 1 });
+    let found = within(what, async { collect(find.await?).await }).await?;
+    let ids: Vec<Bson> = found.into_iter().filter_map(|mut event| event.remove("_id")).collect();
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    old.insert("_id", doc! { "$in": ids });
+    match disposal {
+        Disposal::Delete => Ok(within(what, async { outbox.delete_many(old).await }).await?.deleted_count),
+        Disposal::Archive => {
+            transact(&inner.client, what, (Arc::clone(inner), old), |session, (inner, old)| {
+                archive(inner, session, old.clone()).boxed()
+            })
+            .await
+        }
+    }
+}
+
+pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
+    let what = "count the events";
+    let now = inner.now(what).await?;
+    let outbox = inner.outbox();
+    let oldest = outbox.find_one(pending()).hint(index(PENDING)).sort(doc! { "sequence": 1 });
+    let oldest = within(what, async { oldest.await }).await?;
+    let created_at = oldest.as_ref().and_then(|event| {
+        let stored = Stored::of(event);
+        stored.sequence().map(|sequence| stored.created_at(sequence))
+    });
+    let mut stats = StoreStats::default();
+    stats.oldest_pending_age = created_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
+    within(what, async {
+        stats.pending = inner.outbox().count_documents(pending()).hint(index(PENDING)).await?;
+        stats.sent = inner.outbox().count_documents(doc! { "status": 1 }).await?;
+        stats.failed = inner.outbox().count_documents(doc! { "status": 2 }).hint(index(FAILED)).await?;
+        stats.holds = inner.holds().count_documents(doc! {}).await?;
+        let relays = collect(inner.relays().find(doc! { "$expr": alive() }).await?).await?;
+        stats.relays_live = u32::try_from(relays.len()).unwrap_or(u32::MAX);
+        let owners: Vec<Bson> = relays.into_iter().filter_map(|mut relay| relay.remove("_id")).collect();
+        let owned = inner.partitions().count_documents(doc! { "owner": { "$in": owners } }).await?;
+        stats.partitions_owned = u32::try_from(owned).unwrap_or(u32::MAX);
+        Ok::<_, Error>(())
+    })
+    .await?;
+    Ok(stats)
+}

@@ -1,0 +1,373 @@
+//! Recording what became of events.
+//!
+//! The first write of each transaction is to the documents of the leases: a claim that comes meanwhile is in its way,
+//! and waits or is waited for. Reading them would not do, since a snapshot goes on showing what is no longer so.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures::FutureExt as _;
+use mongodb::{
+    ClientSession,
+    bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
+};
+use outbox_core::{
+    AggregateKey, HoldReason, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled,
+    Settlement, StoreError, Successors, Unhold, WhenSent,
+};
+
+use super::{Inner, after, membership::leases_of};
+use crate::{
+    document::{Stored, id_of, pending},
+    error::Fault,
+    holds::{Hold, hold_id},
+    schema::PENDING,
+    sequence::{sequence_of, timestamp_of},
+    transaction::{transact, write},
+};
+
+pub(super) async fn begin_attempt(
+    inner: &Arc<Inner>,
+    relay: RelayId,
+    lease: Lease,
+    sequence: Sequence,
+    attempts: u32,
+) -> Result<bool, StoreError> {
+    let context = (Arc::clone(inner), relay, lease, sequence, attempts);
+    transact(&inner.client, "record an attempt", context, |session, context| {
+        let (ref inner, relay, lease, sequence, attempts) = *context;
+        async move {
+            if !write_leases(inner, session, relay, &[lease]).await?.is_empty() {
+                return Ok(false);
+            }
+            let mut event = doc! { "sequence": timestamp_of(sequence) };
+            event.extend(pending());
+            let set = doc! { "$set": { "attempts": i64::from(attempts) } };
+            let outbox = inner.outbox();
+            outbox.update_one(event, set).hint(index(PENDING)).session(session).await?;
+            Ok(true)
+        }
+        .boxed()
+    })
+    .await
+}
+
+pub(super) async fn settle(inner: &Arc<Inner>, request: &SettleRequest) -> Result<Settled, StoreError> {
+    transact(&inner.client, "settle", (Arc::clone(inner), request.clone()), |session, (inner, request)| {
+        Settling::run(inner, session, request).boxed()
+    })
+    .await
+}
+
+pub(crate) fn index(name: &str) -> mongodb::options::Hint {
+    mongodb::options::Hint::Name(name.to_owned())
+}
+
+/// Writes the documents of the leases. The answer is the partitions whose lease is lost.
+async fn write_leases(
+    inner: &Inner,
+    session: &mut ClientSession,
+    relay: RelayId,
+    leases: &[Lease],
+) -> Result<Vec<Partition>, Fault> {
+    if leases.is_empty() {
+        return Ok(Vec::new());
+    }
+    let partitions = inner.partitions();
+    let mine = doc! { "owner": id_of(relay.0), "$or": leases_of(leases) };
+    let write = partitions.update_many(mine.clone(), doc! { "$inc": { "settles": 1_i64 } });
+    let written = write.session(&mut *session).await?;
+    if written.matched_count == leases.len() as u64 {
+        return Ok(Vec::new());
+    }
+    let mut held = HashSet::new();
+    let mut cursor = partitions.find(mine).session(&mut *session).await?;
+    while cursor.advance(session).await? {
+        held.extend(cursor.current().get_i32("_id").ok().and_then(|id| Partition::try_from(id).ok()));
+    }
+    let lost = |lease: &&Lease| !held.contains(&lease.partition);
+    Ok(leases.iter().filter(lost).map(|lease| lease.partition).collect())
+}
+
+/// One settle, in its transaction.
+struct Settling<'a> {
+    inner: &'a Inner,
+    session: &'a mut ClientSession,
+    when_sent: WhenSent,
+}
+
+/// The settlements of one kind, whose update is one and the same.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Change<'a> {
+    Sent { attempts: u32 },
+    Retried { attempts: u32, error: &'a str },
+    Failed { attempts: u32, cause: &'static str, error: &'a str },
+}
+
+impl<'a> Settling<'a> {
+    async fn run(
+        inner: &'a Inner,
+        session: &'a mut ClientSession,
+        request: &'a SettleRequest,
+    ) -> Result<Settled, Fault> {
+        let named = request.settlements.iter().map(|settlement| settlement.partition);
+        let mut named: Vec<Partition> =
+            named.chain(request.unholds.iter().map(|unhold| unhold.partition)).collect();
+        named.sort_unstable();
+        named.dedup();
+        let mut leases: BTreeMap<Partition, Lease> = BTreeMap::new();
+        leases.extend(request.leases.iter().map(|lease| (lease.partition, *lease)));
+        let written: Vec<Lease> =
+            named.iter().filter_map(|partition| leases.get(partition).copied()).collect();
+        let mut fenced: Vec<Partition> =
+            named.iter().copied().filter(|partition| !leases.contains_key(partition)).collect();
+        fenced.extend(write_leases(inner, session, request.relay, &written).await?);
+        fenced.sort_unstable();
+
+        let is_ours = |partition: Partition| fenced.binary_search(&partition).is_err();
+        let mut settlements: Vec<&Settlement> =
+            request.settlements.iter().filter(|settlement| is_ours(settlement.partition)).collect();
+        // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
+        settlements.sort_by_key(|settlement| settlement.sequence);
+        let unholds: Vec<&Unhold> =
+            request.unholds.iter().filter(|unhold| is_ours(unhold.partition)).collect();
+        let mut settling = Self { inner, session, when_sent: request.when_sent };
+        settling.record(settlements, &unholds).await?;
+        Ok(Settled { fenced })
+    }
+
+    async fn record(&mut self, mut settlements: Vec<&Settlement>, unholds: &[&Unhold]) -> Result<(), Fault> {
+        let any_hold = self.inner.holds().find_one(doc! {}).session(&mut *self.session).await?.is_some();
+        let all_sent = settlements.iter().all(|settlement| settlement.outcome == Outcome::Sent);
+        if any_hold || !all_sent {
+            // What is still pending decides on holds.
+            let sequences = settlements.iter().map(|settlement| settlement.sequence);
+            let named = unholds.iter().filter_map(|unhold| unhold.sequence);
+            let open = self.open(sequences.chain(named)).await?;
+            settlements.retain(|settlement| {
+                open.get(&settlement.sequence).is_some_and(|event| event.partition == settlement.partition)
+            });
+            self.change(&settlements).await?;
+            self.hold(&settlements, unholds, &open).await
+        } else {
+            self.change(&settlements).await
+        }
+    }
+
+    /// The events among these that are pending.
+    async fn open(
+        &mut self,
+        sequences: impl Iterator<Item = Sequence>,
+    ) -> Result<HashMap<Sequence, Open>, Fault> {
+        let sequences: Vec<Timestamp> = sequences.map(timestamp_of).collect();
+        let fields = ["sequence", "aggregate_type", "aggregate_id", "partition", "available_at"];
+        let fields: Document = fields.iter().map(|name| ((*name).to_owned(), Bson::Int32(1))).collect();
+        let outbox = self.inner.outbox();
+        let find = outbox.find(among(&sequences)).hint(index(PENDING)).projection(fields);
+        let mut cursor = find.session(&mut *self.session).await?;
+        let mut open = HashMap::with_capacity(sequences.len());
+        while cursor.advance(self.session).await? {
+            let stored = Stored::of(cursor.current());
+            let Some(sequence) = stored.sequence() else { continue };
+            let (key, _) = stored.key();
+            let partition = stored.partition(&key);
+            open.insert(sequence, Open { partition, key, available_at: stored.available_at() });
+        }
+        Ok(open)
+    }
+
+    /// Changes the events, those of one kind by one update.
+    async fn change(&mut self, settlements: &[&Settlement]) -> Result<(), Fault> {
+        let mut changes: BTreeMap<Change<'_>, Vec<Timestamp>> = BTreeMap::new();
+        for settlement in settlements {
+            let attempts = settlement.attempts;
+            let change = match &settlement.outcome {
+                Outcome::Sent => Change::Sent { attempts },
+                Outcome::Retry { error, .. } => Change::Retried { attempts, error },
+                Outcome::Failed { cause, error, .. } => {
+                    Change::Failed { attempts, cause: cause.as_str(), error }
+                }
+            };
+            changes.entry(change).or_default().push(timestamp_of(settlement.sequence));
+        }
+        let (mut updates, mut sent) = (Vec::new(), Vec::new());
+        for (change, sequences) in changes {
+            let update = match change {
+                Change::Sent { .. } if self.when_sent == WhenSent::Delete => {
+                    sent.extend(sequences);
+                    continue;
+                }
+                Change::Sent { attempts } => {
+                    if self.when_sent == WhenSent::Archive {
+                        sent.extend(sequences.iter().copied());
+                    }
+                    let set = doc! { "status": 1, "attempts": i64::from(attempts) };
+                    doc! { "$set": set, "$currentDate": { "sent_at": true } }
+                }
+                Change::Retried { attempts, error } => {
+                    doc! { "$set": { "attempts": i64::from(attempts), "last_error": error } }
+                }
+                Change::Failed { attempts, cause, error } => {
+                    let set = doc! {
+                        "status": 2, "attempts": i64::from(attempts), "cause": cause, "last_error": error,
+                    };
+                    doc! { "$set": set, "$currentDate": { "failed_at": true } }
+                }
+            };
+            updates.push(doc! { "q": among(&sequences), "u": update, "multi": true, "hint": PENDING });
+        }
+        let outbox = &self.inner.names().outbox;
+        write(&self.inner.database, self.session, ("update", outbox, "updates"), updates).await?;
+        if sent.is_empty() {
+            return Ok(());
+        }
+        match self.when_sent {
+            WhenSent::Archive => {
+                let sent = doc! { "sequence": { "$in": sent }, "status": 1 };
+                archive(self.inner, self.session, sent).await.map(drop)
+            }
+            _ => {
+                let outbox = self.inner.outbox();
+                outbox.delete_many(among(&sent)).hint(index(PENDING)).session(&mut *self.session).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Changes the holds as the settlements, which have been applied, and then the unholds ask for.
+    async fn hold(
+        &mut self,
+        settlements: &[&Settlement],
+        unholds: &[&Unhold],
+        open: &HashMap<Sequence, Open>,
+    ) -> Result<(), Fault> {
+        let keys = settlements.iter().map(|settlement| &settlement.key);
+        let keys: HashSet<&AggregateKey> = keys.chain(unholds.iter().map(|unhold| &unhold.key)).collect();
+        let before = holds_of(self.inner, self.session, keys.into_iter()).await?;
+        let now = server_now(self.inner, self.session).await?;
+        let mut holds = before.clone();
+        for settlement in settlements {
+            settle_hold(&mut holds, settlement, now);
+        }
+        let finished: HashSet<Sequence> = settlements
+            .iter()
+            .filter(|settlement| !matches!(settlement.outcome, Outcome::Retry { .. }))
+            .map(|settlement| settlement.sequence)
+            .collect();
+        for unhold in unholds {
+            let is_open = |sequence: Sequence| {
+                !finished.contains(&sequence)
+                    && open.get(&sequence).is_some_and(|event| {
+                        event.key == unhold.key && event.available_at.is_none_or(|at| at <= now)
+                    })
+            };
+            let Some(hold) = holds.get(&unhold.key) else { continue };
+            if hold.sequence == unhold.sequence && hold.is_due(now) && !hold.sequence.is_some_and(is_open) {
+                holds.remove(&unhold.key);
+            }
+        }
+        write_holds(self.inner, self.session, &before, &holds).await
+    }
+}
+
+/// A pending event as far as holds depend on it.
+struct Open {
+    partition: Partition,
+    key: AggregateKey,
+    available_at: Option<BsonDateTime>,
+}
+
+fn settle_hold(holds: &mut HashMap<AggregateKey, Hold>, settlement: &Settlement, now: BsonDateTime) {
+    let Settlement { sequence, partition, ref key, .. } = *settlement;
+    let new = |until, reason| Hold { partition, sequence: Some(sequence), until, reason, paused_at: None };
+    let new = match &settlement.outcome {
+        Outcome::Retry { after: wait, reason, .. } => new(Some(after(now, *wait)), *reason),
+        Outcome::Failed { successors: Successors::Park, .. } => new(None, HoldReason::Parked),
+        Outcome::Sent | Outcome::Failed { successors: Successors::Release, .. } => {
+            let Some(hold) = holds.get(key).filter(|hold| hold.sequence == Some(sequence)) else { return };
+            match hold.ended() {
+                Some(hold) => drop(holds.insert(key.clone(), hold)),
+                None => drop(holds.remove(key)),
+            }
+            return;
+        }
+    };
+    let hold = Hold::held(holds.get(key), new);
+    holds.insert(key.clone(), hold);
+}
+
+/// The pending ones of these events.
+pub(crate) fn among(sequences: &[Timestamp]) -> Document {
+    let mut filter = doc! { "sequence": { "$in": sequences } };
+    filter.extend(pending());
+    filter
+}
+
+/// The holds of these aggregates.
+pub(crate) async fn holds_of<'k>(
+    inner: &Inner,
+    session: &mut ClientSession,
+    keys: impl Iterator<Item = &'k AggregateKey>,
+) -> Result<HashMap<AggregateKey, Hold>, Fault> {
+    let ids: Vec<Bson> = keys.map(hold_id).collect();
+    let mut cursor = inner.holds().find(doc! { "_id": { "$in": ids } }).session(&mut *session).await?;
+    let mut holds = HashMap::new();
+    while cursor.advance(session).await? {
+        holds.extend(Hold::of(cursor.current()));
+    }
+    Ok(holds)
+}
+
+/// Writes the holds that differ from what they were.
+pub(crate) async fn write_holds(
+    inner: &Inner,
+    session: &mut ClientSession,
+    before: &HashMap<AggregateKey, Hold>,
+    holds: &HashMap<AggregateKey, Hold>,
+) -> Result<(), Fault> {
+    let changed = holds.iter().filter(|(key, hold)| before.get(*key) != Some(*hold));
+    let updates = changed
+        .map(|(key, hold)| doc! { "q": { "_id": hold_id(key) }, "u": hold.document(), "upsert": true });
+    let collection = &inner.names().holds;
+    write(&inner.database, session, ("update", collection, "updates"), updates.collect()).await?;
+    let removed = before.keys().filter(|key| !holds.contains_key(*key));
+    let deletes = removed.map(|key| doc! { "q": { "_id": hold_id(key) }, "limit": 1 });
+    write(&inner.database, session, ("delete", collection, "deletes"), deletes.collect()).await
+}
+
+/// The server's clock, within a transaction.
+pub(crate) async fn server_now(inner: &Inner, session: &mut ClientSession) -> Result<BsonDateTime, Fault> {
+    let partitions = inner.partitions();
+    let find = partitions.find_one(doc! { "_id": 0 }).projection(doc! { "now": "$$NOW" });
+    let found = find.session(session).await?;
+    let now = found.and_then(|document| document.get_datetime("now").ok().copied());
+    now.ok_or_else(|| Fault::Write { code: 26, message: "there is no partition 0".to_owned() })
+}
+
+/// Moves events to the archive. Documents of that id, which only a restored backup can have left there, are replaced.
+pub(super) async fn archive(
+    inner: &Inner,
+    session: &mut ClientSession,
+    events: Document,
+) -> Result<u64, Fault> {
+    let (outbox, archive) = (inner.outbox(), inner.archive());
+    let (mut documents, mut ids) = (Vec::new(), Vec::new());
+    let mut cursor = outbox.find(events).session(&mut *session).await?;
+    while cursor.advance(session).await? {
+        let document = cursor.current();
+        if let Ok(Some(id)) = document.get("_id") {
+            ids.push(Bson::try_from(id).map_err(|error| Fault::Driver(error.into()))?);
+        }
+        debug_assert!(document.get_timestamp("sequence").is_ok_and(|at| sequence_of(at).is_some()));
+        documents.push(document.to_owned());
+    }
+    if documents.is_empty() {
+        return Ok(0);
+    }
+    let of_ids = doc! { "_id": { "$in": ids } };
+    archive.delete_many(of_ids.clone()).session(&mut *session).await?;
+    archive.insert_many(documents).session(&mut *session).await?;
+    Ok(outbox.delete_many(of_ids).session(session).await?.deleted_count)
+}

@@ -1,0 +1,115 @@
+//! The contract that all stores share.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt as _;
+use mongodb::{
+    ClientSession,
+    bson::{Bson, Timestamp, doc},
+};
+use outbox_conformance::{OpenTransaction, StoreHarness};
+use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use uuid::Uuid;
+
+use support::Place;
+
+struct MongoHarness(Place);
+
+#[async_trait]
+impl StoreHarness for MongoHarness {
+    async fn fresh() -> Option<Self> {
+        Place::new().await.map(Self)
+    }
+
+    async fn cleanup(self) {
+        self.0.drop().await;
+    }
+
+    fn store(&self) -> Arc<dyn OutboxStore> {
+        Arc::new(self.0.store.clone())
+    }
+
+    fn admin(&self) -> Arc<dyn OutboxAdmin> {
+        Arc::new(self.0.store.clone())
+    }
+
+    async fn commit(&self, events: Vec<Event>) -> Result<Vec<Sequence>, EnqueueError> {
+        let mut session = self.0.begin().await;
+        let sequences = self.0.outbox.enqueue_all(&mut session, &events).await?;
+        session.commit_transaction().await.unwrap();
+        Ok(sequences)
+    }
+
+    async fn begin(&self, events: Vec<Event>) -> Box<dyn OpenTransaction> {
+        let mut session = self.0.begin().await;
+        let mut sequences = Vec::new();
+        for event in &events {
+            sequences.push(self.0.outbox.enqueue(&mut session, event).await.unwrap());
+        }
+        Box::new(Open { session, sequences })
+    }
+
+    async fn insert_undecodable(&self, key: &AggregateKey) -> Option<Sequence> {
+        let document = doc! {
+            "sequence": Timestamp { time: 0, increment: 0 }, "headers": ["no map"],
+            "aggregate_type": key.aggregate_type(), "aggregate_id": key.aggregate_id(),
+            "event_type": "order.placed", "payload": "{}",
+        };
+        let outbox = self.0.collection("outbox");
+        let id = outbox.insert_one(document).await.unwrap().inserted_id;
+        let document = outbox.find_one(doc! { "_id": id }).await.unwrap().unwrap();
+        let sequence = document.get_timestamp("sequence").unwrap();
+        Some(i64::from(sequence.time) << 31 | i64::from(sequence.increment))
+    }
+
+    async fn archived(&self) -> Vec<Uuid> {
+        let archive = self.0.collection("outbox_archive").find(doc! {}).await.unwrap();
+        let archive: Vec<_> = archive.try_collect().await.unwrap();
+        let id = |document: &mongodb::bson::Document| match document.get("_id").unwrap() {
+            Bson::Binary(binary) => Uuid::from_slice(&binary.bytes).unwrap(),
+            other => panic!("an _id that is none: {other}"),
+        };
+        archive.iter().map(id).collect()
+    }
+
+    async fn now(&self) -> DateTime<Utc> {
+        let hello = self.0.database.run_command(doc! { "hello": 1 }).await.unwrap();
+        let now = hello.get_datetime("localTime").unwrap();
+        DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap()
+    }
+
+    async fn advance(&self, duration: Duration) {
+        // The server's clock is the machine's, and only waiting moves it.
+        let until = self.now().await + duration;
+        while self.now().await < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+struct Open {
+    session: ClientSession,
+    sequences: Vec<Sequence>,
+}
+
+#[async_trait]
+impl OpenTransaction for Open {
+    fn sequences(&self) -> Vec<Sequence> {
+        self.sequences.clone()
+    }
+
+    async fn commit(mut self: Box<Self>) {
+        self.session.commit_transaction().await.unwrap();
+    }
+
+    async fn rollback(mut self: Box<Self>) {
+        self.session.abort_transaction().await.unwrap();
+    }
+}
+
+outbox_conformance::store_suite!(MongoHarness);

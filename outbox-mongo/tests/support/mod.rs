@@ -1,0 +1,141 @@
+//! A database of its own for each test, on a real server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    reason = "helpers of tests, not all of them used by each"
+)]
+
+use std::time::Duration;
+
+use mongodb::{
+    Client, ClientSession, Collection, Database,
+    bson::{Document, doc},
+};
+use outbox_core::{
+    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
+    Sequence, SettleRequest, Settlement, WhenSent,
+};
+use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
+use uuid::Uuid;
+
+const VARIABLE: &str = "OUTBOX_TEST_MONGODB_URL";
+
+/// The server, or a line that says which is missing.
+pub(crate) fn url() -> Option<String> {
+    address(VARIABLE)
+}
+
+/// What the variable says, or a line that says what is missing.
+pub(crate) fn address(variable: &str) -> Option<String> {
+    let value = std::env::var(variable).ok();
+    if value.is_none() {
+        let missing = format!("MongoDB is not there: run scripts/services.sh up mongodb and set {variable}");
+        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
+        eprintln!("{missing}");
+    }
+    value
+}
+
+/// A migrated database that no other test sees.
+pub(crate) struct Place {
+    pub(crate) url: String,
+    pub(crate) name: String,
+    pub(crate) config: MongoConfig,
+    pub(crate) store: MongoStore,
+    pub(crate) outbox: MongoOutbox,
+    /// The service's own client, and the database by it.
+    pub(crate) client: Client,
+    pub(crate) database: Database,
+}
+
+impl Place {
+    pub(crate) async fn new() -> Option<Self> {
+        let place = Self::empty().await?;
+        place.store.migrate().await.unwrap();
+        Some(place)
+    }
+
+    /// A database without collections.
+    pub(crate) async fn empty() -> Option<Self> {
+        let url = url()?;
+        let name = format!("t_{}", Uuid::now_v7().simple());
+        let config = MongoConfig::builder().url(&url).database(&name).build().unwrap();
+        let store = MongoStore::connect(&config).await.unwrap();
+        let client = Client::with_uri_str(&url).await.unwrap();
+        let database = client.database(&name);
+        let outbox = MongoOutbox::new(&config);
+        Some(Self { url, name, config, store, outbox, client, database })
+    }
+
+    pub(crate) async fn drop(self) {
+        self.database.drop().await.unwrap();
+    }
+
+    pub(crate) fn collection(&self, name: &str) -> Collection<Document> {
+        self.database.collection(name)
+    }
+
+    pub(crate) async fn count(&self, name: &str) -> u64 {
+        self.collection(name).count_documents(doc! {}).await.unwrap()
+    }
+
+    /// A transaction of the service.
+    pub(crate) async fn begin(&self) -> ClientSession {
+        let mut session = self.client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        session
+    }
+
+    pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {
+        let mut session = self.begin().await;
+        let sequences = self.outbox.enqueue_all(&mut session, events).await.unwrap();
+        session.commit_transaction().await.unwrap();
+        sequences
+    }
+
+    /// A relay that owns everything.
+    pub(crate) async fn relay(&self) -> (RelayId, Vec<Lease>) {
+        let relay = self.store.join(Duration::from_secs(60)).await.unwrap();
+        (relay, self.claim_all(relay).await)
+    }
+
+    pub(crate) async fn claim_all(&self, relay: RelayId) -> Vec<Lease> {
+        let membership = self.store.membership(relay).await.unwrap();
+        let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
+        self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
+    }
+}
+
+pub(crate) fn event(id: &str) -> Event {
+    Event::builder("order", id, "order.placed").payload("{}").build().unwrap()
+}
+
+pub(crate) fn key(id: &str) -> AggregateKey {
+    AggregateKey::new("order", id)
+}
+
+pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
+    FetchRequest { leases: leases.to_vec(), events_max: 1000, bytes_max: 64 << 20, ..FetchRequest::default() }
+}
+
+pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
+    rows.iter().map(|row| row.sequence).collect()
+}
+
+pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
+    let settlement = |row: &Row| Settlement {
+        sequence: row.sequence,
+        partition: row.partition,
+        key: row.key.clone(),
+        attempts: 1,
+        outcome: outcome.clone(),
+    };
+    SettleRequest {
+        relay,
+        leases: leases.to_vec(),
+        settlements: rows.iter().map(settlement).collect(),
+        unholds: Vec::new(),
+        when_sent: WhenSent::Keep,
+    }
+}

@@ -1,0 +1,237 @@
+//! The operator's side. Every call is one transaction, and needs no relay to be running.
+//!
+//! Whoever changes a hold locks the row of its partition first: see `store::holds`.
+
+mod changes;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use outbox_core::{
+    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Partition,
+    Status, StoreError,
+};
+use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
+
+use self::changes::{change_hold, discard, held_key, requeue, resume_topic};
+use crate::{
+    MysqlStore,
+    enqueue::storable,
+    error::{again, within},
+    schema::part_of,
+    session::{begin, commit},
+    store::{Hold, duration, micros_of},
+};
+
+#[async_trait]
+impl OutboxAdmin for MysqlStore {
+    /// Events of the table with a status are found by an index, ids by theirs; any other condition reads the table or the
+    /// archive from `after` on until it has found enough, which on a large one takes its time.
+    async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let what = "list events";
+        let times = ["created_at", "available_at", "sent_at"];
+        let times: Vec<String> = times
+            .iter()
+            .map(|time| format!("{} AS {time}_micros", micros_of(&format!("o.{time}"))))
+            .collect();
+        let times = times.join(", ");
+        // The archive keeps no partition.
+        let part = part_of("o.aggregate_type", "o.aggregate_id");
+        let text = match filter.archived {
+            true => format!(
+                "SELECT o.*, CAST({part} AS UNSIGNED) AS partition_code, {times} FROM {{archive}} o WHERE TRUE"
+            ),
+            false => format!(
+                "SELECT o.*, CAST(o.part AS UNSIGNED) AS partition_code, {times} FROM {{outbox}} o WHERE TRUE"
+            ),
+        };
+        let mut query = QueryBuilder::<MySql>::new(self.inner().tables().text(&text));
+        push_filter(&mut query, filter);
+        query.push(" ORDER BY o.sequence LIMIT ").push_bind(rows_max);
+        let connection = &mut *self.inner().connection(what).await?;
+        within(what, async { query.build().fetch_all(connection).await?.iter().map(record).collect() }).await
+    }
+
+    async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
+        let what = "list holds";
+        // Without end comes last.
+        let sql = "SELECT part, aggregate_type, aggregate_id, sequence, reason, paused_at IS NOT NULL AS paused, \
+                     IF(paused_at IS NULL, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), until), NULL) AS due \
+                   FROM {holds} ORDER BY until IS NULL, until, part, aggregate_type, aggregate_id LIMIT ?";
+        let query = sqlx::query(self.inner().tables().sql(sql)).bind(rows_max);
+        let connection = &mut *self.inner().connection(what).await?;
+        within(what, async { query.fetch_all(connection).await?.iter().map(hold).collect() }).await
+    }
+
+    async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
+        let inner = self.inner();
+        let what = "requeue events";
+        again(|| async {
+            let mut connection = inner.connection(what).await?;
+            let mut transaction = begin(&mut connection, what).await?;
+            let count = within(what, requeue(inner, &mut transaction, filter)).await?;
+            commit(transaction, what).await?;
+            Ok(count)
+        })
+        .await
+    }
+
+    async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
+        if filter.archived {
+            return Ok(0);
+        }
+        let inner = self.inner();
+        let what = "discard events";
+        again(|| async {
+            let mut connection = inner.connection(what).await?;
+            let mut transaction = begin(&mut connection, what).await?;
+            let count = within(what, discard(inner, &mut transaction, filter)).await?;
+            commit(transaction, what).await?;
+            Ok(count)
+        })
+        .await
+    }
+
+    async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
+        let pause = |hold: Option<Hold>, now| {
+            let plain = Hold { sequence: None, until: None, reason: HoldReason::Paused, paused_at: None };
+            let hold = hold.unwrap_or(plain);
+            Some(Hold { until: None, paused_at: Some(now), ..hold })
+        };
+        change_hold(self.inner(), "pause an aggregate", key, pause).await.map(drop)
+    }
+
+    async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
+        let resume = |hold: Option<Hold>, now| Some(Hold { until: Some(now), paused_at: None, ..hold? });
+        change_hold(self.inner(), "resume an aggregate", key, resume).await
+    }
+
+    async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
+        let what = "pause a topic";
+        let sql = "INSERT INTO {topics} (topic) VALUES (?) ON DUPLICATE KEY UPDATE topic = topic";
+        let query = sqlx::query(self.inner().tables().sql(sql)).bind(topic.as_bytes());
+        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+    }
+
+    async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
+        let inner = self.inner();
+        let what = "resume a topic";
+        again(|| async {
+            let mut connection = inner.connection(what).await?;
+            let mut transaction = begin(&mut connection, what).await?;
+            let paused = within(what, resume_topic(inner, &mut transaction, topic)).await?;
+            commit(transaction, what).await?;
+            Ok(paused)
+        })
+        .await
+    }
+
+    async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
+        let what = "list paused topics";
+        let sql = self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic");
+        let query = sqlx::query_scalar(sql);
+        let topics: Vec<Vec<u8>> =
+            within(what, query.fetch_all(&mut *self.inner().connection(what).await?)).await?;
+        Ok(topics.iter().map(|topic| String::from_utf8_lossy(topic).into_owned()).collect())
+    }
+}
+
+fn push_filter(query: &mut QueryBuilder<MySql>, filter: &EventFilter) {
+    if !filter.ids.is_empty() {
+        query.push(" AND o.id IN (");
+        let mut ids = query.separated(", ");
+        for id in &filter.ids {
+            ids.push_bind(*id);
+        }
+        query.push(")");
+    }
+    if let Some(status) = filter.status {
+        query.push(" AND o.status = ").push_bind(status.code());
+    }
+    if let Some(cause) = filter.cause {
+        query.push(" AND o.cause = ").push_bind(cause.as_str());
+    }
+    let texts = [
+        (" AND o.aggregate_type = ", &filter.aggregate_type),
+        (" AND o.aggregate_id = ", &filter.aggregate_id),
+        (" AND o.event_type = ", &filter.event_type),
+    ];
+    for (condition, text) in texts {
+        if let Some(text) = text {
+            query.push(condition).push_bind(text.clone().into_bytes());
+        }
+    }
+    for (condition, time) in
+        [(" AND o.created_at >= ", filter.created_from), (" AND o.created_at < ", filter.created_before)]
+    {
+        if let Some(time) = time {
+            query.push(condition).push_bind(storable(time));
+        }
+    }
+    if let Some(after) = filter.after {
+        query.push(" AND o.sequence > ").push_bind(after);
+    }
+}
+
+fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
+    let bytes = |name: &str| row.try_get_unchecked::<Option<&[u8]>, _>(name);
+    let text =
+        |name: &str| bytes(name).map(|bytes| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()));
+    let time = |name: &str| -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+        Ok(row.try_get::<Option<i64>, _>(name)?.and_then(DateTime::from_timestamp_micros))
+    };
+    let attempts: i32 = row.try_get("attempts")?;
+    let status: i16 = row.try_get::<i8, _>("status")?.into();
+    Ok(EventRecord {
+        id: row.try_get("id")?,
+        sequence: row.try_get("sequence")?,
+        partition: row.try_get("partition_code")?,
+        key: AggregateKey::new(
+            &text("aggregate_type")?.unwrap_or_default(),
+            &text("aggregate_id")?.unwrap_or_default(),
+        ),
+        event_type: text("event_type")?.unwrap_or_default(),
+        version: row.try_get("version")?,
+        payload: Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()),
+        content_type: text("content_type")?,
+        headers: bytes("headers")?.map(texts).unwrap_or_default(),
+        topic: text("topic")?,
+        created_at: time("created_at_micros")?.unwrap_or_default(),
+        available_at: time("available_at_micros")?,
+        // A status that nobody knows is not pending, and nothing that was sent.
+        status: Status::from_code(status).unwrap_or(Status::Failed),
+        attempts: u32::try_from(attempts).unwrap_or_default(),
+        last_error: text("last_error")?,
+        cause: text("cause")?.and_then(|cause| FailureCause::parse(&cause)),
+        sent_at: time("sent_at_micros")?,
+    })
+}
+
+/// The headers that are texts.
+fn texts(json: &[u8]) -> BTreeMap<String, String> {
+    let Ok(serde_json::Value::Object(headers)) = serde_json::from_slice(json) else { return BTreeMap::new() };
+    let text = |(name, value)| match value {
+        serde_json::Value::String(text) => Some((name, text)),
+        _ => None,
+    };
+    headers.into_iter().filter_map(text).collect()
+}
+
+fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
+    let due: Option<i64> = row.try_get("due")?;
+    let reason: String = row.try_get("reason")?;
+    let (part, key) = held_key(row, 0)?;
+    Ok(HoldRecord {
+        key,
+        partition: Partition::from(part),
+        sequence: row.try_get("sequence")?,
+        due_in: due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }),
+        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        paused: row.try_get("paused")?,
+    })
+}

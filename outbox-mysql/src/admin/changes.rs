@@ -1,0 +1,276 @@
+//! What an operator changes: events that failed, events that wait, and holds. Each in the caller's transaction.
+
+use std::collections::{BTreeSet, HashSet};
+
+use outbox_core::{AggregateKey, EventFilter, HoldReason, Sequence, Status, StoreError};
+use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, mysql::MySqlRow};
+
+use super::push_filter;
+use crate::{
+    error::{again, within},
+    schema::part_of,
+    session::{begin, commit},
+    store::{HeldKey, Hold, Holds, Inner, NOW_MICROS, json, rows},
+};
+
+/// How many events one statement of a requeue or a discard takes: a bound of its parameter, not of the call.
+const EVENTS_PER_STATEMENT: usize = 10_000;
+
+/// An event that an operator means.
+type Found = (Sequence, HeldKey);
+
+/// The next events of a state that the filter means, above a sequence; not locked.
+async fn find(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    (from, filter): (&str, &EventFilter),
+    after: Sequence,
+) -> Result<Vec<Found>, sqlx::Error> {
+    let text = format!("SELECT o.sequence, o.part, o.aggregate_type, o.aggregate_id FROM {from}");
+    let mut query = QueryBuilder::<MySql>::new(inner.tables().text(&text));
+    push_filter(&mut query, filter);
+    query.push(" AND o.sequence > ").push_bind(after);
+    query
+        .push(" ORDER BY o.sequence LIMIT ")
+        .push_bind(u64::try_from(EVENTS_PER_STATEMENT).unwrap_or(u64::MAX));
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, held_key(row, 1)?))).collect()
+}
+
+pub(super) fn held_key(row: &MySqlRow, index: usize) -> Result<HeldKey, sqlx::Error> {
+    let text = |index| row.try_get::<&[u8], _>(index).map(String::from_utf8_lossy);
+    Ok((row.try_get(index)?, AggregateKey::new(&text(index + 1)?, &text(index + 2)?)))
+}
+
+/// Locks the rows of partitions, and returns the server's clock.
+async fn lock_parts(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    parts: impl IntoIterator<Item = u8>,
+) -> Result<i64, sqlx::Error> {
+    let parts: BTreeSet<u8> = parts.into_iter().collect();
+    let sql = format!(
+        "SELECT {NOW_MICROS} FROM {} STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) ON p.part = l.part FOR UPDATE",
+        rows("l", "part SMALLINT UNSIGNED")
+    );
+    let parts: Vec<_> = parts.into_iter().map(|part| (part,)).collect();
+    let query = sqlx::query_scalar(inner.tables().sql(&sql)).bind(json(parts));
+    let now: Vec<i64> = query.fetch_all(connection).await?;
+    Ok(now.first().copied().unwrap_or_default())
+}
+
+/// Locks those of the events that still have the status.
+async fn lock_events(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    found: &[Found],
+    status: Status,
+) -> Result<Vec<Found>, sqlx::Error> {
+    let sql = format!(
+        "SELECT o.sequence, o.part, o.aggregate_type, o.aggregate_id FROM {} \
+         STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence WHERE o.status = ? FOR UPDATE",
+        rows("s", "sequence BIGINT")
+    );
+    let query = sqlx::query(inner.tables().sql(&sql)).bind(sequences(found)).bind(status.code());
+    let rows = query.fetch_all(connection).await?;
+    let mut found: Vec<Found> = rows
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, held_key(row, 1)?)))
+        .collect::<Result<_, sqlx::Error>>()?;
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn sequences(found: &[Found]) -> String {
+    json(found.iter().map(|(sequence, _)| (sequence,)).collect::<Vec<_>>())
+}
+
+async fn update(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    found: &[Found],
+    set: &str,
+) -> Result<(), sqlx::Error> {
+    let from = rows("s", "sequence BIGINT");
+    let sql = format!(
+        "UPDATE {from} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence SET {set}"
+    );
+    let query = sqlx::query(inner.tables().sql(&sql)).bind(sequences(found));
+    query.execute(connection).await.map(drop)
+}
+
+const FAILED: &str = "{outbox} o FORCE INDEX (pending) WHERE o.status = 2";
+
+pub(super) async fn requeue(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    filter: &EventFilter,
+) -> Result<u64, sqlx::Error> {
+    let (mut count, mut after) = (0, filter.after.unwrap_or_default());
+    let mut requeued = HashSet::new();
+    loop {
+        let found = find(inner, connection, (FAILED, filter), after).await?;
+        let Some((last, _)) = found.last() else { return Ok(count) };
+        after = *last;
+        let now = lock_parts(inner, connection, found.iter().map(|(_, key)| key.0)).await?;
+        let found = lock_events(inner, connection, &found, Status::Failed).await?;
+        let set = "o.status = 0, o.attempts = 0, o.cause = NULL, o.failed_at = NULL";
+        update(inner, connection, &found, set).await?;
+        count += u64::try_from(found.len()).unwrap_or_default();
+        requeued.extend(found.iter().map(|(sequence, _)| *sequence));
+        let keys = found.iter().map(|(_, key)| key.clone());
+        let mut holds = Holds::read(inner, connection, keys, now).await?;
+        for (sequence, key) in found {
+            holds.change(key, |hold| requeued_hold(hold, sequence, now, |held| requeued.contains(&held)));
+        }
+        holds.write(inner, connection).await?;
+    }
+}
+
+/// A hold of one of the requeued events waits for nothing else than this; of another, it keeps its own time.
+fn requeued_hold(
+    hold: Option<Hold>,
+    sequence: Sequence,
+    now: i64,
+    is_requeued: impl Fn(Sequence) -> bool,
+) -> Hold {
+    let new =
+        Hold { sequence: Some(sequence), until: Some(now), reason: HoldReason::Requeued, paused_at: None };
+    let Some(hold) = hold else { return new };
+    let own = hold.sequence.is_none_or(is_requeued);
+    Hold {
+        sequence: Some(hold.sequence.map_or(sequence, |held| held.min(sequence))),
+        until: if own && !hold.is_paused() { new.until } else { hold.until },
+        reason: if own { new.reason } else { hold.reason },
+        ..hold
+    }
+}
+
+pub(super) async fn discard(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    filter: &EventFilter,
+) -> Result<u64, sqlx::Error> {
+    // Of those that wait only the event that a hold names: another one may be on its way.
+    let held = "{holds} h STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.sequence = h.sequence AND o.part = h.part WHERE o.status = 0";
+    let set_failed = "o.cause = 'discarded'";
+    let set_held = "o.status = 2, o.cause = 'discarded', o.failed_at = UTC_TIMESTAMP(6)";
+    let mut count = 0;
+    for (from, status, set) in [(FAILED, Status::Failed, set_failed), (held, Status::Pending, set_held)] {
+        let mut after = filter.after.unwrap_or_default();
+        loop {
+            let found = find(inner, connection, (from, filter), after).await?;
+            let Some((last, _)) = found.last() else { break };
+            after = *last;
+            let now = lock_parts(inner, connection, found.iter().map(|(_, key)| key.0)).await?;
+            let mut found = lock_events(inner, connection, &found, status).await?;
+            let keys = found.iter().map(|(_, key)| key.clone());
+            let mut holds = Holds::read(inner, connection, keys, now).await?;
+            let names = |holds: &Holds, found: &Found| {
+                holds.get(&found.1).is_some_and(|hold| hold.sequence == Some(found.0))
+            };
+            if status == Status::Pending {
+                found.retain(|found| names(&holds, found));
+            }
+            update(inner, connection, &found, set).await?;
+            count += u64::try_from(found.len()).unwrap_or_default();
+            // What waits behind it, held or parked, has nothing to wait for any more.
+            for found in &found {
+                if let Some(mut hold) = holds.get(&found.1).cloned().filter(|_| names(&holds, found)) {
+                    hold.end(now);
+                    holds.change(found.1.clone(), |_| hold);
+                }
+            }
+            holds.write(inner, connection).await?;
+        }
+    }
+    Ok(count)
+}
+
+/// Changes the hold of one aggregate; true if there was one.
+pub(super) async fn change_hold(
+    inner: &Inner,
+    what: &str,
+    key: &AggregateKey,
+    change: impl Fn(Option<Hold>, i64) -> Option<Hold> + Send + Sync,
+) -> Result<bool, StoreError> {
+    again(|| async {
+        let mut connection = inner.connection(what).await?;
+        let mut transaction = begin(&mut connection, what).await?;
+        let found = within(what, change_hold_locked(inner, &mut transaction, key, &change)).await?;
+        commit(transaction, what).await?;
+        Ok(found)
+    })
+    .await
+}
+
+async fn change_hold_locked(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    key: &AggregateKey,
+    change: &(impl Fn(Option<Hold>, i64) -> Option<Hold> + Send + Sync),
+) -> Result<bool, sqlx::Error> {
+    let sql = format!("SELECT part FROM {{partitions}} WHERE part = {}", part_of("?", "?"));
+    let query = sqlx::query_scalar(inner.tables().sql(&sql));
+    let query = query.bind(key.aggregate_type().as_bytes()).bind(key.aggregate_id().as_bytes());
+    let part: u8 = query.fetch_one(&mut *connection).await?;
+    let now = lock_parts(inner, connection, [part]).await?;
+    let held: HeldKey = (part, key.clone());
+    let mut holds = Holds::read(inner, connection, [held.clone()], now).await?;
+    let before = holds.get(&held).cloned();
+    let found = before.is_some();
+    if let Some(after) = change(before, now) {
+        holds.change(held, |_| after);
+    }
+    holds.write(inner, connection).await?;
+    Ok(found)
+}
+
+pub(super) async fn resume_topic(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    topic: &str,
+) -> Result<bool, sqlx::Error> {
+    let sql = "DELETE FROM {topics} WHERE topic = ?";
+    let query = sqlx::query(inner.tables().sql(sql)).bind(topic.as_bytes());
+    let paused = query.execute(&mut *connection).await?.rows_affected() > 0;
+    let sql = "SELECT part, aggregate_type, aggregate_id FROM {holds} WHERE reason = 'topic'";
+    let rows = sqlx::query(inner.tables().sql(sql)).fetch_all(&mut *connection).await?;
+    let keys: Vec<HeldKey> = rows.iter().map(|row| held_key(row, 0)).collect::<Result<_, _>>()?;
+    for keys in keys.chunks(EVENTS_PER_STATEMENT) {
+        let now = lock_parts(inner, connection, keys.iter().map(|key| key.0)).await?;
+        let mut holds = Holds::read(inner, connection, keys.iter().cloned(), now).await?;
+        for key in keys {
+            let Some(mut hold) = holds.get(key).filter(|hold| hold.reason == HoldReason::Topic).cloned()
+            else {
+                continue;
+            };
+            hold.end(now);
+            holds.change(key.clone(), |_| hold);
+        }
+        holds.write(inner, connection).await?;
+    }
+    Ok(paused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hold(sequence: Option<Sequence>, until: Option<i64>) -> Hold {
+        Hold { sequence, until, reason: HoldReason::Backoff, paused_at: None }
+    }
+
+    #[test]
+    fn a_requeue_keeps_the_time_of_a_hold_of_another_event() {
+        let requeued = |hold| requeued_hold(hold, 3, 10, |sequence| sequence == 3);
+        let new = Hold { reason: HoldReason::Requeued, ..hold(Some(3), Some(10)) };
+        assert_eq!(requeued(None), new);
+        assert_eq!(requeued(Some(hold(Some(3), None))), new);
+        assert_eq!(requeued(Some(hold(None, Some(4)))), new);
+        assert_eq!(requeued(Some(hold(Some(5), Some(99)))), hold(Some(3), Some(99)));
+        assert_eq!(requeued(Some(hold(Some(2), Some(99)))), hold(Some(2), Some(99)));
+        let paused = Hold { paused_at: Some(1), ..hold(Some(3), None) };
+        assert_eq!(requeued(Some(paused.clone())), Hold { reason: HoldReason::Requeued, ..paused });
+    }
+}

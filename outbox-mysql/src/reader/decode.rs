@@ -1,0 +1,103 @@
+//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event
+//! fails alone.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chrono::DateTime;
+use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, check_headers};
+use sqlx::{Row as _, mysql::MySqlRow};
+use uuid::Uuid;
+
+use crate::store::{duration, micros_of};
+
+/// The columns of a read, in the order in which [`decode`] takes them. Times as numbers, which can be read whatever
+/// stands there, and the age by the server's clock.
+pub(super) fn columns() -> String {
+    format!(
+        "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, o.event_type, o.version, o.payload, \
+         o.content_type, o.headers, o.topic, {}, TIMESTAMPDIFF(MICROSECOND, o.created_at, UTC_TIMESTAMP(6))",
+        micros_of("o.created_at")
+    )
+}
+
+/// The row, whatever stands in it.
+pub(super) fn decode(row: &MySqlRow) -> Result<Row, sqlx::Error> {
+    let sequence: Sequence = row.try_get(0)?;
+    let part: u8 = row.try_get(1)?;
+    let text = |index| Ok::<_, sqlx::Error>(String::from_utf8_lossy(bytes(row, index)?.unwrap_or_default()));
+    let attempts: i32 = row.try_get(4)?;
+    let age: Option<i64> = row.try_get(13)?;
+    Ok(Row {
+        sequence,
+        partition: Partition::from(part),
+        key: AggregateKey::new(&text(2)?, &text(3)?),
+        attempts: u32::try_from(attempts).unwrap_or_default(),
+        age: duration(age.unwrap_or_default()),
+        content: event(row)?,
+    })
+}
+
+/// Unchecked, since what a column is called (JSON, LONGTEXT, VARBINARY) differs between the servers.
+fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
+    row.try_get_unchecked(index)
+}
+
+fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
+    let id: Uuid = row.try_get(5)?;
+    let version: i32 = row.try_get(7)?;
+    let created_at: Option<i64> = row.try_get(12)?;
+    let (aggregate_type, aggregate_id) = (bytes(row, 2)?, bytes(row, 3)?);
+    let (event_type, payload, content_type) = (bytes(row, 6)?, bytes(row, 8)?, bytes(row, 9)?);
+    let (headers, topic) = (bytes(row, 10)?, bytes(row, 11)?);
+    let text = |column: &str, text: Option<&[u8]>| -> Result<Option<String>, String> {
+        let text = text.map(|text| std::str::from_utf8(text).map(str::to_owned)).transpose();
+        text.map_err(|_| format!("{column} is not UTF-8"))
+    };
+    let name = |column: &str, name: Option<&[u8]>| {
+        text(column, name)?.filter(|name| !name.is_empty()).ok_or_else(|| format!("{column} is empty"))
+    };
+    let decode = || {
+        name("aggregate_type", aggregate_type)?;
+        name("aggregate_id", aggregate_id)?;
+        let event_type = name("event_type", event_type)?;
+        if version < 1 {
+            return Err(format!("version is {version}: the version of a payload schema starts at 1"));
+        }
+        Ok(StoredEvent {
+            id,
+            event_type,
+            version,
+            payload: Bytes::copy_from_slice(payload.unwrap_or_default()),
+            content_type: text("content_type", content_type)?,
+            headers: headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?,
+            topic: text("topic", topic)?,
+            created_at: created_at
+                .and_then(DateTime::from_timestamp_micros)
+                .ok_or("created_at is no time: leave it to its default")?,
+        })
+    };
+    Ok(decode())
+}
+
+fn decode_headers(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    let headers: Option<BTreeMap<String, String>> = serde_json::from_slice(json).map_err(|error| {
+        format!("headers are no object of texts, such as {{\"name\": \"value\"}}: {error}")
+    })?;
+    let headers = headers.unwrap_or_default();
+    check_headers(&headers).map_err(|error| error.to_string())?;
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_are_no_map_of_texts_are_named() {
+        assert_eq!(decode_headers(b"{\"a\":\"b\"}").unwrap().len(), 1);
+        assert_eq!(decode_headers(b"null").unwrap().len(), 0);
+        assert!(decode_headers(b"[1]").unwrap_err().contains("no object of texts"));
+        assert!(decode_headers(b"{\"a b\":\"c\"}").unwrap_err().contains("header"));
+    }
+}

@@ -1,0 +1,133 @@
+//! The tables: printed for one's own migration tool, or applied.
+
+use outbox_core::{PARTITIONS, StoreError, StoreErrorKind};
+use sqlx::{AssertSqlSafe, MySqlConnection};
+
+use crate::{
+    MysqlConfig,
+    config::Tables,
+    error::{NO_DATABASE, NO_TABLE, number, store_error},
+};
+
+/// The version of the tables that this program reads and writes.
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+
+/// How long a migration waits for one that is under way, in seconds.
+const MIGRATION_WAIT_S: u32 = 30;
+
+/// The name of the migration's lock. It has at most 64 characters, so a hash stands for the database and the prefix.
+const LOCK_NAME: &str = "CONCAT('outbox-', LEFT(SHA2(CONCAT(COALESCE(?, DATABASE()), '/', ?), 256), 40))";
+
+/// The aggregate's partition, of two parameters or columns: the expression of the generated column `part`.
+pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
+    format!("(CRC32(CONCAT({aggregate_type}, '/', {aggregate_id})) & 63)")
+}
+
+/// The statements that create the tables, for one's own migration tool. They may be run again at any time and
+/// change nothing then.
+///
+/// ```
+/// let config = outbox_mysql::MysqlConfig::builder().schema("billing").build()?;
+/// let sql = outbox_mysql::migration_sql(&config);
+/// assert!(sql.contains("CREATE TABLE IF NOT EXISTS `billing`.`outbox`"));
+/// # Ok::<(), outbox_core::StoreError>(())
+/// ```
+pub fn migration_sql(config: &MysqlConfig) -> String {
+    let tables = tables_sql(config);
+    match config.tables.schema() {
+        Some(schema) => format!("CREATE DATABASE IF NOT EXISTS `{schema}`;\n\n{tables}"),
+        None => tables,
+    }
+}
+
+fn tables_sql(config: &MysqlConfig) -> String {
+    let parts: Vec<String> = (0..PARTITIONS).map(|part| format!("({part})")).collect();
+    let text = config.tables.text(include_str!("schema.sql"));
+    text.replace("{parts}", &parts.join(", ")).replace("{version}", &SCHEMA_VERSION.to_string())
+}
+
+/// Applies the migration. A named lock lets two processes do it at once: the second finds it done. These databases
+/// commit each definition by itself, so every statement may find its work done, and the version is written last.
+/// Refuses tables of a newer version.
+pub(crate) async fn migrate(
+    connection: &mut MySqlConnection,
+    config: &MysqlConfig,
+) -> Result<(), StoreError> {
+    let what = format!("migrate the tables of {}", config.tables.outbox());
+    let fail = |error| store_error(&what, error);
+    if !lock(connection, &config.tables).await.map_err(fail)? {
+        return Err(StoreError::new(
+            StoreErrorKind::Conflict,
+            format!("cannot {what}: another migration has been under way for {MIGRATION_WAIT_S} s"),
+        ));
+    }
+    let result = migrate_locked(connection, config).await;
+    // The lock ends with the connection too, so that an error here is none of the migration.
+    let _ = unlock(connection, &config.tables).await;
+    match result {
+        Ok(Some(newer)) => Err(newer_version(&config.tables, newer)),
+        Ok(None) => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+async fn lock(connection: &mut MySqlConnection, tables: &Tables) -> Result<bool, sqlx::Error> {
+    let sql = format!("SELECT GET_LOCK({LOCK_NAME}, ?)");
+    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(tables.schema()).bind(tables.prefix());
+    let locked: Option<i64> = query.bind(MIGRATION_WAIT_S).persistent(false).fetch_one(connection).await?;
+    Ok(locked == Some(1))
+}
+
+async fn unlock(connection: &mut MySqlConnection, tables: &Tables) -> Result<(), sqlx::Error> {
+    let sql = format!("DO RELEASE_LOCK({LOCK_NAME})");
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(tables.schema()).bind(tables.prefix());
+    query.persistent(false).execute(connection).await.map(drop)
+}
+
+/// What is said of tables that a later release has made.
+pub(crate) fn newer_version(tables: &Tables, version: i64) -> StoreError {
+    StoreError::new(
+        StoreErrorKind::Schema,
+        format!(
+            "the tables of {} have version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
+             upgrade the program",
+            tables.outbox()
+        ),
+    )
+}
+
+/// The version, if it is newer than what this program knows; else the tables are there.
+async fn migrate_locked(
+    connection: &mut MySqlConnection,
+    config: &MysqlConfig,
+) -> Result<Option<i64>, sqlx::Error> {
+    if let Some(version) = version(&mut *connection, &config.tables).await?
+        && version >= SCHEMA_VERSION
+    {
+        return Ok((version > SCHEMA_VERSION).then_some(version));
+    }
+    // Creating a database asks for a privilege even when it is there, which a migrating user need not have.
+    if let Some(schema) = config.tables.schema() {
+        let exists = "SELECT EXISTS (SELECT 1 FROM information_schema.schemata WHERE schema_name = ?)";
+        let query = sqlx::query_scalar(exists).bind(schema).persistent(false);
+        if !query.fetch_one(&mut *connection).await? {
+            let sql = format!("CREATE DATABASE IF NOT EXISTS `{schema}`");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+        }
+    }
+    sqlx::raw_sql(AssertSqlSafe(tables_sql(config))).execute(&mut *connection).await?;
+    Ok(None)
+}
+
+/// The version of the tables; `None` where there are none.
+pub(crate) async fn version(
+    connection: &mut MySqlConnection,
+    tables: &Tables,
+) -> Result<Option<i64>, sqlx::Error> {
+    let sql = tables.text("SELECT value FROM {meta} WHERE name = 'schema_version'");
+    let query = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false);
+    match query.fetch_optional(connection).await {
+        Err(error) if matches!(number(&error), Some(NO_TABLE | NO_DATABASE)) => Ok(None),
+        other => other,
+    }
+}

@@ -1,0 +1,326 @@
+//! Recording what became of events, under the leases of their partitions.
+//!
+//! The usual case, everything sent and nothing held, is one statement of constant text. Everything else is a
+//! transaction. Everybody takes locks in this order: rows of partitions, events, holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outbox_core::{
+    Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
+    StoreError, WhenSent,
+};
+use sqlx::MySqlConnection;
+
+use super::{
+    Holds, Inner, NOW_MICROS, json,
+    membership::{LEASE_COLUMNS, lease_rows},
+    partition_code, rows,
+};
+use crate::{
+    error::{CALL_TIMEOUT, again, silent, store_error, within},
+    session::{self, begin, commit},
+};
+
+/// The columns that the archive shares with the outbox.
+pub(super) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
+     content_type, headers, topic, created_at, available_at, status, attempts, last_error, cause, sent_at, failed_at";
+
+/// The longest error that is kept with an event, in bytes: enough for a cause and its context, and no dump.
+const ERROR_BYTES_MAX: usize = 4096;
+
+pub(super) async fn begin_attempt(
+    inner: &Inner,
+    relay: RelayId,
+    lease: Lease,
+    sequence: Sequence,
+    attempts: u32,
+) -> Result<bool, StoreError> {
+    let what = "record an attempt";
+    let part = partition_code(lease.partition);
+    let sql = "UPDATE {partitions} p FORCE INDEX (PRIMARY) STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.part = p.part SET o.attempts = ? \
+               WHERE p.part = ? AND p.owner = ? AND p.epoch = ? AND o.sequence = ? AND o.status = 0";
+    let changed = again(|| async {
+        let query = sqlx::query(inner.tables().sql(sql)).bind(attempts_code(attempts)).bind(part);
+        let query = query.bind(relay.0).bind(lease.epoch).bind(sequence);
+        within(what, query.execute(&mut *inner.connection(what).await?)).await
+    });
+    if changed.await?.rows_affected() > 0 {
+        return Ok(true);
+    }
+    // Fenced, or not pending any more.
+    let sql = "SELECT EXISTS (SELECT 1 FROM {partitions} WHERE part = ? AND owner = ? AND epoch = ?)";
+    let query = sqlx::query_scalar(inner.tables().sql(sql)).bind(part).bind(relay.0).bind(lease.epoch);
+    within(what, query.fetch_one(&mut *inner.connection(what).await?)).await
+}
+
+pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Settled, StoreError> {
+    if request.settlements.is_empty() && request.unholds.is_empty() {
+        return Ok(Settled::default());
+    }
+    let mut slot = inner.settling.lock().await;
+    // Taken out while it works: if this future is dropped, so is the connection with whatever it was doing.
+    let mut connection = match slot.take() {
+        Some(connection) => connection,
+        None => session::open(&inner.pool).await?,
+    };
+    let (settled, connection) = match tokio::time::timeout(CALL_TIMEOUT, async {
+        // Not by `again`, whose closure cannot lend the connection.
+        for _ in 0..3 {
+            match settle_on(inner, &mut connection, request).await {
+                Err(error) if error.kind() == outbox_core::StoreErrorKind::Conflict => {}
+                other => return (other, connection),
+            }
+        }
+        (settle_on(inner, &mut connection, request).await, connection)
+    })
+    .await
+    {
+        Ok((result, connection)) => (result?, connection),
+        Err(_) => return Err(silent("settle")),
+    };
+    *slot = Some(connection);
+    Ok(settled)
+}
+
+async fn settle_on(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    request: &SettleRequest,
+) -> Result<Settled, StoreError> {
+    if let Some(attempts) = all_sent(request)
+        && settle_sent(inner, connection, request, attempts).await?
+    {
+        return Ok(Settled::default());
+    }
+    let mut transaction = begin(connection, "settle").await?;
+    let settled = Settling { inner, connection: &mut transaction, now: 0 }.run(request).await;
+    let settled = settled.map_err(|error| store_error("settle", error))?;
+    commit(transaction, "settle").await?;
+    Ok(settled)
+}
+
+/// The number of attempts, if everything was sent after the same number of them, nothing else is asked, and the rows
+/// stay in their table or go.
+fn all_sent(request: &SettleRequest) -> Option<u32> {
+    let attempts = request.settlements.first()?.attempts;
+    let alike = |s: &Settlement| s.outcome == Outcome::Sent && s.attempts == attempts;
+    let plain = request.unholds.is_empty() && request.when_sent != WhenSent::Archive;
+    (plain && request.settlements.iter().all(alike)).then_some(attempts)
+}
+
+/// Settles sent events in one statement; true if it found every one of them pending, under its lease and without a
+/// hold. What it did not find is left to the general way, which finds what it did find done.
+///
+/// A hold that names an event in flight was there before the event was read, so that looking for one in this
+/// statement is enough.
+async fn settle_sent(
+    inner: &Inner,
+    connection: &mut MySqlConnection,
+    request: &SettleRequest,
+    attempts: u32,
+) -> Result<bool, StoreError> {
+    let leases = leases(request);
+    let mut sent: Vec<(u8, Sequence, Epoch)> = Vec::with_capacity(request.settlements.len());
+    for settlement in &request.settlements {
+        let Some(epoch) = leases.get(&settlement.partition) else { continue };
+        sent.push((partition_code(settlement.partition), settlement.sequence, *epoch));
+    }
+    // In the order of the lease rows, which everybody locks in that order.
+    sent.sort_unstable();
+    let sql = sent_sql(request.when_sent);
+    let query = sqlx::query(inner.tables().sql(&sql)).bind(json(&sent)).bind(request.relay.0);
+    let query = match request.when_sent {
+        WhenSent::Keep | WhenSent::Archive => query.bind(attempts_code(attempts)),
+        WhenSent::Delete => query,
+    };
+    let done = query.execute(connection).await.map_err(|error| store_error("settle sent events", error))?;
+    Ok(done.rows_affected() == u64::try_from(request.settlements.len()).unwrap_or(u64::MAX))
+}
+
+/// Parameters: the events with their leases, the relay, and the attempts where rows are kept. The rows of partitions
+/// are locked by it, as those of every table that an update or a delete of several tables reads.
+///
+/// That there is no hold is asked of a column that may be empty: MariaDB 10.11 takes `IS NULL` of any other for
+/// impossible when it explains the statement a second time, outer join or not.
+pub(crate) fn sent_sql(when: WhenSent) -> String {
+    let from = format!(
+        "{} STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) ON p.part = s.part AND p.epoch = s.epoch AND p.owner = ? \
+         STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence AND o.part = p.part AND o.status = 0 \
+         LEFT JOIN {{holds}} h FORCE INDEX (sequence) ON h.sequence = s.sequence",
+        rows("s", "part SMALLINT UNSIGNED, sequence BIGINT, epoch BIGINT")
+    );
+    match when {
+        WhenSent::Delete => format!("DELETE o FROM {from} WHERE h.sequence IS NULL"),
+        WhenSent::Keep | WhenSent::Archive => format!(
+            "UPDATE {from} SET o.status = 1, o.attempts = ?, o.sent_at = UTC_TIMESTAMP(6) WHERE h.sequence IS NULL"
+        ),
+    }
+}
+
+/// The general way.
+struct Settling<'a> {
+    inner: &'a Inner,
+    connection: &'a mut MySqlConnection,
+    now: i64,
+}
+
+impl Settling<'_> {
+    async fn run(&mut self, request: &SettleRequest) -> Result<Settled, sqlx::Error> {
+        let held = self.lock_leases(request).await?;
+        let is_mine = |partition: Partition| held.contains(&partition_code(partition));
+        let mut mine: Vec<&Settlement> =
+            request.settlements.iter().filter(|settlement| is_mine(settlement.partition)).collect();
+        mine.sort_by_key(|settlement| settlement.sequence);
+        let pending = self.lock_events(&mine).await?;
+        mine.retain(|settlement| pending.contains(&settlement.sequence));
+        self.sent(&mine, request.when_sent).await?;
+        self.others(&mine).await?;
+
+        let unholds: Vec<_> = request.unholds.iter().filter(|unhold| is_mine(unhold.partition)).collect();
+        let keys = mine.iter().map(|settlement| (settlement.partition, &settlement.key));
+        let keys = keys.chain(unholds.iter().map(|unhold| (unhold.partition, &unhold.key)));
+        let keys = keys.map(|(partition, key)| (partition_code(partition), key.clone()));
+        let mut holds = Holds::read(self.inner, self.connection, keys, self.now).await?;
+        // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
+        mine.iter().for_each(|settlement| holds.settle(settlement));
+        let waits = self.waiting(unholds.iter().filter_map(|unhold| unhold.sequence).collect()).await?;
+        unholds.iter().for_each(|unhold| holds.unhold(unhold, &waits));
+        holds.write(self.inner, self.connection).await?;
+
+        let named = request.settlements.iter().map(|settlement| settlement.partition);
+        let named: BTreeSet<Partition> =
+            named.chain(request.unholds.iter().map(|unhold| unhold.partition)).collect();
+        Ok(Settled { fenced: named.into_iter().filter(|partition| !is_mine(*partition)).collect() })
+    }
+
+    /// Locks the rows of the partitions whose lease is held, and returns them.
+    async fn lock_leases(&mut self, request: &SettleRequest) -> Result<BTreeSet<u8>, sqlx::Error> {
+        let sql = format!(
+            "SELECT p.part, {NOW_MICROS} FROM {} STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) \
+             ON p.part = l.part AND p.epoch = l.epoch WHERE p.owner = ? FOR UPDATE",
+            rows("l", LEASE_COLUMNS)
+        );
+        let leases = leases(request).into_iter().map(|(partition, epoch)| Lease { partition, epoch });
+        let query = sqlx::query_as(self.inner.tables().sql(&sql)).bind(lease_rows(leases));
+        let rows: Vec<(u8, i64)> = query.bind(request.relay.0).fetch_all(&mut *self.connection).await?;
+        self.now = rows.first().map_or(0, |(_, now)| *now);
+        Ok(rows.into_iter().map(|(part, _)| part).collect())
+    }
+
+    /// Locks the events that are still pending, and returns their sequences.
+    async fn lock_events(&mut self, mine: &[&Settlement]) -> Result<BTreeSet<Sequence>, sqlx::Error> {
+        if mine.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let sql = format!(
+            "SELECT o.sequence FROM {} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) \
+             ON o.sequence = s.sequence AND o.part = s.part WHERE o.status = 0 FOR UPDATE",
+            rows("s", "sequence BIGINT, part SMALLINT UNSIGNED")
+        );
+        let events: Vec<_> = mine.iter().map(|s| (s.sequence, partition_code(s.partition))).collect();
+        let query = sqlx::query_scalar(self.inner.tables().sql(&sql)).bind(json(events));
+        Ok(query.fetch_all(&mut *self.connection).await?.into_iter().collect())
+    }
+
+    async fn sent(&mut self, mine: &[&Settlement], when: WhenSent) -> Result<(), sqlx::Error> {
+        let sent: Vec<(Sequence, i32)> = mine
+            .iter()
+            .filter(|settlement| settlement.outcome == Outcome::Sent)
+            .map(|settlement| (settlement.sequence, attempts_code(settlement.attempts)))
+            .collect();
+        if sent.is_empty() {
+            return Ok(());
+        }
+        let sent = json(sent);
+        let from = rows("s", "sequence BIGINT, attempts INT");
+        let join =
+            format!("{from} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence");
+        let mut statements = Vec::new();
+        if when != WhenSent::Delete {
+            statements.push(format!(
+                "UPDATE {join} SET o.status = 1, o.attempts = s.attempts, o.sent_at = UTC_TIMESTAMP(6)"
+            ));
+        }
+        if when == WhenSent::Archive {
+            let columns = ARCHIVED.replace(", ", ", o.");
+            statements.push(format!("REPLACE INTO {{archive}} ({ARCHIVED}) SELECT o.{columns} FROM {join}"));
+        }
+        if when != WhenSent::Keep {
+            statements.push(format!("DELETE o FROM {join}"));
+        }
+        for sql in statements {
+            let query = sqlx::query(self.inner.tables().sql(&sql)).bind(&sent);
+            query.execute(&mut *self.connection).await?;
+        }
+        Ok(())
+    }
+
+    /// Retried and failed events.
+    async fn others(&mut self, mine: &[&Settlement]) -> Result<(), sqlx::Error> {
+        let mut others: Vec<(Sequence, i32, &str, Option<&str>)> = Vec::new();
+        for settlement in mine {
+            let (error, cause) = match &settlement.outcome {
+                Outcome::Sent => continue,
+                Outcome::Retry { error, .. } => (error, None),
+                Outcome::Failed { error, cause, .. } => (error, Some(cause.as_str())),
+            };
+            others.push((settlement.sequence, attempts_code(settlement.attempts), storable(error), cause));
+        }
+        if others.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "UPDATE {} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence \
+             SET o.status = IF(s.cause IS NULL, 0, 2), o.attempts = s.attempts, o.last_error = s.error, \
+                 o.cause = s.cause, o.failed_at = IF(s.cause IS NULL, NULL, UTC_TIMESTAMP(6))",
+            rows("s", "sequence BIGINT, attempts INT, error TEXT, cause VARCHAR(16)")
+        );
+        let query = sqlx::query(self.inner.tables().sql(&sql)).bind(json(others));
+        query.execute(&mut *self.connection).await.map(drop)
+    }
+
+    /// Which of these events are pending and due.
+    async fn waiting(&mut self, sequences: Vec<Sequence>) -> Result<BTreeSet<Sequence>, sqlx::Error> {
+        if sequences.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let sql = format!(
+            "SELECT o.sequence FROM {} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence \
+             WHERE o.status = 0 AND (o.available_at IS NULL OR o.available_at <= UTC_TIMESTAMP(6)) FOR UPDATE",
+            rows("s", "sequence BIGINT")
+        );
+        let sequences: Vec<_> = sequences.into_iter().map(|sequence| (sequence,)).collect();
+        let query = sqlx::query_scalar(self.inner.tables().sql(&sql)).bind(json(sequences));
+        Ok(query.fetch_all(&mut *self.connection).await?.into_iter().collect())
+    }
+}
+
+fn leases(request: &SettleRequest) -> BTreeMap<Partition, Epoch> {
+    let leases = request.leases.iter().filter(|lease| lease.partition < PARTITIONS);
+    leases.map(|lease| (lease.partition, lease.epoch)).collect()
+}
+
+fn attempts_code(attempts: u32) -> i32 {
+    i32::try_from(attempts).unwrap_or(i32::MAX)
+}
+
+/// No longer than is useful.
+fn storable(error: &str) -> &str {
+    let mut end = error.len().min(ERROR_BYTES_MAX);
+    while !error.is_char_boundary(end) {
+        end -= 1;
+    }
+    &error[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_cut_between_characters() {
+        let text = "ä".repeat(ERROR_BYTES_MAX);
+        assert_eq!(storable(&format!("x{text}")).len(), ERROR_BYTES_MAX - 1);
+        assert_eq!(storable("short"), "short");
+    }
+}

@@ -1,0 +1,285 @@
+//! Every finding of `check`, each provoked.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use outbox_core::{
+    Disposal, Enqueue as _, EventFilter, FailureCause, Finding, HoldReason, OutboxAdmin as _,
+    OutboxStore as _, Outcome, PurgeRequest, SettleRequest, Severity, Status, Successors, WhenSent,
+};
+use outbox_mysql::{MysqlConfig, MysqlStore};
+use sqlx::{MySqlPool, mysql::MySqlPoolOptions};
+use support::{Place, Server, event, key, on_both, request, settle};
+
+on_both! {
+    a_missing_column
+    a_missing_table
+    no_tables_at_all
+    another_programs_table
+    tables_of_another_version
+    missing_partitions
+    a_column_that_is_not_generated
+    a_sequence_that_does_not_count
+    a_missing_index
+    another_storage_engine
+    names_with_a_collation
+    a_user_without_privileges
+    the_documented_privileges_are_enough_for_everything
+    a_wrong_database_and_a_wrong_password
+    a_pool_that_gives_nothing
+    a_pool_with_a_wrong_isolation
+    a_pool_without_autocommit
+    a_payload_that_no_packet_takes
+}
+
+/// Provokes a finding by statements, and looks for it.
+async fn provoke(server: Server, sql: &str, code: &str, severity: Severity) {
+    let Some(place) = Place::new(server).await else { return };
+    assert_eq!(place.store.check().await.unwrap(), [], "a fresh schema has no findings");
+    place.run(sql).await;
+    let findings = place.store.check().await.unwrap();
+    expect(&findings, code, severity);
+    place.drop().await;
+}
+
+fn expect(findings: &[Finding], code: &str, severity: Severity) {
+    let found = findings.iter().find(|finding| finding.code == code);
+    let found = found.unwrap_or_else(|| panic!("{code} is not among {findings:?}"));
+    assert_eq!(found.severity, severity, "{found}");
+    assert!(!found.remedy.is_empty(), "{found}");
+}
+
+async fn a_missing_column(server: Server) {
+    provoke(server, "ALTER TABLE outbox DROP COLUMN topic", "missing-column", Severity::Error).await;
+}
+
+async fn a_missing_table(server: Server) {
+    provoke(server, "DROP TABLE outbox_holds", "missing-table", Severity::Error).await;
+}
+
+async fn no_tables_at_all(server: Server) {
+    let Some(place) = Place::empty(server).await else { return };
+    let findings = place.store.check().await.unwrap();
+    expect(&findings, "missing-table", Severity::Error);
+    assert_eq!(findings.len(), 1, "one remedy, so one finding: {findings:?}");
+    place.drop().await;
+}
+
+async fn another_programs_table(server: Server) {
+    let Some(place) = Place::empty(server).await else { return };
+    place.run("CREATE TABLE outbox (id INT PRIMARY KEY, message TEXT)").await;
+    expect(&place.store.check().await.unwrap(), "foreign-schema", Severity::Error);
+    place.drop().await;
+}
+
+async fn tables_of_another_version(server: Server) {
+    let newer = "UPDATE outbox_meta SET value = 99 WHERE name = 'schema_version'";
+    provoke(server, newer, "schema-newer", Severity::Error).await;
+    let older = "UPDATE outbox_meta SET value = 0 WHERE name = 'schema_version'";
+    provoke(server, older, "schema-older", Severity::Error).await;
+}
+
+async fn missing_partitions(server: Server) {
+    let sql = "DELETE FROM outbox_partitions WHERE part = 63";
+    provoke(server, sql, "missing-partitions", Severity::Error).await;
+}
+
+async fn a_column_that_is_not_generated(server: Server) {
+    let sql = "ALTER TABLE outbox MODIFY COLUMN part TINYINT UNSIGNED";
+    provoke(server, sql, "column-not-generated", Severity::Error).await;
+}
+
+async fn a_sequence_that_does_not_count(server: Server) {
+    let sql = "ALTER TABLE outbox MODIFY COLUMN sequence BIGINT NOT NULL";
+    provoke(server, sql, "sequence", Severity::Error).await;
+}
+
+async fn a_missing_index(server: Server) {
+    provoke(server, "ALTER TABLE outbox DROP INDEX pending", "missing-index", Severity::Error).await;
+    provoke(server, "ALTER TABLE outbox_holds DROP INDEX until", "missing-index", Severity::Error).await;
+}
+
+async fn another_storage_engine(server: Server) {
+    provoke(server, "ALTER TABLE outbox_relays ENGINE = MyISAM", "engine", Severity::Error).await;
+}
+
+async fn names_with_a_collation(server: Server) {
+    let sql = "ALTER TABLE outbox_holds MODIFY COLUMN aggregate_id VARCHAR(255) NOT NULL";
+    provoke(server, sql, "collation", Severity::Error).await;
+}
+
+async fn a_user_without_privileges(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    let user = format!("u{}", &place.schema[20..]);
+    place
+        .run(&format!(
+            "CREATE USER {user} IDENTIFIED BY 'secret'; GRANT SELECT ON {}.* TO {user}",
+            place.schema
+        ))
+        .await;
+    let url = place.url.replace("outbox:outbox@", &format!("{user}:secret@"));
+    let config = MysqlConfig::builder().url(url).build().unwrap();
+    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    expect(&findings, "privilege", Severity::Error);
+    let refused: Vec<_> = findings.iter().filter(|finding| finding.code == "privilege").collect();
+    assert_eq!(refused.len(), 6, "all tables but the last, which is only read: {refused:?}");
+    place.run(&format!("DROP USER {user}")).await;
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there() {
+    let config = MysqlConfig::builder().url("mysql://me:hush@127.0.0.1:1/nowhere").build().unwrap();
+    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    expect(&findings, "unreachable", Severity::Error);
+    assert!(!format!("{findings:?}").contains("hush"));
+}
+
+async fn a_wrong_database_and_a_wrong_password(server: Server) {
+    let Some(url) = server.url() else { return };
+    let (place, _) = url.rsplit_once('/').unwrap();
+    for (url, code) in [
+        (format!("{place}/there_is_none"), "missing-database"),
+        (url.replace(":outbox@", ":wrong@"), "denied"),
+    ] {
+        let config = MysqlConfig::builder().url(url).build().unwrap();
+        let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+        expect(&findings, code, Severity::Error);
+    }
+}
+
+async fn a_pool_that_gives_nothing(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    let options = MySqlPoolOptions::new().max_connections(1);
+    let pool = options.acquire_timeout(Duration::from_secs(1)).connect(&place.url).await.unwrap();
+    let taken = pool.acquire().await.unwrap();
+    let findings = MysqlStore::new(pool, &place.config).check().await.unwrap();
+    expect(&findings, "connections", Severity::Error);
+    drop(taken);
+    place.drop().await;
+}
+
+/// What `check` says of a pool whose connections are set up by a statement.
+async fn findings_of_a_pool(place: &Place, sql: &'static str) -> Vec<Finding> {
+    let options = MySqlPoolOptions::new().max_connections(2).after_connect(move |connection, _| {
+        Box::pin(async move { sqlx::raw_sql(sql).execute(connection).await.map(drop) })
+    });
+    let pool = options.connect(&place.url).await.unwrap();
+    let findings = MysqlStore::new(pool.clone(), &place.config).check().await.unwrap();
+    pool.close().await;
+    findings
+}
+
+async fn a_pool_with_a_wrong_isolation(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    for wrong in [
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    ] {
+        expect(&findings_of_a_pool(&place, wrong).await, "isolation", Severity::Error);
+    }
+    let right = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+    assert_eq!(findings_of_a_pool(&place, right).await, []);
+    place.drop().await;
+}
+
+async fn a_pool_without_autocommit(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    let findings = findings_of_a_pool(&place, "SET autocommit = 0").await;
+    expect(&findings, "autocommit", Severity::Error);
+    place.drop().await;
+}
+
+async fn a_payload_that_no_packet_takes(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    let config = MysqlConfig::builder().url(&place.url).payload_bytes_max(256 << 20).build().unwrap();
+    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    expect(&findings, "packet", Severity::Error);
+    place.drop().await;
+}
+
+async fn the_documented_privileges_are_enough_for_everything(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    let (schema, suffix) = (&place.schema, &place.schema[20..]);
+    let (writer, relay) = (format!("w{suffix}"), format!("r{suffix}"));
+    let grants = [
+        ("INSERT, SELECT", "outbox", &writer),
+        ("SELECT, UPDATE, DELETE", "outbox", &relay),
+        ("SELECT, INSERT, UPDATE, DELETE", "outbox_relays", &relay),
+        ("SELECT, INSERT, UPDATE, DELETE", "outbox_holds", &relay),
+        ("SELECT, UPDATE", "outbox_partitions", &relay),
+        ("SELECT, INSERT, DELETE", "outbox_archive", &relay),
+        ("SELECT, INSERT, UPDATE, DELETE", "outbox_topics", &relay),
+        ("SELECT", "outbox_meta", &relay),
+    ];
+    for user in [&writer, &relay] {
+        place.run(&format!("CREATE USER {user} IDENTIFIED BY 'secret'")).await;
+    }
+    for (privileges, table, user) in grants {
+        place.run(&format!("GRANT {privileges} ON {schema}.{table} TO {user}")).await;
+    }
+    let url = |user: &str| place.url.replace("outbox:outbox@", &format!("{user}:secret@"));
+    let pool = MySqlPool::connect(&url(&writer)).await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    place.outbox.enqueue(&mut transaction, &event("1")).await.unwrap();
+    let events: Vec<_> = (2..9).map(|n: u8| event(&n.to_string())).collect();
+    place.outbox.enqueue_all(&mut transaction, &events).await.unwrap();
+    transaction.commit().await.unwrap();
+    pool.close().await;
+
+    let config = MysqlConfig::builder().url(url(&relay)).build().unwrap();
+    let store = MysqlStore::connect(&config).await.unwrap();
+    assert_eq!(store.check().await.unwrap(), []);
+    everything(&store).await;
+    place.run(&format!("DROP USER {writer}, {relay}")).await;
+    place.drop().await;
+}
+/// Whatever a relay and its operator do.
+async fn everything(store: &MysqlStore) {
+    let id = store.join(Duration::from_secs(60)).await.unwrap();
+    assert!(store.beat(id, Duration::from_secs(60)).await.unwrap());
+    let seen = store.membership(id).await.unwrap().partitions;
+    let seen: Vec<_> = seen.iter().map(|p| (p.partition, p.epoch)).collect();
+    let leases: Vec<_> = store.claim(id, &seen).await.unwrap().into_iter().map(|c| c.lease).collect();
+    let mut reader = store.reader(id).await.unwrap();
+    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
+    assert_eq!(rows.len(), 8);
+    let lease = *leases.iter().find(|lease| lease.partition == rows[0].partition).unwrap();
+    assert!(store.begin_attempt(id, lease, rows[0].sequence, 1).await.unwrap());
+    let error = || "no".to_owned();
+    let (after, cause) = (Duration::ZERO, FailureCause::Exhausted);
+    for (row, (outcome, when_sent)) in rows.chunks(1).zip([
+        (Outcome::Sent, WhenSent::Keep),
+        (Outcome::Sent, WhenSent::Delete),
+        (Outcome::Sent, WhenSent::Archive),
+        (Outcome::Retry { after, error: error(), reason: HoldReason::Topic }, WhenSent::Keep),
+        (Outcome::Failed { cause, error: error(), successors: Successors::Park }, WhenSent::Keep),
+        (Outcome::Failed { cause, error: error(), successors: Successors::Release }, WhenSent::Keep),
+    ]) {
+        let request = SettleRequest { when_sent, ..settle(id, &leases, row, &outcome) };
+        assert!(store.settle(&request).await.unwrap().fenced.is_empty());
+    }
+    let due = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0).row.unwrap();
+    let archive =
+        SettleRequest { when_sent: WhenSent::Archive, ..settle(id, &leases, &[due], &Outcome::Sent) };
+    store.settle(&archive).await.unwrap();
+    let all = EventFilter::default();
+    assert_eq!(store.list(&EventFilter::status(Status::Failed), 10).await.unwrap().len(), 2);
+    assert_eq!(store.requeue(&all).await.unwrap(), 2);
+    assert_eq!(store.discard(&all).await.unwrap(), 2);
+    store.pause(&key("8")).await.unwrap();
+    assert!(store.resume(&key("8")).await.unwrap());
+    assert_eq!(store.holds(10).await.unwrap().len(), 3);
+    store.pause_topic("t").await.unwrap();
+    assert_eq!(store.paused_topics().await.unwrap(), ["t"]);
+    assert!(store.resume_topic("t").await.unwrap());
+    for disposal in [Disposal::Archive, Disposal::Delete] {
+        let age = Some((Duration::ZERO, disposal));
+        store.purge(PurgeRequest { sent: age, failed: age, rows_max: 1 }).await.unwrap();
+    }
+    assert_eq!(store.stats().await.unwrap().pending, 2);
+    store.release(id, &leases).await.unwrap();
+    store.leave(id).await.unwrap();
+}

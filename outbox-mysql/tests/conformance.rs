@@ -1,0 +1,105 @@
+//! The contract that all stores share, on both servers.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use outbox_conformance::{OpenTransaction, StoreHarness};
+use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use sqlx::{MySql, Transaction};
+use uuid::Uuid;
+
+use support::{Place, Server};
+
+struct Harness<const MARIADB: bool>(Place);
+
+#[async_trait]
+impl<const MARIADB: bool> StoreHarness for Harness<MARIADB> {
+    async fn fresh() -> Option<Self> {
+        Place::new(if MARIADB { Server::Mariadb } else { Server::Mysql }).await.map(Self)
+    }
+
+    async fn cleanup(self) {
+        self.0.drop().await;
+    }
+
+    fn store(&self) -> Arc<dyn OutboxStore> {
+        Arc::new(self.0.store.clone())
+    }
+
+    fn admin(&self) -> Arc<dyn OutboxAdmin> {
+        Arc::new(self.0.store.clone())
+    }
+
+    async fn commit(&self, events: Vec<Event>) -> Result<Vec<Sequence>, EnqueueError> {
+        let mut transaction = self.0.pool.begin().await.unwrap();
+        let sequences = self.0.outbox.enqueue_all(&mut transaction, &events).await?;
+        transaction.commit().await.unwrap();
+        Ok(sequences)
+    }
+
+    async fn begin(&self, events: Vec<Event>) -> Box<dyn OpenTransaction> {
+        let mut transaction = self.0.pool.begin().await.unwrap();
+        let mut sequences = Vec::new();
+        for event in &events {
+            sequences.push(self.0.outbox.enqueue(&mut transaction, event).await.unwrap());
+        }
+        Box::new(Open { transaction, sequences })
+    }
+
+    async fn insert_undecodable(&self, key: &AggregateKey) -> Option<Sequence> {
+        let insert = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload, headers) \
+                      VALUES (?, ?, 'order.placed', '{}', '[\"no map\"]')";
+        let query = sqlx::query(insert).bind(key.aggregate_type()).bind(key.aggregate_id());
+        let done = query.execute(&self.0.pool).await.unwrap();
+        Some(Sequence::try_from(done.last_insert_id()).unwrap())
+    }
+
+    async fn archived(&self) -> Vec<Uuid> {
+        sqlx::query_scalar("SELECT id FROM outbox_archive").fetch_all(&self.0.pool).await.unwrap()
+    }
+
+    async fn now(&self) -> DateTime<Utc> {
+        let sql = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
+        DateTime::from_timestamp_micros(self.0.number(sql).await).unwrap()
+    }
+
+    async fn advance(&self, duration: Duration) {
+        // The server's clock is the machine's, and only waiting moves it.
+        let until = self.now().await + duration;
+        while self.now().await < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+struct Open {
+    transaction: Transaction<'static, MySql>,
+    sequences: Vec<Sequence>,
+}
+
+#[async_trait]
+impl OpenTransaction for Open {
+    fn sequences(&self) -> Vec<Sequence> {
+        self.sequences.clone()
+    }
+
+    async fn commit(self: Box<Self>) {
+        self.transaction.commit().await.unwrap();
+    }
+
+    async fn rollback(self: Box<Self>) {
+        self.transaction.rollback().await.unwrap();
+    }
+}
+
+mod mysql {
+    outbox_conformance::store_suite!(super::Harness<false>);
+}
+
+mod mariadb {
+    outbox_conformance::store_suite!(super::Harness<true>);
+}

@@ -1,0 +1,182 @@
+//! A database of its own for each test, on a real server.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "helpers of tests, not all of them used by each"
+)]
+
+use std::time::Duration;
+
+use outbox_core::{
+    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
+    Sequence, SettleRequest, Settlement, WhenSent,
+};
+use outbox_mysql::{MysqlConfig, MysqlOutbox, MysqlStore};
+use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions};
+use uuid::Uuid;
+
+/// The servers that every test runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Server {
+    Mysql,
+    Mariadb,
+}
+
+impl Server {
+    /// Its address, or a line that says that it is missing.
+    pub(crate) fn url(self) -> Option<String> {
+        self.variable("URL")
+    }
+
+    /// The folder of the authority that has signed its certificate, likewise.
+    pub(crate) fn certificates(self) -> Option<String> {
+        self.variable("CERTIFICATES")
+    }
+
+    fn variable(self, what: &str) -> Option<String> {
+        let (name, service) = match self {
+            Self::Mysql => ("MySQL", "mysql"),
+            Self::Mariadb => ("MariaDB", "mariadb"),
+        };
+        let variable = format!("OUTBOX_TEST_{}_{what}", service.to_uppercase());
+        let url = std::env::var(&variable).ok();
+        if url.is_none() {
+            let missing =
+                format!("{name} is not there: run scripts/services.sh up {service} and set {variable}");
+            assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
+            eprintln!("{missing}");
+        }
+        url
+    }
+}
+
+/// Makes a test on each server of each function that takes a [`Server`].
+macro_rules! on_both {
+    ($($name:ident)+) => {
+        mod mysql {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::support::Server::Mysql).await;
+            })+
+        }
+        mod mariadb {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name($crate::support::Server::Mariadb).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_both;
+
+/// A migrated database that no other test sees.
+pub(crate) struct Place {
+    pub(crate) server: Server,
+    pub(crate) url: String,
+    pub(crate) schema: String,
+    pub(crate) config: MysqlConfig,
+    pub(crate) store: MysqlStore,
+    pub(crate) outbox: MysqlOutbox,
+    /// Finds the tables by their bare names.
+    pub(crate) pool: MySqlPool,
+}
+
+impl Place {
+    pub(crate) async fn new(server: Server) -> Option<Self> {
+        let place = Self::empty(server).await?;
+        place.store.migrate().await.unwrap();
+        Some(place)
+    }
+
+    /// A database without tables.
+    pub(crate) async fn empty(server: Server) -> Option<Self> {
+        let server_url = server.url()?;
+        let schema = format!("outbox_test_{}", Uuid::now_v7().simple());
+        let schema = schema[..40].to_owned();
+        let mut connection = MySqlConnection::connect(&server_url).await.unwrap();
+        execute(&mut connection, &format!("CREATE DATABASE {schema}")).await;
+        connection.close().await.unwrap();
+        let url = format!("{}/{schema}", server_url.rsplit_once('/').unwrap().0);
+        let config = MysqlConfig::builder().url(&url).build().unwrap();
+        let store = MysqlStore::connect(&config).await.unwrap();
+        let pool = MySqlPoolOptions::new().max_connections(8).connect(&url).await.unwrap();
+        let outbox = MysqlOutbox::new(&config);
+        Some(Self { server, url, schema, config, store, outbox, pool })
+    }
+
+    pub(crate) async fn drop(self) {
+        self.pool.close().await;
+        let mut connection = MySqlConnection::connect(&self.url).await.unwrap();
+        execute(&mut connection, &format!("DROP DATABASE {}", self.schema)).await;
+    }
+
+    /// Runs statements on a connection that finds the tables by their bare names.
+    pub(crate) async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
+    }
+
+    /// One number.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let sql = format!("SELECT CAST(({sql}) AS SIGNED)");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+    }
+
+    pub(crate) async fn commit(&self, events: &[Event]) -> Vec<Sequence> {
+        let mut transaction = self.pool.begin().await.unwrap();
+        let sequences = self.outbox.enqueue_all(&mut transaction, events).await.unwrap();
+        transaction.commit().await.unwrap();
+        sequences
+    }
+
+    /// A relay that owns everything.
+    pub(crate) async fn relay(&self) -> (RelayId, Vec<Lease>) {
+        let relay = self.store.join(Duration::from_secs(60)).await.unwrap();
+        (relay, self.claim_all(relay).await)
+    }
+
+    pub(crate) async fn claim_all(&self, relay: RelayId) -> Vec<Lease> {
+        let membership = self.store.membership(relay).await.unwrap();
+        let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
+        self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
+    }
+}
+
+pub(crate) async fn execute(connection: &mut MySqlConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+pub(crate) fn event(id: &str) -> Event {
+    Event::builder("order", id, "order.placed").payload("{}").build().unwrap()
+}
+
+pub(crate) fn key(id: &str) -> AggregateKey {
+    AggregateKey::new("order", id)
+}
+
+pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
+    FetchRequest { leases: leases.to_vec(), events_max: 1000, bytes_max: 64 << 20, ..FetchRequest::default() }
+}
+
+pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
+    rows.iter().map(|row| row.sequence).collect()
+}
+
+pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
+    let settlement = |row: &Row| Settlement {
+        sequence: row.sequence,
+        partition: row.partition,
+        key: row.key.clone(),
+        attempts: 1,
+        outcome: outcome.clone(),
+    };
+    SettleRequest {
+        relay,
+        leases: leases.to_vec(),
+        settlements: rows.iter().map(settlement).collect(),
+        unholds: Vec::new(),
+        when_sent: WhenSent::Keep,
+    }
+}

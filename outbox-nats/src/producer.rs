@@ -1,0 +1,248 @@
+//! The client's side of a publish call: one connection with everything that belongs to it ([`Live`]).
+//!
+//! async-nats keeps what it is given in a queue and in a buffer, connects again by itself, and then sends what is
+//! left; when its last handle is dropped it still does. Nothing in it can take a message back. So each connection has
+//! a thread with a runtime of its own: ending that drops the client's tasks with all that they hold.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc as blocking,
+    },
+    thread,
+    time::Duration,
+};
+
+use async_nats::{
+    ConnectError, ConnectErrorKind, Event,
+    jetstream::{Context, context::ContextBuilder},
+    rustls::crypto::{CryptoProvider, ring},
+};
+use outbox_core::PublishError;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    NatsConfig,
+    error::{Refusal, publish_error},
+};
+
+/// Between two attempts to connect; it doubles from the first to the second of these.
+const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How long to wait for a thread to confirm its end. It takes microseconds, unless the machine is overloaded.
+const END_WAIT_MAX: Duration = Duration::from_millis(250);
+
+/// Above what any publish call waits; the call's own timeout is what ends the wait.
+const ACK_WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Acknowledgements to wait for at a time. Further messages wait in their call.
+const ACKS_MAX: usize = 16 * 1024;
+
+/// A connection, from before it is made until it is lost or given up. Never connected twice.
+pub(crate) struct Live {
+    state: watch::Receiver<State>,
+    /// Acknowledgements that have come.
+    pub(crate) acknowledged: AtomicU64,
+    /// Given up by this side, although it may have been well.
+    retired: AtomicBool,
+    /// What the server has said that concerned no message.
+    heard: Arc<Mutex<Option<String>>>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    /// Closed once nothing of the client is left.
+    ended: Mutex<blocking::Receiver<()>>,
+}
+
+#[derive(Clone)]
+pub(crate) enum State {
+    /// With why the last attempt failed.
+    Connecting(Option<PublishError>),
+    Ready(Context),
+    Over,
+}
+
+impl Live {
+    pub(crate) fn start(config: NatsConfig) -> Result<Self, PublishError> {
+        let (tell, state) = watch::channel(State::Connecting(None));
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = blocking::channel::<()>();
+        let heard = Arc::<Mutex<Option<String>>>::default();
+        let hearing = Arc::clone(&heard);
+        let run = move || {
+            run(&config, &tell, stopped, &hearing);
+            tell.send_replace(State::Over);
+            drop(end);
+        };
+        let thread = thread::Builder::new().name("outbox-nats".to_owned()).spawn(run);
+        thread.map_err(|error| {
+            publish_error(Refusal::NotConnected, format!("a thread cannot be started: {error}"))
+        })?;
+        Ok(Self {
+            state,
+            acknowledged: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
+            heard,
+            stop: Mutex::new(Some(stop)),
+            ended: Mutex::new(ended),
+        })
+    }
+
+    /// Waits until there is a connection, an attempt to make one has failed if `first_attempt`, or the deadline has
+    /// passed. `Ok(None)`: the connection is over.
+    pub(crate) async fn ready(
+        &self,
+        deadline: Instant,
+        first_attempt: bool,
+    ) -> Result<Option<Context>, PublishError> {
+        let mut state = self.state.clone();
+        let known = state.wait_for(|state| match state {
+            State::Connecting(failure) => first_attempt && failure.is_some(),
+            State::Ready(_) | State::Over => true,
+        });
+        let state = match tokio::time::timeout_at(deadline, known).await {
+            Ok(Ok(state)) => state.clone(),
+            Ok(Err(_)) => State::Over,
+            Err(_) => self.state.borrow().clone(),
+        };
+        match state {
+            State::Ready(context) => Ok(Some(context)),
+            State::Over => Ok(None),
+            State::Connecting(Some(failure)) => Err(failure),
+            State::Connecting(None) => {
+                let detail = "nats has not answered within the publish timeout".to_owned();
+                Err(publish_error(Refusal::NotConnected, detail))
+            }
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_retired() || matches!(*self.state.borrow(), State::Over)
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn heard(&self) -> Option<String> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's runtime, since
+    /// it is called from destructors.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stop.send(());
+        }
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = ended.recv_timeout(END_WAIT_MAX);
+    }
+}
+
+/// The life of a connection, on a thread of its own.
+fn run(
+    config: &NatsConfig,
+    tell: &watch::Sender<State>,
+    stopped: oneshot::Receiver<()>,
+    heard: &Mutex<Option<String>>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let detail = format!("a runtime cannot be started: {error}");
+            tell.send_replace(State::Connecting(Some(publish_error(Refusal::NotConnected, detail))));
+            return;
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            // Also when the publisher itself is dropped.
+            _ = stopped => {}
+            () = live(config, tell, heard) => {}
+        }
+    });
+    // The client's tasks are dropped where they stand, and with them its connection.
+    drop(runtime);
+}
+
+async fn live(config: &NatsConfig, tell: &watch::Sender<State>, heard: &Mutex<Option<String>>) {
+    let (mut delay, delay_max) = RECONNECT_DELAYS;
+    loop {
+        match connect(config).await {
+            Ok((context, events)) => {
+                tell.send_replace(State::Ready(context));
+                return lost(events, heard).await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nats cannot be reached");
+                tell.send_replace(State::Connecting(Some(error)));
+            }
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(delay_max);
+    }
+}
+
+async fn connect(config: &NatsConfig) -> Result<(Context, mpsc::UnboundedReceiver<Event>), PublishError> {
+    if config.has_tls() && CryptoProvider::get_default().is_none() {
+        // Where another provider is compiled in as well, the client would panic instead of choosing.
+        let _ = ring::default_provider().install_default();
+    }
+    let connected = Arc::new(AtomicBool::new(false));
+    let (tell, events) = mpsc::unbounded_channel();
+    let options = config.options(Arc::clone(&connected)).await.map_err(|error| {
+        let detail = format!("the nats credentials file cannot be read: {error}");
+        publish_error(Refusal::Connect(ConnectErrorKind::Authentication), detail)
+    })?;
+    let options = options.event_callback(move |event| {
+        let _ = tell.send(event);
+        std::future::ready(())
+    });
+    let client = options.connect(&config.servers[..]).await.map_err(|error| not_connected(&error))?;
+    // Nothing has run on this thread since the connection was made.
+    connected.store(true, Ordering::Release);
+    let context = ContextBuilder::new().max_ack_inflight(ACKS_MAX).timeout(ACK_WAIT_MAX).build(client);
+    if let Some(stream) = &config.stream {
+        ensure_stream(&context, stream).await;
+    }
+    Ok((context, events))
+}
+
+/// Creates the configured stream if it is missing. That this failed is seen by the messages, and by `check`.
+pub(crate) async fn ensure_stream(context: &Context, stream: &crate::NatsStream) -> Option<String> {
+    let created = tokio::time::timeout(ANSWER_WAIT_MAX, context.get_or_create_stream(stream.config())).await;
+    let problem = match created {
+        Ok(Ok(_)) => return None,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {ANSWER_WAIT_MAX:?}"),
+    };
+    tracing::warn!(stream = stream.name(), problem, "the nats stream could not be created");
+    Some(problem)
+}
+
+/// How long the server may take to answer one question.
+pub(crate) const ANSWER_WAIT_MAX: Duration = Duration::from_secs(5);
+
+fn not_connected(error: &ConnectError) -> PublishError {
+    // The client's text has the kind and its cause; neither holds what the login was tried with.
+    publish_error(Refusal::Connect(error.kind()), format!("nats cannot be reached: {error}"))
+}
+
+/// Returns when the connection is lost.
+async fn lost(mut events: mpsc::UnboundedReceiver<Event>, heard: &Mutex<Option<String>>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Disconnected | Event::Closed => break,
+            Event::ServerError(error) => {
+                tracing::warn!(%error, "nats reports an error");
+                *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            }
+            _ => {}
+        }
+    }
+    tracing::info!("the nats connection is lost");
+}

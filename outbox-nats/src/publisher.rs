@@ -1,0 +1,283 @@
+//! The publisher: [`NatsPublisher`].
+//!
+//! A call of `publish` gives its messages to the client, and reports each acknowledgement as it comes. A call that
+//! ends early (dropped, out of time) ends the connection, because the client cannot take back a single message; the
+//! next call, and what is left of others, has a new one.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    self, Context,
+    context::{PublishError as AckError, PublishErrorKind},
+};
+use async_trait::async_trait;
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter};
+use tokio::time::Instant;
+
+use crate::{
+    NatsConfig, check,
+    error::{Refusal, publish_error},
+    producer::{Live, ensure_stream},
+    record,
+};
+
+/// Sends messages to NATS JetStream: each acknowledged by its stream, one outcome each as it is known.
+///
+/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
+/// background at the first use, and made anew when it is lost.
+pub struct NatsPublisher {
+    config: NatsConfig,
+    /// The connection in service; none before the first use and after the end.
+    current: Mutex<Option<Arc<Live>>>,
+    /// What the server said at the last connection; 0 before.
+    payload_bytes_max: AtomicUsize,
+    /// The stream to create was missing when last seen.
+    stream_missing: AtomicBool,
+}
+
+impl NatsPublisher {
+    /// A publisher with this configuration.
+    pub fn new(config: NatsConfig) -> Self {
+        Self {
+            config,
+            current: Mutex::new(None),
+            payload_bytes_max: AtomicUsize::new(0),
+            stream_missing: AtomicBool::new(false),
+        }
+    }
+
+    /// The configuration that this publisher was made with.
+    pub fn config(&self) -> &NatsConfig {
+        &self.config
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    pub(crate) async fn live(
+        &self,
+        deadline: Instant,
+        first_attempt: bool,
+    ) -> Result<(Arc<Live>, Context), PublishError> {
+        loop {
+            let live = self.newest()?;
+            if let Some(context) = live.ready(deadline, first_attempt).await? {
+                self.payload_bytes_max.store(context.client().max_payload(), Ordering::Relaxed);
+                return Ok((live, context));
+            }
+            if live.is_retired() && Instant::now() < deadline {
+                continue;
+            }
+            let detail = "the nats connection was lost as soon as it was made".to_owned();
+            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
+        }
+    }
+
+    fn newest(&self) -> Result<Arc<Live>, PublishError> {
+        let mut current = self.current();
+        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
+            return Ok(Arc::clone(live));
+        }
+        let live = Arc::new(Live::start(self.config.clone())?);
+        *current = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// Takes a connection out of service and drops whatever is not sent.
+    fn retire(&self, live: &Arc<Live>) {
+        self.current().take_if(|current| Arc::ptr_eq(current, live));
+        live.retire();
+    }
+
+    /// Creates the configured stream again, if messages have found it missing.
+    async fn stream(&self, context: &Context) {
+        if let Some(stream) = &self.config.stream
+            && self.stream_missing.swap(false, Ordering::Relaxed)
+        {
+            ensure_stream(context, stream).await;
+        }
+    }
+}
+
+impl fmt::Debug for NatsPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsPublisher").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Publisher for NatsPublisher {
+    fn capabilities(&self) -> PublisherCapabilities {
+        let mut capabilities = PublisherCapabilities::default();
+        let bytes_max = self.payload_bytes_max.load(Ordering::Relaxed);
+        capabilities.payload_bytes_max = Some(bytes_max).filter(|bytes| *bytes > 0);
+        capabilities
+    }
+
+    async fn check(&self, topics: &[String]) -> Vec<Finding> {
+        check::check(self, topics).await
+    }
+
+    async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
+        // The last tenth, or 100 ms, is for ending the connection where something is left.
+        let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
+        let mut unsent: BTreeSet<usize> = (0..messages.len()).collect();
+        while !unsent.is_empty() {
+            let (live, context) = match self.live(deadline, false).await {
+                Ok(live) => live,
+                Err(error) => {
+                    return unsent.iter().for_each(|index| reporter.report(*index, Err(error.clone())));
+                }
+            };
+            let acknowledged = live.acknowledged.load(Ordering::Relaxed);
+            let mut flight = Flight { publisher: self, live, flying: unsent, lost: BTreeSet::new() };
+            let in_time = tokio::time::timeout_at(deadline, async {
+                self.stream(&context).await;
+                flight.send(&context, &messages, &reporter).await;
+            });
+            if in_time.await.is_err() {
+                let answered = flight.live.acknowledged.load(Ordering::Relaxed) > acknowledged;
+                let left = std::mem::take(&mut flight.lost);
+                // First nothing more is sent, then it is reported.
+                for index in flight.end().into_iter().chain(left) {
+                    reporter.report(index, Err(timed_out(&messages[index].topic, answered, &flight.live)));
+                }
+                return;
+            }
+            // What another call's end has taken along is sent on the next connection.
+            unsent = std::mem::take(&mut flight.lost);
+        }
+    }
+
+    async fn close(&self) {
+        let live = self.current().take();
+        if let Some(live) = live {
+            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
+        }
+    }
+}
+
+/// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.
+struct Flight<'a> {
+    publisher: &'a NatsPublisher,
+    live: Arc<Live>,
+    /// Messages without an outcome.
+    flying: BTreeSet<usize>,
+    /// Messages of which another call's end has taken the connection away.
+    lost: BTreeSet<usize>,
+}
+
+impl Flight<'_> {
+    /// Sends what is flying, and reports each outcome.
+    async fn send(&mut self, context: &Context, messages: &[Arc<Message>], reporter: &Reporter) {
+        let mut answers: FuturesUnordered<_> =
+            self.flying.iter().map(|index| answer(context, *index, &messages[*index])).collect();
+        while let Some((index, answer)) = answers.next().await {
+            self.flying.remove(&index);
+            match answer {
+                Ok(()) => {
+                    self.live.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    reporter.report(index, Ok(()));
+                }
+                Err(Answer::Refused(error)) => {
+                    if error.code == "StreamNotFound" {
+                        self.publisher.stream_missing.store(true, Ordering::Relaxed);
+                    }
+                    reporter.report(index, Err(error));
+                }
+                Err(Answer::Lost(_)) if self.live.is_retired() => {
+                    self.lost.insert(index);
+                }
+                Err(Answer::Lost(refusal)) => {
+                    let topic = &*messages[index].topic;
+                    let detail = format!(
+                        "the nats connection was lost before the message to {topic:?} was acknowledged{}",
+                        heard(&self.live)
+                    );
+                    reporter.report(index, Err(publish_error(refusal, detail)));
+                }
+            }
+        }
+    }
+
+    /// Ends the connection. What was flying has no outcome.
+    fn end(&mut self) -> BTreeSet<usize> {
+        if !self.flying.is_empty() {
+            self.publisher.retire(&self.live);
+        }
+        std::mem::take(&mut self.flying)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Why a message was not acknowledged.
+enum Answer {
+    Refused(PublishError),
+    /// The connection has ended.
+    Lost(Refusal),
+}
+
+async fn answer(context: &Context, index: usize, message: &Message) -> (usize, Result<(), Answer>) {
+    (index, acknowledged(context, message).await)
+}
+
+async fn acknowledged(context: &Context, message: &Message) -> Result<(), Answer> {
+    let publish = record::message(message).map_err(Answer::Refused)?;
+    let answer = match context.send_publish(message.topic.to_string(), publish).await {
+        Ok(answer) => answer,
+        Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+            return Err(Answer::Refused(refused(&message.topic, &error)));
+        }
+        // All else is that the client is gone.
+        Err(_) => return Err(Answer::Lost(Refusal::ConnectionLostBefore)),
+    };
+    match answer.await {
+        // A duplicate is this very message: the stream has had it from an attempt whose answer was lost.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == PublishErrorKind::BrokenPipe => {
+            Err(Answer::Lost(Refusal::ConnectionLost))
+        }
+        Err(error) => Err(Answer::Refused(refused(&message.topic, &error))),
+    }
+}
+
+fn refused(topic: &str, error: &AckError) -> PublishError {
+    use std::error::Error as _;
+    let refusal = match error.kind() {
+        PublishErrorKind::Other => {
+            match error.source().map(|source| source.downcast_ref::<jetstream::Error>()) {
+                Some(Some(answer)) => Refusal::JetStream(answer.error_code()),
+                _ => Refusal::NoStreamAnswered,
+            }
+        }
+        kind => Refusal::Publish(kind),
+    };
+    publish_error(refusal, format!("the message to {topic:?} was refused: {error}"))
+}
+
+fn timed_out(topic: &str, answered: bool, live: &Live) -> PublishError {
+    let refusal = if answered { Refusal::TimedOut } else { Refusal::NobodyAnswers };
+    let detail =
+        format!("the message to {topic:?} was not acknowledged within the publish timeout{}", heard(live));
+    publish_error(refusal, detail)
+}
+
+fn heard(live: &Live) -> String {
+    live.heard().map(|heard| format!("; last heard: {heard}")).unwrap_or_default()
+}

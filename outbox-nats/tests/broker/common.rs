@@ -1,0 +1,125 @@
+//! What the tests share: messages, and a publish call whose reports are collected.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_nats::jetstream::{self, stream::Config as StreamConfig};
+use chrono::{DateTime, Utc};
+use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_nats::{NatsConfig, NatsConfigBuilder, NatsPublisher};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Far above what anything here takes, and far below a patience that would hide a hang.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The value of a variable, or a line that says which server is missing.
+pub(crate) fn variable(name: &str, server: &str) -> Option<String> {
+    let value = std::env::var(name).ok();
+    if value.is_none() {
+        let text = format!(
+            "NATS is not there: {name} is not set; run `scripts/services.sh up {server}` and \
+             `eval \"$(scripts/services.sh env)\"`"
+        );
+        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
+        eprintln!("{text}");
+    }
+    value
+}
+
+/// The server's address, or nothing where none is meant to be there.
+pub(crate) fn url() -> Option<String> {
+    variable("OUTBOX_TEST_NATS_URL", "nats")
+}
+
+pub(crate) fn publisher(config: NatsConfigBuilder) -> Arc<NatsPublisher> {
+    Arc::new(NatsPublisher::new(config.build().unwrap()))
+}
+
+/// A connection beside the publisher's.
+pub(crate) async fn jetstream(url: &str) -> jetstream::Context {
+    let url: async_nats::ServerAddr = url.parse().unwrap();
+    let options = async_nats::ConnectOptions::new()
+        .user_and_password(url.username().unwrap().to_owned(), url.password().unwrap().to_owned());
+    jetstream::new(options.connect(url).await.unwrap())
+}
+
+/// A stream of this test alone, and its subject.
+pub(crate) async fn stream(jetstream: &jetstream::Context, change: impl FnOnce(&mut StreamConfig)) -> String {
+    let name = Uuid::now_v7().simple().to_string();
+    let subject = format!("test.{name}");
+    let mut config = StreamConfig { name, subjects: vec![subject.clone()], ..StreamConfig::default() };
+    change(&mut config);
+    jetstream.create_stream(config).await.unwrap();
+    subject
+}
+
+/// Everything that the stream of a subject has stored, in order.
+pub(crate) async fn stored(
+    jetstream: &jetstream::Context,
+    subject: &str,
+) -> Vec<jetstream::message::StreamMessage> {
+    let name = jetstream.stream_by_subject(subject).await.unwrap();
+    let stream = jetstream.get_stream(name).await.unwrap();
+    let state = &stream.cached_info().state;
+    let mut messages = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        messages.push(stream.get_raw_message(sequence).await.unwrap());
+    }
+    messages
+}
+
+pub(crate) fn message(topic: &str, aggregate_id: &str, payload: impl Into<bytes::Bytes>) -> Message {
+    Message {
+        topic: Arc::from(topic),
+        key: AggregateKey::new("order", aggregate_id),
+        sequence: 42,
+        attempt: 1,
+        source: Arc::from("/test"),
+        event: StoredEvent {
+            id: Uuid::now_v7(),
+            event_type: "order.placed".to_owned(),
+            version: 1,
+            payload: payload.into(),
+            content_type: None,
+            headers: BTreeMap::new(),
+            topic: None,
+            created_at: DateTime::<Utc>::UNIX_EPOCH,
+        },
+    }
+}
+
+/// Publishes, and returns the first result of each message; `None` where there was no report.
+pub(crate) async fn publish(
+    publisher: &NatsPublisher,
+    messages: Vec<Message>,
+    timeout: Duration,
+) -> Vec<Option<Result<(), PublishError>>> {
+    let mut results = Vec::new();
+    results.resize_with(messages.len(), || None);
+    let (sender, mut reports) = mpsc::unbounded_channel();
+    let messages = messages.into_iter().map(Arc::new).collect();
+    publisher.publish(messages, timeout, Reporter::new(1, sender)).await;
+    while let Ok(Report { index, result, .. }) = reports.try_recv() {
+        let slot: &mut Option<_> = &mut results[index as usize];
+        assert!(slot.is_none(), "message {index} was reported twice");
+        *slot = Some(result);
+    }
+    results
+}
+
+/// The one result of a call with one message.
+pub(crate) async fn publish_one(publisher: &NatsPublisher, message: Message) -> Result<(), PublishError> {
+    publish(publisher, vec![message], TIMEOUT).await.remove(0).expect("a report")
+}
+
+/// What the tests compare of an error.
+pub(crate) fn brief(
+    result: Result<(), PublishError>,
+) -> (String, outbox_core::PublishErrorKind, outbox_core::PublishErrorScope, outbox_core::Stored) {
+    let error = result.unwrap_err();
+    (error.code.to_string(), error.kind, error.scope, error.stored)
+}
+
+pub(crate) fn config(url: &str) -> NatsConfigBuilder {
+    NatsConfig::builder(url)
+}

@@ -1,0 +1,200 @@
+//! The publisher: [`RabbitMqPublisher`].
+//!
+//! A call of `publish` gives its messages to the channels of their exchanges, which report each confirm as it comes,
+//! and waits. A call that ends early (dropped, out of time) ends the connection, because lapin cannot take back a
+//! single message; the next call, and what is left of others, has a new one.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter};
+use tokio::time::Instant;
+
+use crate::{
+    RabbitMqConfig, check,
+    error::{Refusal, publish_error},
+    line::Call,
+    producer::{Live, Session},
+    record,
+};
+
+/// Sends messages to RabbitMQ: mandatory, persistent and confirmed, one outcome each as it is known.
+///
+/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
+/// background at the first use, and made anew when it is lost.
+pub struct RabbitMqPublisher {
+    config: RabbitMqConfig,
+    /// The connection in service; none before the first use and after the end.
+    current: Mutex<Option<Arc<Live>>>,
+}
+
+impl RabbitMqPublisher {
+    /// A publisher with this configuration.
+    pub fn new(config: RabbitMqConfig) -> Self {
+        Self { config, current: Mutex::new(None) }
+    }
+
+    /// The configuration that this publisher was made with.
+    pub fn config(&self) -> &RabbitMqConfig {
+        &self.config
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    pub(crate) async fn live(
+        &self,
+        deadline: Instant,
+        first_attempt: bool,
+    ) -> Result<(Arc<Live>, Arc<Session>), PublishError> {
+        loop {
+            let live = self.newest()?;
+            if let Some(session) = live.ready(deadline, first_attempt).await? {
+                return Ok((live, session));
+            }
+            if live.is_retired() && Instant::now() < deadline {
+                continue;
+            }
+            let detail = "the rabbitmq connection was lost as soon as it was made".to_owned();
+            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
+        }
+    }
+
+    fn newest(&self) -> Result<Arc<Live>, PublishError> {
+        let mut current = self.current();
+        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
+            return Ok(Arc::clone(live));
+        }
+        let live = Arc::new(Live::start(self.config.clone())?);
+        *current = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// Takes a connection out of service and drops whatever is not sent.
+    fn retire(&self, live: &Arc<Live>) {
+        self.current().take_if(|current| Arc::ptr_eq(current, live));
+        live.retire();
+    }
+}
+
+impl fmt::Debug for RabbitMqPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqPublisher").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Publisher for RabbitMqPublisher {
+    fn capabilities(&self) -> PublisherCapabilities {
+        let mut capabilities = PublisherCapabilities::default();
+        capabilities.payload_bytes_max = Some(self.config.payload_bytes_max);
+        capabilities
+    }
+
+    async fn check(&self, topics: &[String]) -> Vec<Finding> {
+        check::check(self, topics).await
+    }
+
+    async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
+        // The last tenth, or 100 ms, is for ending the connection where something is left.
+        let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
+        let call = Arc::new(Call::new(reporter, messages.len()));
+        // What another call's end has taken along, or a channel that ended, is sent again.
+        loop {
+            let open = call.open();
+            if open.is_empty() {
+                return;
+            }
+            let (live, session) = match self.usable(deadline).await {
+                Ok(live) => live,
+                Err(error) => return open.iter().for_each(|index| call.report(*index, Err(error.clone()))),
+            };
+            let confirmed = session.confirmed.load(Ordering::Relaxed);
+            let flight = Flight { publisher: self, live, session: &session, call: &call };
+            let in_time = tokio::time::timeout_at(deadline, async {
+                session.make_missing(&self.config).await;
+                for index in &open {
+                    self.send(&session, &call, *index, &messages[*index]);
+                }
+                call.landed().await;
+            });
+            if in_time.await.is_err() {
+                let refusal = if session.is_blocked() {
+                    Refusal::ConnectionBlockedSince
+                } else if session.confirmed.load(Ordering::Relaxed) > confirmed {
+                    Refusal::TimedOut
+                } else {
+                    Refusal::NobodyAnswers
+                };
+                // First nothing more is sent, then it is reported.
+                drop(flight);
+                for index in call.open() {
+                    let topic = &*messages[index].topic;
+                    let detail =
+                        format!("the message to {topic:?} was not confirmed within the publish timeout");
+                    call.report(index, Err(publish_error(refusal, detail)));
+                }
+                return;
+            }
+        }
+    }
+
+    async fn close(&self) {
+        let live = self.current().take();
+        if let Some(live) = live {
+            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
+        }
+    }
+}
+
+impl RabbitMqPublisher {
+    /// A connection that takes messages.
+    async fn usable(&self, deadline: Instant) -> Result<(Arc<Live>, Arc<Session>), PublishError> {
+        let (live, session) = self.live(deadline, false).await?;
+        if session.is_blocked() {
+            let detail = "rabbitmq takes no messages: it is short of memory or disk".to_owned();
+            return Err(publish_error(Refusal::ConnectionBlocked, detail));
+        }
+        Ok((live, session))
+    }
+
+    fn send(&self, session: &Arc<Session>, call: &Arc<Call>, index: usize, message: &Message) {
+        match record::record(&self.config, message) {
+            Ok(record) if record.properties_bytes > session.frame_bytes_max() => {
+                let detail = format!(
+                    "the headers have {} bytes with all that goes with them, more than fits a frame of {}",
+                    record.properties_bytes,
+                    session.frame_bytes_max()
+                );
+                call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
+            }
+            Ok(record) => session.send(call.job(index, record)),
+            Err(error) => call.report(index, Err(error)),
+        }
+    }
+}
+
+/// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.
+struct Flight<'a> {
+    publisher: &'a RabbitMqPublisher,
+    live: Arc<Live>,
+    session: &'a Session,
+    call: &'a Arc<Call>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        // A broker that is short of memory tells so on a connection once it has been sent something there, which it
+        // stores when it is well again. So one that says so is kept, or each attempt would leave another duplicate.
+        let waits = self.session.is_blocked() && self.call.is_written();
+        if self.call.is_flying() && !waits {
+            self.publisher.retire(&self.live);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What the tests share: messages, a publish call whose reports are collected, and queues to read from.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    message::Delivery,
+    options::{BasicGetOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_rabbitmq::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqPublisher};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Far above what anything here takes, and far below a patience that would hide a hang.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The value of a variable, or a line that says which server is missing.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    let value = std::env::var(name).ok();
+    if value.is_none() {
+        let text = format!(
+            "RabbitMQ is not there: {name} is not set; run `scripts/services.sh up rabbitmq` and \
+             `eval \"$(scripts/services.sh env)\"`"
+        );
+        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
+        eprintln!("{text}");
+    }
+    value
+}
+
+/// The server's address, or nothing where none is meant to be there.
+pub(crate) fn url() -> Option<String> {
+    variable("OUTBOX_TEST_AMQP_URL")
+}
+
+pub(crate) fn config(url: &str) -> RabbitMqConfigBuilder {
+    RabbitMqConfig::builder(url)
+}
+
+pub(crate) fn publisher(config: RabbitMqConfigBuilder) -> Arc<RabbitMqPublisher> {
+    Arc::new(RabbitMqPublisher::new(config.build().unwrap()))
+}
+
+/// A connection beside the publisher's. Kept together, because a channel ends with its connection.
+pub(crate) struct Rabbit {
+    _connection: Connection,
+    pub(crate) channel: Channel,
+}
+
+impl Rabbit {
+    pub(crate) async fn connect(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self { _connection: connection, channel }
+    }
+
+    /// A queue of this test alone, durable.
+    pub(crate) async fn queue(&self, arguments: &[(&str, AMQPValue)]) -> String {
+        self.declare(arguments, QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }).await
+    }
+
+    /// A queue of this test alone, in memory, which confirms at once.
+    pub(crate) async fn transient_queue(&self) -> String {
+        self.declare(&[], QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() }).await
+    }
+
+    async fn declare(&self, arguments: &[(&str, AMQPValue)], options: QueueDeclareOptions) -> String {
+        let name = format!("test.{}", Uuid::now_v7());
+        let mut table = FieldTable::default();
+        for (key, value) in arguments {
+            table.insert((*key).into(), value.clone());
+        }
+        self.channel.queue_declare(name.as_str().into(), options, table).await.unwrap();
+        name
+    }
+
+    /// Takes everything that is in a queue, in its order.
+    pub(crate) async fn take(&self, queue: &str) -> Vec<Delivery> {
+        let mut messages = Vec::new();
+        let get = || self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true });
+        while let Some(message) = get().await.unwrap() {
+            messages.push(message.delivery);
+        }
+        messages
+    }
+}
+
+pub(crate) fn message(topic: &str, aggregate_id: &str, payload: impl Into<bytes::Bytes>) -> Message {
+    Message {
+        topic: Arc::from(topic),
+        key: AggregateKey::new("order", aggregate_id),
+        sequence: 42,
+        attempt: 1,
+        source: Arc::from("/test"),
+        event: StoredEvent {
+            id: Uuid::now_v7(),
+            event_type: "order.placed".to_owned(),
+            version: 1,
+            payload: payload.into(),
+            content_type: None,
+            headers: BTreeMap::new(),
+            topic: None,
+            created_at: DateTime::<Utc>::UNIX_EPOCH,
+        },
+    }
+}
+
+/// Publishes, and returns the first result of each message; `None` where there was no report.
+pub(crate) async fn publish(
+    publisher: &RabbitMqPublisher,
+    messages: Vec<Message>,
+    timeout: Duration,
+) -> Vec<Option<Result<(), PublishError>>> {
+    let mut results = Vec::new();
+    results.resize_with(messages.len(), || None);
+    let (sender, mut reports) = mpsc::unbounded_channel();
+    let messages = messages.into_iter().map(Arc::new).collect();
+    publisher.publish(messages, timeout, Reporter::new(1, sender)).await;
+    while let Ok(Report { index, result, .. }) = reports.try_recv() {
+        let slot: &mut Option<_> = &mut results[index as usize];
+        assert!(slot.is_none(), "message {index} was reported twice");
+        *slot = Some(result);
+    }
+    results
+}
+
+/// The one result of a call with one message.
+pub(crate) async fn publish_one(publisher: &RabbitMqPublisher, message: Message) -> Result<(), PublishError> {
+    publish(publisher, vec![message], TIMEOUT).await.remove(0).expect("a report")
+}
+
+/// What the tests compare of an error.
+pub(crate) fn brief(
+    result: Result<(), PublishError>,
+) -> (String, outbox_core::PublishErrorKind, outbox_core::PublishErrorScope, outbox_core::Stored) {
+    let error = result.unwrap_err();
+    (error.code.to_string(), error.kind, error.scope, error.stored)
+}
