@@ -99,7 +99,8 @@ impl RedbStore {
     }
 }
 
-/// Events are written in the service's own write transaction, beside its change.
+/// Events are written in the service's own write transaction, beside its change. These calls block, as all of redb does, and as the
+/// service's own writes in that transaction do.
 impl Enqueue<WriteTransaction> for RedbStore {
     async fn enqueue(
         &self,

@@ -73,9 +73,10 @@ fn read(
             fetched.more = true;
             break;
         }
-        let held = hold.sequence.map(|sequence| Ok((sequence, event(&events, sequence)?))).transpose();
-        let held = held.map_err(|error: redb::Error| error)?;
-        let due = held.and_then(|(sequence, record)| Some((sequence, record?)));
+        let due = match hold.sequence {
+            Some(sequence) => event(&events, sequence)?.map(|record| (sequence, record)),
+            None => None,
+        };
         let due = due.filter(|(_, record)| record.is_pending_and_due(now));
         let held_row = due.map(|(sequence, record)| row(sequence, &record)).transpose()?;
         held_row.iter().for_each(|row| page.count(row));
