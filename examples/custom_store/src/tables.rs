@@ -136,7 +136,7 @@ impl<'t> Tables<'t> {
         match record.status {
             Status::Pending => _ = self.pending.insert(sequence, ())?,
             status => {
-                _ = self.done.insert((status.code(), record.done_at.unwrap_or_default(), sequence), ())?
+                _ = self.done.insert((status.code(), record.done_at.unwrap_or_default(), sequence), ())?;
             }
         }
         self.events.insert(sequence, to_bytes(record)?.as_slice())?;
