@@ -14,7 +14,7 @@ use crate::{
     broker::Kind,
     client::{Client, Promises},
     consumer::{HANDLED, PAUSED, SEEN},
-    process::{PATIENCE, Process, say},
+    process::{PATIENCE, Process},
     reconcile::{Books, reconcile},
     stage::{SERVICES, Stage},
 };

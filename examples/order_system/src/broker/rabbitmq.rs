@@ -5,8 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use lapin::{
-    Channel, Connection, ConnectionProperties, Consumer, ExchangeKind,
-    acker::Acker,
+    Acker, Channel, Connection, ConnectionProperties, Consumer, ExchangeKind,
     options::{
         BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
         QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
