@@ -1,7 +1,7 @@
 //! A client that places orders, and remembers what it was told. What it was told is what must have happened.
 //!
-//! Its requests fail when the order service is killed, and some answers are lost on the way. It asks again then, with the
-//! same id, until it knows.
+//! Its requests fail when the order service is killed, and some answers are lost on the way. It asks again then, with
+//! the same id, until it knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

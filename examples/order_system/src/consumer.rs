@@ -1,6 +1,6 @@
 //! What the three services have in common: they read events without end, and handle each once.
 
-use std::{future::Future, pin::pin};
+use std::{future::Future, pin::pin, time::Duration};
 
 use outbox::{Receipt, ReceivedEvent};
 
@@ -12,7 +12,7 @@ use crate::{
 
 /// How long receipts are kept: longer than the broker keeps messages, and longer than an event can wait in the order
 /// service's outbox.
-pub(crate) const RECEIPTS_KEPT: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 3600);
+pub(crate) const RECEIPTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a service says of an event that it has handled for the first time.
 pub(crate) const HANDLED: &str = ": handled";
@@ -54,7 +54,7 @@ pub(crate) async fn run<S: Service>(
     loop {
         let message = tokio::select! {
             message = subscription.next() => message?,
-            () = &mut ended => return Ok(println!("ended")),
+            () = &mut ended => break,
         };
         match read(&message) {
             Err(problem) => service.set_aside(&message, &problem.to_string()).await?,
@@ -68,7 +68,8 @@ pub(crate) async fn run<S: Service>(
                         println!("{what}{HANDLED}");
                         if arguments.pause_before_acknowledgement == Some(new) {
                             println!("{what}: {PAUSED}");
-                            return Ok(ended.await);
+                            ended.await;
+                            break;
                         }
                     }
                     Receipt::Seen => println!("{what}{SEEN}"),
@@ -80,6 +81,8 @@ pub(crate) async fn run<S: Service>(
         }
         subscription.acknowledge().await?;
     }
+    println!("ended");
+    Ok(())
 }
 
 fn read(message: &Message) -> Result<(ReceivedEvent, Option<Step>, Order), Error> {

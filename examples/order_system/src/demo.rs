@@ -127,8 +127,9 @@ async fn play(stage: &Stage, options: &Options) -> Result<Report, Error> {
     let first = company.start("relay-1", &["relay"])?;
 
     let third = options.orders / 3;
-    // An error means that no client is left: then there is a better message in what they have returned.
-    _ = timeout(PATIENCE, placed.wait_for(|placed| *placed >= third)).await?;
+    let heard = timeout(PATIENCE, placed.wait_for(|placed| *placed >= third)).await;
+    // Where no client is left, what they have returned tells why.
+    _ = heard.map_err(|_| format!("{third} orders were not placed in {PATIENCE:?}"))?;
     company.kill(orders).await?;
     let mut orders = company.start("order-service", &["order-service"])?;
     address.send_replace(listening(&mut orders).await?);
@@ -205,7 +206,11 @@ impl Company<'_> {
             ("TOPIC", &stage.broker.topic),
         ];
         let verbose = self.verbose;
-        let quiet = move |line: &str| !verbose && (line.ends_with(HANDLED) || line.ends_with(" events sent"));
+        // That the broker's servers are one is known here.
+        let usual = [HANDLED, " events sent"];
+        let quiet = move |line: &str| {
+            !verbose && (usual.iter().any(|end| line.ends_with(end)) || line.contains("[single-copy]"))
+        };
         Process::start(name, arguments, &environment, quiet)
     }
 

@@ -22,17 +22,20 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ready when this process is to end: by SIGTERM, by SIGINT or, if it is attended, when its standard input ends.
 pub(crate) fn ended(attended: bool) -> impl Future<Output = ()> + Send + 'static {
-    let (tell, told) = oneshot::channel::<()>();
-    if attended {
+    let (tell, left_alone) = oneshot::channel::<()>();
+    let tell = if attended {
         std::thread::spawn(move || {
             // Whether it ended or failed, nobody is there any more.
             _ = io::stdin().read_to_end(&mut Vec::new());
             _ = tell.send(());
         });
+        None
     } else {
-        std::mem::forget(tell);
-    }
+        Some(tell)
+    };
     async move {
+        // Dropped, it would tell as well.
+        let _tell = tell;
         let terminated = async {
             match signal(SignalKind::terminate()) {
                 Ok(mut terminate) => _ = terminate.recv().await,
@@ -42,7 +45,7 @@ pub(crate) fn ended(attended: bool) -> impl Future<Output = ()> + Send + 'static
         tokio::select! {
             () = terminated => {}
             _ = tokio::signal::ctrl_c() => {}
-            _ = told => {}
+            _ = left_alone => {}
         }
     }
 }
