@@ -37,4 +37,4 @@ need() { # need NAME VARIABLE
 trap '[ ${#started[@]} -eq 0 ] || scripts/services.sh down "${started[@]}"' EXIT
 need postgres OUTBOX_TEST_POSTGRES_URL
 need "$broker" "$variable"
-cargo run --quiet --package order_system -- demo "$@"
+cargo run --package order_system -- demo "$@"

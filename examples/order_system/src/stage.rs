@@ -71,9 +71,9 @@ impl Stage {
     /// Leaves everything as it is, and says where.
     pub(crate) fn keep(self) -> String {
         let folder = self.folder.keep();
+        let (databases, topic) = (self.databases.join(", "), self.broker.topic);
         format!(
-            "the databases {} and the folder {} are still there",
-            self.databases.join(", "),
+            "still there: the databases {databases}, the topic {topic} and the folder {}",
             folder.display()
         )
     }

@@ -21,8 +21,8 @@ use outbox::{
 use super::{Message, Subscription};
 use crate::Error;
 
-/// When a message that was not acknowledged comes again: how long a service that was killed is waited for. A message that
-/// takes longer than this would come while it is still being handled.
+/// When a message that was not acknowledged comes again: how long a service that was killed is waited for. A message
+/// that takes longer than this would come while it is still being handled.
 const ACK_WAIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn create(url: &str, topic: &str, services: &[&str]) -> Result<(), Error> {
