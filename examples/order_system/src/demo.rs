@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Args;
+use futures::future::try_join_all;
 use serde::Serialize;
 use tokio::{
     sync::watch,
@@ -113,13 +114,7 @@ async fn play(stage: &Stage, options: &Options) -> Result<Report, Error> {
 
     chapter("3. Customers place orders, and three processes are killed");
     let (progress, mut placed) = watch::channel(0);
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|n| {
-            let share = options.orders / CLIENTS + u32::from(n < options.orders % CLIENTS);
-            tokio::spawn(Client::new(at.clone()).run(share, progress.clone()))
-        })
-        .collect();
-    drop(progress);
+    let customers = tokio::spawn(customers(options.orders, at, progress));
 
     let [mut first, second] = relays;
     first.says(|line| line.ends_with(" events sent")).await?;
@@ -128,7 +123,7 @@ async fn play(stage: &Stage, options: &Options) -> Result<Report, Error> {
 
     let third = options.orders / 3;
     let heard = timeout(PATIENCE, placed.wait_for(|placed| *placed >= third)).await;
-    // Where no client is left, what they have returned tells why.
+    // Where no customer is left, what they have returned tells why.
     _ = heard.map_err(|_| format!("{third} orders were not placed in {PATIENCE:?}"))?;
     company.kill(orders).await?;
     let mut orders = company.start("order-service", &["order-service"])?;
@@ -139,13 +134,7 @@ async fn play(stage: &Stage, options: &Options) -> Result<Report, Error> {
     company.kill(billing).await?;
     consumers.push(company.start("billing", &["billing"])?);
 
-    let mut promises = Promises::default();
-    for client in clients {
-        let told = client.await??;
-        promises.orders.extend(told.orders);
-        promises.refused.extend(told.refused);
-        promises.asked_again += told.asked_again;
-    }
+    let promises = customers.await??;
 
     chapter("4. Everybody has ordered. When it is quiet, the processes are asked to end");
     let mut processes = vec![orders, first, second];
@@ -159,6 +148,25 @@ async fn play(stage: &Stage, options: &Options) -> Result<Report, Error> {
     // Once more, since they have handled to the end what they had in their hands.
     let books = Books::read(stage).await?;
     Ok(company.report(options.broker, &promises, &books))
+}
+
+/// All customers' orders, and what they were told.
+async fn customers(
+    orders: u32,
+    order_service: watch::Receiver<SocketAddr>,
+    progress: watch::Sender<u32>,
+) -> Result<Promises, Error> {
+    let client = |n| {
+        let share = orders / CLIENTS + u32::from(n < orders % CLIENTS);
+        Client::new(order_service.clone()).run(share, progress.clone())
+    };
+    let mut promises = Promises::default();
+    for told in try_join_all((0..CLIENTS).map(client)).await? {
+        promises.orders.extend(told.orders);
+        promises.refused.extend(told.refused);
+        promises.asked_again += told.asked_again;
+    }
+    Ok(promises)
 }
 
 /// Where the order service listens.
