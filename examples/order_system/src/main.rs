@@ -77,8 +77,14 @@ struct Consumer {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode, Error> {
-    let Arguments { command, attended } = Arguments::parse();
+async fn main() -> ExitCode {
+    run(Arguments::parse()).await.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(Arguments { command, attended }: Arguments) -> Result<ExitCode, Error> {
     let ended = process::ended(attended);
     match command {
         Command::OrderService { database_url, listen } => {
