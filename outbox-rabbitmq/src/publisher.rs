@@ -19,7 +19,7 @@ use crate::{
     error::{Refusal, publish_error},
     line::Call,
     producer::{Live, Session},
-    record,
+    record::{self, Record},
 };
 
 /// Sends messages to RabbitMQ: mandatory, persistent and confirmed, one outcome each as it is known.
@@ -77,7 +77,7 @@ impl RabbitMqPublisher {
     }
 
     /// Takes a connection out of service and drops whatever is not sent.
-    fn retire(&self, live: &Arc<Live>) {
+    pub(crate) fn retire(&self, live: &Arc<Live>) {
         self.current().take_if(|current| Arc::ptr_eq(current, live));
         live.retire();
     }
@@ -105,6 +105,9 @@ impl Publisher for RabbitMqPublisher {
         // The last tenth, or 100 ms, is for ending the connection where something is left.
         let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
         let call = Arc::new(Call::new(reporter, messages.len()));
+        // What is wrong with a message by itself needs no broker to be known.
+        let mut records: Vec<_> =
+            (0..messages.len()).map(|index| self.record(&call, index, &messages[index])).collect();
         // What another call's end has taken along, or a channel that ended, is sent again.
         loop {
             let open = call.open();
@@ -119,8 +122,13 @@ impl Publisher for RabbitMqPublisher {
             let flight = Flight { publisher: self, live, session: &session, call: &call };
             let in_time = tokio::time::timeout_at(deadline, async {
                 session.make_missing(&self.config).await;
-                for index in &open {
-                    self.send(&session, &call, *index, &messages[*index]);
+                for index in open {
+                    // The first time it is there already.
+                    let record =
+                        records[index].take().or_else(|| self.record(&call, index, &messages[index]));
+                    if let Some(record) = record {
+                        send(&session, &call, index, record);
+                    }
                 }
                 call.landed().await;
             });
@@ -164,20 +172,28 @@ impl RabbitMqPublisher {
         Ok((live, session))
     }
 
-    fn send(&self, session: &Arc<Session>, call: &Arc<Call>, index: usize, message: &Message) {
+    /// The message as it is sent, or nothing after its outcome is reported.
+    fn record(&self, call: &Call, index: usize, message: &Message) -> Option<Record> {
         match record::record(&self.config, message) {
-            Ok(record) if record.properties_bytes > session.frame_bytes_max() => {
-                let detail = format!(
-                    "the headers have {} bytes with all that goes with them, more than fits a frame of {}",
-                    record.properties_bytes,
-                    session.frame_bytes_max()
-                );
-                call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
+            Ok(record) => Some(record),
+            Err(error) => {
+                call.report(index, Err(error));
+                None
             }
-            Ok(record) => session.send(call.job(index, record)),
-            Err(error) => call.report(index, Err(error)),
         }
     }
+}
+
+fn send(session: &Arc<Session>, call: &Arc<Call>, index: usize, record: Record) {
+    let frame_bytes_max = session.frame_bytes_max();
+    if record.properties_bytes <= frame_bytes_max {
+        return session.send(call.job(index, record));
+    }
+    let detail = format!(
+        "the headers have {} bytes with all that goes with them, more than fits a frame of {frame_bytes_max}",
+        record.properties_bytes
+    );
+    call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
 }
 
 /// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.

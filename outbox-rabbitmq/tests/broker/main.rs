@@ -187,8 +187,7 @@ async fn a_queue_that_is_full_refuses_until_there_is_room() {
 async fn what_is_declared_is_made_and_made_again_and_an_exchange_that_goes_takes_nobody_along() {
     let Some(url) = url() else { return };
     let rabbit = Rabbit::connect(&url).await;
-    let id = Uuid::now_v7();
-    let (exchange, classic, quorum) = (format!("test.{id}"), format!("test.{id}.c"), format!("test.{id}.q"));
+    let (exchange, classic, quorum) = (rabbit.name(), rabbit.name(), rabbit.name());
     let other = rabbit.queue(&[]).await;
     let publisher = publisher(
         config(&url)
