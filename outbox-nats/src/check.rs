@@ -10,14 +10,15 @@ use tokio::time::Instant;
 
 use crate::{
     NatsPublisher,
+    error::{Refusal, publish_error},
     producer::{ANSWER_WAIT_MAX, ensure_stream},
     record::subject_problem,
 };
 
 /// Looks at the server, at JetStream, and at the stream of each topic.
 pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<Finding> {
-    let context = match publisher.live(Instant::now() + ANSWER_WAIT_MAX, true).await {
-        Ok((_, context)) => context,
+    let context = match answering(publisher).await {
+        Ok(context) => context,
         Err(error) => return vec![connection_finding(&error)],
     };
     let mut findings = Vec::new();
@@ -47,6 +48,22 @@ pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<F
         }
     }
     findings
+}
+
+/// A connection on which the server answers now. One that is there may be lost without anybody having noticed.
+async fn answering(publisher: &NatsPublisher) -> Result<Context, PublishError> {
+    let deadline = Instant::now() + ANSWER_WAIT_MAX;
+    loop {
+        let (live, context) = publisher.live(deadline, true).await?;
+        match tokio::time::timeout_at(deadline, live.answers(&context)).await {
+            Ok(true) => return Ok(context),
+            Ok(false) => publisher.retire(&live),
+            Err(_) => {
+                let detail = format!("no answer within {ANSWER_WAIT_MAX:?}");
+                return Err(publish_error(Refusal::NobodyAnswers, detail));
+            }
+        }
+    }
 }
 
 fn connection_finding(error: &PublishError) -> Finding {
