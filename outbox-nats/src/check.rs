@@ -3,7 +3,7 @@
 use async_nats::jetstream::{
     Context,
     context::GetStreamByNameErrorKind,
-    stream::{Config as StreamConfig, DiscardPolicy, StorageType},
+    stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use outbox_core::{Finding, PublishError};
 use tokio::time::Instant;
@@ -145,6 +145,16 @@ fn stream_findings(topic: &str, stream: &StreamConfig) -> Vec<Finding> {
             "use three replicas where a lost disk must lose no message",
         ));
     }
+    if stream.retention == RetentionPolicy::Interest {
+        findings.push(Finding::warning(
+            "kept-for-consumers-only",
+            format!(
+                "stream {name:?} of subject {topic:?} acknowledges a message and drops it at once while it has no \
+                 consumer for it (retention interest)"
+            ),
+            "make the consumers before the relay starts, or use retention limits",
+        ));
+    }
     let limited = stream.max_messages > 0 || stream.max_bytes > 0 || stream.max_messages_per_subject > 0;
     if limited && stream.discard == DiscardPolicy::Old {
         findings.push(Finding::warning(
@@ -179,6 +189,7 @@ mod tests {
         assert_eq!(codes(|s| s.sealed = true), ["stream-sealed"]);
         assert_eq!(codes(|s| s.storage = StorageType::Memory), ["volatile-stream"]);
         assert_eq!(codes(|s| s.num_replicas = 1), ["single-copy"]);
+        assert_eq!(codes(|s| s.retention = RetentionPolicy::Interest), ["kept-for-consumers-only"]);
         assert_eq!(codes(|s| s.max_bytes = 1), ["discards-old"]);
         assert!(
             codes(|s| {
