@@ -6,9 +6,9 @@
 //! cargo run --example consumer_kafka --features postgres,kafka -- orders
 //! ```
 //!
-//! It reads the topic `orders` until it is interrupted, and tells what it does. The order is what matters: begin, ask the
-//! inbox, make the effect, commit (`Billing::handle` does these four), and only then let Kafka know. Killed at any point
-//! and started again, it writes each invoice once.
+//! It reads the topic `orders`, which must be there, until it is interrupted, and tells what it does. The order is what
+//! matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and only then let Kafka
+//! know. Killed at any point and started again, it writes each invoice once.
 //!
 //! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]

@@ -6,9 +6,9 @@
 //! cargo run --example consumer_nats --features postgres,nats -- orders
 //! ```
 //!
-//! It reads the subject `orders` of a stream, which must be there, until it is interrupted, and tells what it does. The
-//! order is what matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and only
-//! then acknowledge. Killed at any point and started again, it writes each invoice once.
+//! It reads the subject `orders` of a stream, which it creates if there is none, until it is interrupted, and tells what
+//! it does. The order is what matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these
+//! four), and only then acknowledge. Killed at any point and started again, it writes each invoice once.
 //!
 //! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]
@@ -22,6 +22,8 @@ use async_nats::{
     jetstream::{
         self,
         consumer::{AckPolicy, pull},
+        context::GetStreamByNameErrorKind,
+        stream,
     },
 };
 use billing::{Billing, Error, Settings, Step};
@@ -45,7 +47,14 @@ async fn main() -> Result<(), Error> {
 pub(crate) async fn run(settings: &Settings, tell: impl AsyncFn(Step, &str, Receipt)) -> Result<(), Error> {
     let billing = Billing::open(settings).await?;
     let jetstream = connect(&settings.broker).await?;
-    let stream = jetstream.get_stream(jetstream.stream_by_subject(&settings.topic).await?).await?;
+    let stream = match jetstream.stream_by_subject(&settings.topic).await {
+        Ok(name) => jetstream.get_stream(name).await?,
+        Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => {
+            let (name, subjects) = (settings.topic.replace('.', "-"), vec![settings.topic.clone()]);
+            jetstream.create_stream(stream::Config { name, subjects, ..stream::Config::default() }).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
     let durable = pull::Config {
         durable_name: Some(settings.schema.clone()),
         filter_subject: settings.topic.clone(),

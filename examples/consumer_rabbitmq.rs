@@ -6,7 +6,7 @@
 //! cargo run --example consumer_rabbitmq --features postgres,rabbitmq -- orders
 //! ```
 //!
-//! It reads the queue `orders`, which must be there, until it is interrupted, and tells what it does. The order is what
+//! It reads the queue `orders`, which it declares, until it is interrupted, and tells what it does. The order is what
 //! matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and only then acknowledge.
 //! Killed at any point and started again, it writes each invoice once.
 //!
@@ -23,8 +23,8 @@ use futures::StreamExt as _;
 use lapin::{
     Connection, ConnectionProperties,
     message::Delivery,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable},
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use outbox::{Receipt, ReceivedEvent};
 use uuid::Uuid;
@@ -47,7 +47,12 @@ pub(crate) async fn run(settings: &Settings, tell: impl AsyncFn(Step, &str, Rece
     let connection = Connection::connect(&settings.broker, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
     channel.basic_qos(PREFETCHED_MAX, BasicQosOptions::default()).await?;
-    let (queue, tag) = (settings.topic.as_str().into(), settings.schema.as_str().into());
+    let queue: ShortString = settings.topic.as_str().into();
+    let mut quorum = FieldTable::default();
+    quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.clone(), durable, quorum).await?;
+    let tag = settings.schema.as_str().into();
     let mut messages =
         channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default()).await?;
     while let Some(message) = messages.next().await {
