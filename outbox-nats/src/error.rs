@@ -30,7 +30,7 @@ pub(crate) enum Refusal {
     ConnectionLostBefore,
     /// The connection was lost before an answer came.
     ConnectionLost,
-    /// No answer came in time, though others did.
+    /// No answer came in time, though the server gave others.
     TimedOut,
     /// No answer came in time, nor did any other.
     NobodyAnswers,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -169,14 +170,17 @@ impl Publisher for NatsPublisher {
                     return unsent.iter().for_each(|index| reporter.report(*index, Err(error.clone())));
                 }
             };
-            let acknowledged = live.acknowledged.load(Ordering::Relaxed);
+            let answers = Answers::before(&live, deadline);
             let mut flight = Flight { publisher: self, live, flying: unsent, lost: BTreeSet::new() };
             let in_time = tokio::time::timeout_at(deadline, async {
                 self.stream(&context).await;
-                flight.send(&context, &messages, &reporter).await;
+                tokio::select! {
+                    () = flight.send(&context, &messages, &reporter) => {}
+                    never = answers.ask(&context) => match never {},
+                }
             });
             if in_time.await.is_err() {
-                let answered = flight.live.acknowledged.load(Ordering::Relaxed) > acknowledged;
+                let answered = answers.have_come();
                 let left = std::mem::take(&mut flight.lost);
                 // First nothing more is sent, then it is reported.
                 for index in flight.end().into_iter().chain(left) {
@@ -194,6 +198,41 @@ impl Publisher for NatsPublisher {
         if let Some(live) = live {
             let _ = tokio::task::spawn_blocking(move || live.retire()).await;
         }
+    }
+}
+
+/// Whether the server is well although a message is not acknowledged: then it is the fault of that message's stream.
+struct Answers {
+    live: Arc<Live>,
+    /// Acknowledgements before the call.
+    acknowledged: u64,
+    /// When to ask, if nothing is left to be done before.
+    halfway: Instant,
+    asked: AtomicBool,
+}
+
+impl Answers {
+    fn before(live: &Arc<Live>, deadline: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            live: Arc::clone(live),
+            acknowledged: live.acknowledged.load(Ordering::Relaxed),
+            halfway: now + deadline.saturating_duration_since(now) / 2,
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the server halfway, since nobody else may be sending something that would be acknowledged.
+    async fn ask(&self, context: &Context) -> Infallible {
+        tokio::time::sleep_until(self.halfway).await;
+        let answered = self.live.answers(context).await;
+        self.asked.store(answered, Ordering::Relaxed);
+        std::future::pending().await
+    }
+
+    fn have_come(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+            || self.live.acknowledged.load(Ordering::Relaxed) > self.acknowledged
     }
 }
 

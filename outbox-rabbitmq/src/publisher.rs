@@ -5,8 +5,12 @@
 //! single message; the next call, and what is left of others, has a new one.
 
 use std::{
+    convert::Infallible,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,7 +19,7 @@ use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabiliti
 use tokio::time::Instant;
 
 use crate::{
-    RabbitMqConfig, check,
+    RabbitMqConfig, check, declare,
     error::{Refusal, publish_error},
     line::Call,
     producer::{Live, Session},
@@ -118,7 +122,7 @@ impl Publisher for RabbitMqPublisher {
                 Ok(live) => live,
                 Err(error) => return open.iter().for_each(|index| call.report(*index, Err(error.clone()))),
             };
-            let confirmed = session.confirmed.load(Ordering::Relaxed);
+            let answers = Answers::before(&session, deadline);
             let flight = Flight { publisher: self, live, session: &session, call: &call };
             let in_time = tokio::time::timeout_at(deadline, async {
                 session.make_missing(&self.config).await;
@@ -130,12 +134,15 @@ impl Publisher for RabbitMqPublisher {
                         send(&session, &call, index, record);
                     }
                 }
-                call.landed().await;
+                tokio::select! {
+                    () = call.landed() => {}
+                    never = answers.ask() => match never {},
+                }
             });
             if in_time.await.is_err() {
                 let refusal = if session.is_blocked() {
                     Refusal::ConnectionBlockedSince
-                } else if session.confirmed.load(Ordering::Relaxed) > confirmed {
+                } else if answers.have_come() {
                     Refusal::TimedOut
                 } else {
                     Refusal::NobodyAnswers
@@ -194,6 +201,43 @@ fn send(session: &Arc<Session>, call: &Arc<Call>, index: usize, record: Record) 
         record.properties_bytes
     );
     call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
+}
+
+/// Whether the broker is well although a message is not confirmed: then it is the fault of that message's queues.
+struct Answers {
+    session: Arc<Session>,
+    /// Confirms before the call.
+    confirmed: u64,
+    /// When to ask, if nothing is left to be done before.
+    halfway: Instant,
+    asked: AtomicBool,
+}
+
+impl Answers {
+    fn before(session: &Arc<Session>, deadline: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            session: Arc::clone(session),
+            confirmed: session.confirmed.load(Ordering::Relaxed),
+            halfway: now + deadline.saturating_duration_since(now) / 2,
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the broker halfway, since nobody else may be sending something that would be confirmed. One that takes
+    /// nothing would not answer either.
+    async fn ask(&self) -> Infallible {
+        tokio::time::sleep_until(self.halfway).await;
+        if !self.session.is_blocked() {
+            let answered = declare::answers(&self.session.connection).await.is_ok();
+            self.asked.store(answered, Ordering::Relaxed);
+        }
+        std::future::pending().await
+    }
+
+    fn have_come(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) || self.session.confirmed.load(Ordering::Relaxed) > self.confirmed
+    }
 }
 
 /// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.

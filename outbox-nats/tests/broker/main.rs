@@ -162,6 +162,18 @@ async fn whoever_answers_instead_of_a_stream_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subject_without_a_stream_to_which_somebody_listens_is_unavailable_and_nothing_else() {
+    let Some(url) = url() else { return };
+    let client = Nats::connect(&url).await.jetstream.client();
+    let subject = format!("test.listener.{}", Uuid::now_v7());
+    let _silent = client.subscribe(subject.clone()).await.unwrap();
+    client.flush().await.unwrap();
+    let messages = vec![message(&subject, "1", "{}")];
+    let result = publish(&publisher(config(&url)), messages, Duration::from_secs(1)).await.remove(0).unwrap();
+    assert_eq!(brief(result), ("TimedOut".to_owned(), Unavailable, Scope::Destination, Stored::Unknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_configured_stream_is_created_and_created_again_and_one_that_is_there_is_left_alone() {
     let Some(url) = url() else { return };
     let nats = Nats::connect(&url).await;

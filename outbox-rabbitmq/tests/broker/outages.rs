@@ -107,3 +107,24 @@ async fn a_broker_with_an_alarm_is_unavailable_and_gets_nothing_of_it_later() {
     });
     assert_eq!(late.count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_hangs_is_unavailable_and_nothing_else() {
+    let Some(server) = url().and_then(|_| Own::start()) else { return };
+    let rabbit = Rabbit::connect(&server.url()).await;
+    let (hanging, well) = (rabbit.queue(&[]).await, rabbit.queue(&[]).await);
+    let of_queue = |call: &str| {
+        let find =
+            format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{hanging}\">>))");
+        server.tool(&["eval", &format!("{find}, sys:{call}(amqqueue:get_pid(Q)).")]);
+    };
+    of_queue("suspend");
+    let publisher = publisher(config(&server.url()));
+    // Alone, so that no confirm of another message says that the broker is well.
+    let second = Duration::from_secs(1);
+    let result = publish(&publisher, vec![message(&hanging, "1", "{}")], second).await.remove(0).unwrap();
+    assert_eq!(brief(result), ("TimedOut".to_owned(), Unavailable, Scope::Destination, Stored::Unknown));
+    assert_eq!(publish_one(&publisher, message(&well, "2", "{}")).await, Ok(()));
+    of_queue("resume");
+    assert_eq!(publish_one(&publisher, message(&hanging, "1", "{}")).await, Ok(()));
+}
