@@ -12,7 +12,12 @@ use mongodb::{
 use outbox_core::{AggregateKey, Epoch, FetchRequest, Fetched, PARTITIONS, Partition, Sequence};
 
 use super::{At, News, page::Page};
-use crate::{document::partition_of, error::Fault, sequence::first_of, store::Inner};
+use crate::{
+    document::partition_of,
+    error::Fault,
+    sequence::{first_of, sequence_of},
+    store::Inner,
+};
 
 /// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
 pub(super) const DUE_HOLDS_MAX: usize = 256;
@@ -26,6 +31,14 @@ const CATCH_UP_MAX: usize = 1_000;
 /// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked events takes a few
 /// hundred milliseconds, and this keeps it near one per cent.
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
+
+/// The first statement of the session has been answered as if it were none of a snapshot.
+fn no_snapshot() -> Fault {
+    Fault::Write { code: SNAPSHOT_UNAVAILABLE, message: "the server gave no snapshot".to_owned() }
+}
+
+/// The server's code for a snapshot that it does not have.
+const SNAPSHOT_UNAVAILABLE: i32 = 246;
 
 /// Where a reader is.
 pub(super) struct Place {
@@ -87,7 +100,8 @@ impl Place {
     ) -> Result<Option<Fetched>, Fault> {
         self.lease(request);
         let Some(news) = News::read(inner, &mut session, self).await? else { return Ok(None) };
-        let mut at = At { inner, session, request, now: news.now, any_hold: news.any_hold };
+        let snapshot = session.snapshot_time().and_then(sequence_of).ok_or_else(no_snapshot)?;
+        let mut at = At { inner, session, request, now: news.now, snapshot, any_hold: news.any_hold };
         self.advance(&at);
         let mut page = Page {
             rows: Vec::new(),

@@ -10,7 +10,7 @@ use crate::{
     document::{Stored, pending},
     error::Fault,
     schema::PENDING,
-    sequence::{sequence_of, timestamp_of},
+    sequence::timestamp_of,
     store::index,
 };
 
@@ -59,8 +59,7 @@ impl Place {
             }
             if chunk.is_last {
                 // What is not visible in this snapshot and has a sequence before it is late.
-                let snapshot = at.session.snapshot_time().and_then(sequence_of);
-                self.read = self.read.max(snapshot.unwrap_or_default());
+                self.read = self.read.max(at.snapshot);
                 return Ok(());
             }
         }
@@ -77,7 +76,7 @@ impl Place {
         let filter = self.filter(at, position, returned);
         let rows_at_once = self.rows_at_once(page, rows_max);
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
-        let outbox = at.inner.outbox();
+        let outbox = at.inner.snapshot(&at.inner.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING)).sort(doc! { "sequence": 1 });
         let mut cursor = find.limit(limit).batch_size(rows_at_once).session(&mut at.session).await?;
         let (mut rows, mut bytes) = (Vec::new(), 0);
