@@ -117,8 +117,8 @@ impl MongoConfigBuilder {
     /// The configuration.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misuse`], naming every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<MongoConfig, StoreError> {
+    /// Every key that is wrong and what it accepts, and never the url itself.
+    pub fn build(self) -> Result<MongoConfig, MongoConfigError> {
         let mut problems = Vec::new();
         let connect = self.url.as_deref().and_then(|url| parse_url(url, &mut problems));
         check_identifier("table", &self.table, &mut problems);
@@ -143,8 +143,7 @@ impl MongoConfigBuilder {
             ));
         }
         if !problems.is_empty() {
-            let what = format!("the MongoDB configuration is refused: {}", problems.join("; "));
-            return Err(StoreError::new(StoreErrorKind::Misuse, what));
+            return Err(MongoConfigError { problems });
         }
         Ok(MongoConfig {
             connect,
@@ -163,6 +162,33 @@ impl fmt::Debug for MongoConfigBuilder {
             .field("database", &self.database)
             .field("table", &self.table)
             .finish_non_exhaustive()
+    }
+}
+
+/// Everything that is wrong with a configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MongoConfigError {
+    problems: Vec<String>,
+}
+
+impl MongoConfigError {
+    /// Each problem: the key, its value unless that may be secret, and what is accepted.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for MongoConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the MongoDB configuration is refused: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for MongoConfigError {}
+
+impl From<MongoConfigError> for StoreError {
+    fn from(error: MongoConfigError) -> Self {
+        Self::new(StoreErrorKind::Misuse, error.to_string())
     }
 }
 

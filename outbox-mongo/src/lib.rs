@@ -12,7 +12,7 @@ mod sequence;
 mod store;
 mod transaction;
 
-pub use config::{MongoConfig, MongoConfigBuilder};
+pub use config::{MongoConfig, MongoConfigBuilder, MongoConfigError};
 pub use enqueue::MongoOutbox;
 pub use schema::migration_script;
 pub use store::MongoStore;
