@@ -44,7 +44,8 @@ const WHAT: &str = "write an event";
 ///
 /// A session without a transaction is refused. After [`EnqueueError::Duplicate`] and [`EnqueueError::Store`] the server
 /// has ended the transaction: run the whole of it again, or abort it. An error with a kind of
-/// [`StoreErrorKind::Conflict`] is one to run it again, as the driver says by the label `TransientTransactionError`.
+/// [`StoreErrorKind::Conflict`] is one to run it again; the driver's own, which has the label `TransientTransactionError`,
+/// is among its sources.
 #[derive(Debug, Clone)]
 pub struct MongoOutbox {
     names: Arc<Names>,

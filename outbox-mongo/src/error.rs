@@ -35,7 +35,14 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Driver(error) => Some(error),
+            Self::Write { .. } => None,
+        }
+    }
+}
 
 impl Fault {
     pub(crate) fn kind(&self) -> StoreErrorKind {
