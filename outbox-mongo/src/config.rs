@@ -273,8 +273,10 @@ mod tests {
             .payload_bytes_max(16 << 20)
             .transaction_lifetime(Duration::ZERO);
         let error = builder.clone().build().unwrap_err();
-        for word in ["url", "database", "table", "connections", "payload_bytes_max", "transaction_lifetime"] {
-            assert!(error.to_string().contains(word), "{error}");
+        let keys = ["url", "table", "database", "connections", "payload_bytes_max", "transaction_lifetime"];
+        assert_eq!(error.problems().len(), keys.len(), "{error}");
+        for (key, problem) in keys.iter().zip(error.problems()) {
+            assert!(problem.starts_with(key), "{key} is missing in: {problem}");
         }
         assert!(!format!("{error} {error:?} {builder:?}").contains("hush"));
         let srv = MongoConfig::builder().url("mongodb+srv://me:hush@localhost/x").build().unwrap_err();

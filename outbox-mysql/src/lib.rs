@@ -9,7 +9,7 @@ mod schema;
 mod session;
 mod store;
 
-pub use config::{MysqlConfig, MysqlConfigBuilder};
+pub use config::{MysqlConfig, MysqlConfigBuilder, MysqlConfigError};
 pub use enqueue::MysqlOutbox;
 pub use schema::migration_sql;
 pub use store::MysqlStore;
