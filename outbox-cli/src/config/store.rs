@@ -251,8 +251,11 @@ fn mongo(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConf
     match builder.build() {
         Ok(config) => Some(StoreConfig::Mongo { config: Box::new(config), shown: redacted(url) }),
         Err(error) => {
-            let keys =
-                [("table", "store.prefix"), ("database is \"", "store.schema"), ("connections", "store.connections")];
+            let keys = [
+                ("table", "store.prefix"),
+                ("database is \"", "store.schema"),
+                ("connections", "store.connections"),
+            ];
             refuse_each(reader, &keys, error.problems());
             None
         }

@@ -90,7 +90,11 @@ fn what_failed(databases: &impl Databases, folder: &Folder, variables: &[(&str, 
     assert_eq!(relay.ended().code, Some(0));
     assert_eq!(done(folder, &["requeue", "--cause", "undecodable"], variables), "1 event requeued\n");
     let held = done_json(folder, &["holds"], variables);
-    assert_eq!((held[0]["sequence"].to_string(), &held[0]["reason"]), (sequence, &"requeued".into()), "{held}");
+    assert_eq!(
+        (held[0]["sequence"].to_string(), &held[0]["reason"]),
+        (sequence, &"requeued".into()),
+        "{held}"
+    );
     let relay = folder.relay(variables);
     until("it has failed again", || folder.status(variables)["failed"] == 1);
     relay.signal("TERM");

@@ -113,10 +113,8 @@ impl Place {
         let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
         let all_due_noted = self.note_scheduled(news.now, news.scheduled);
         self.catch_up(&mut at, &mut page).await?;
-        if all_due_noted {
-            self.scan(&mut at, &mut page).await?;
-        }
-        self.move_bound(inner, news.now);
+        let scanned = if all_due_noted { self.scan(&mut at, &mut page).await? } else { self.bound };
+        self.move_bound(inner, news.now, scanned);
         let full: HashSet<&AggregateKey> = request.full.iter().collect();
         page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
         self.idle = !page.more;
@@ -243,11 +241,13 @@ impl Place {
         all
     }
 
-    /// Nothing can become visible any more that was inserted twice the life of a transaction ago.
-    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime) {
+    /// Nothing can become visible any more that was inserted twice the life of a transaction ago. What has become visible
+    /// since the last scan is behind the bound only once a scan has come so far: none had its turn where others filled the
+    /// page, and one that met more than the page takes has ended sooner.
+    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime, scanned: Sequence) {
         let lifetime = i64::try_from(inner.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
         let second = now.timestamp_millis().div_euclid(1000).saturating_sub(lifetime.saturating_mul(2));
-        self.bound = self.bound.max(self.read.min(first_of(second)));
+        self.bound = self.bound.max(scanned.min(first_of(second)));
         self.passed = self.passed.split_off(&(self.bound + 1));
     }
 

@@ -28,8 +28,8 @@ struct Chunk {
 }
 
 impl Place {
-    /// Reads what is late and what is new, in one order, until the page is full.
-    pub(super) async fn scan(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<(), Fault> {
+    /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that was.
+    pub(super) async fn scan(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<Sequence, Fault> {
         let mut rows_left = SCAN_ROWS_MAX.max(page.events_left);
         let mut position = self.bound;
         // What was caught up with is part of the answer, and not known yet.
@@ -38,14 +38,14 @@ impl Place {
         loop {
             if page.is_full() || rows_left == 0 {
                 page.more = true;
-                return Ok(());
+                return Ok(position);
             }
             let chunk = self.chunk(at, position, &returned, rows_left.min(page.events_left), page).await?;
             let held = held_among(at, chunk.rows.iter().map(|(row, _)| &row.key)).await?;
             for (row, valid) in chunk.rows {
                 if page.is_full() {
                     page.more = true;
-                    return Ok(());
+                    return Ok(position);
                 }
                 rows_left = rows_left.saturating_sub(1);
                 position = row.sequence;
@@ -60,7 +60,7 @@ impl Place {
             if chunk.is_last {
                 // What is not visible in this snapshot and has a sequence before it is late.
                 self.read = self.read.max(at.snapshot);
-                return Ok(());
+                return Ok(position.max(at.snapshot));
             }
         }
     }
