@@ -213,7 +213,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Tables {
     schema: Option<String>,
     prefix: String,
-    names: [(&'static str, String); 7],
+    names: [(&'static str, String); 10],
 }
 
 impl Tables {
@@ -233,6 +233,9 @@ impl Tables {
                 ("{archive}", quoted("_archive")),
                 ("{topics}", quoted("_topics")),
                 ("{meta}", quoted("_meta")),
+                ("{inbox}", quoted("_inbox")),
+                ("{inbox_horizons}", quoted("_inbox_horizons")),
+                ("{inbox_meta}", quoted("_inbox_meta")),
             ],
         }
     }
