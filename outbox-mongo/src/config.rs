@@ -239,6 +239,9 @@ pub(crate) struct Names {
     pub(crate) archive: String,
     pub(crate) topics: String,
     pub(crate) meta: String,
+    pub(crate) inbox: String,
+    pub(crate) inbox_horizons: String,
+    pub(crate) inbox_meta: String,
 }
 
 impl Names {
@@ -253,6 +256,9 @@ impl Names {
             archive: name("_archive"),
             topics: name("_topics"),
             meta: name("_meta"),
+            inbox: name("_inbox"),
+            inbox_horizons: name("_inbox_horizons"),
+            inbox_meta: name("_inbox_meta"),
         }
     }
 }

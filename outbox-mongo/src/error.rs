@@ -128,6 +128,16 @@ pub(crate) fn store_error(what: &str, fault: impl Into<Fault>) -> StoreError {
     StoreError::new(kind, format!("cannot {what}{hint}")).with_source(fault)
 }
 
+/// The same in a transaction of somebody else, who is to run it again after a conflict, whatever the server calls it.
+pub(crate) fn transaction_error(what: &str, fault: impl Into<Fault>) -> StoreError {
+    let fault = fault.into();
+    if !fault.is_conflict() {
+        return store_error(what, fault);
+    }
+    let what = format!("cannot {what} beside another transaction: abort this one and begin again");
+    StoreError::new(StoreErrorKind::Conflict, what).with_source(fault)
+}
+
 /// Runs a call against the server, and gives up when nothing is heard of it.
 pub(crate) async fn within<T, E: Into<Fault>>(
     what: &str,

@@ -5,6 +5,7 @@ mod membership;
 mod retention;
 mod settle;
 
+pub(crate) use check::{identify, inspect, privileges, server};
 pub(crate) use membership::paused_topics;
 #[cfg(test)]
 pub(crate) use settle::among;
