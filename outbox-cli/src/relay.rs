@@ -105,7 +105,7 @@ fn outboxes(config: Config) -> (Vec<Outbox>, Arc<Publishers>) {
     (config.outboxes.into_iter().map(outbox).collect(), publishers)
 }
 
-fn unopened(error: StoreError) -> Vec<Finding> {
+fn unopened(error: &StoreError) -> Vec<Finding> {
     let remedy = "correct [store], or see that it can be reached";
     vec![Finding::error("store", format!("the store cannot be opened: {error}"), remedy)]
 }
@@ -125,7 +125,8 @@ impl Outbox {
     }
 
     async fn build(&self) -> Result<Relay, Vec<Finding>> {
-        let (store, _) = Store::open(self.config.store.clone()).await.map_err(unopened)?.sides();
+        let (store, _) =
+            Store::open(self.config.store.clone()).await.map_err(|error| unopened(&error))?.sides();
         let publisher = self.publishers.get(self.config.publisher)?;
         let clock = SpanClock { inner: TokioClock::default(), span: self.span.clone() };
         let relay = Relay::with_clock(store, publisher, self.config.relay.clone(), Arc::new(clock));

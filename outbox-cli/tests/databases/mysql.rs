@@ -77,10 +77,10 @@ impl<const MARIADB: bool> Drop for Schemas<MARIADB> {
     }
 }
 
-mod mysql {
+mod on_mysql {
     tell_stories!(super::Schemas<false>);
 }
 
-mod mariadb {
+mod on_mariadb {
     tell_stories!(super::Schemas<true>);
 }
