@@ -46,6 +46,14 @@ async fn no_collections_at_all() {
 }
 
 #[tokio::test]
+async fn another_programs_collection() {
+    let Some(place) = Place::empty().await else { return };
+    place.collection("outbox").insert_one(doc! { "_id": 1, "message": "mine" }).await.unwrap();
+    expect(&place.store.check().await.unwrap(), "foreign-schema", Severity::Error);
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn a_missing_index() {
     let command = doc! { "dropIndexes": "outbox", "index": "pending" };
     provoke(vec![command], "missing-index", Severity::Error).await;

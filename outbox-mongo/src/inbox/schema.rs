@@ -109,7 +109,8 @@ async fn look(database: &Database, names: &Names, consumer: &str) -> Result<Vec<
         return Ok(findings);
     }
     let collections = needed.map(|(collection, _)| collection);
-    if inspect(database, (&collections, indexes(names)), MIGRATE, &mut findings).await?.is_none() {
+    let (_, complete) = inspect(database, (&collections, indexes(names)), MIGRATE, &mut findings).await?;
+    if !complete {
         return Ok(findings);
     }
     match version(database, &names.inbox_meta).await? {

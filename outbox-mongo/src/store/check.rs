@@ -158,7 +158,17 @@ async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool,
     let names = inner.names();
     let needed = needed(inner).map(|(collection, _)| collection);
     let wanted = (&needed[..], schema::indexes(names));
-    let Some(listed) = inspect(&inner.database, wanted, MIGRATE, findings).await? else { return Ok(false) };
+    let (listed, complete) = inspect(&inner.database, wanted, MIGRATE, findings).await?;
+    if !complete {
+        if entry(&listed, &names.outbox).is_some() && entry(&listed, &names.meta).is_none() {
+            findings.push(Finding::error(
+                "foreign-schema",
+                format!("{} is there, but says no version: it may be another program's", names.outbox),
+                "give the outbox another name by `table`, or run the migration if it is this one's",
+            ));
+        }
+        return Ok(false);
+    }
     version(inner, findings).await?;
     let options = entry(&listed, &names.outbox).and_then(|entry| entry.get_document("options").ok());
     if options.and_then(|options| options.get_document("validator").ok()) != Some(&schema::validator()) {

@@ -8,13 +8,13 @@ use outbox_core::Finding;
 
 use crate::error::{Fault, code_of};
 
-/// Looks at collections and their indexes, and returns what the server says of them, or nothing where one is missing.
+/// Looks at collections and their indexes, and returns what the server says of them, and whether all are there.
 pub(crate) async fn inspect(
     database: &Database,
     (needed, wanted): (&[&str], Vec<(&str, Vec<Document>)>),
     migrate: &'static str,
     findings: &mut Vec<Finding>,
-) -> Result<Option<Vec<Document>>, Fault> {
+) -> Result<(Vec<Document>, bool), Fault> {
     let command = doc! { "listCollections": 1, "cursor": { "batchSize": 10_000 } };
     let listed: Vec<Document> = first_batch(database, command)
         .await?
@@ -28,7 +28,7 @@ pub(crate) async fn inspect(
             format!("there is no {} in the database {}", missing.join(", "), database.name()),
             migrate,
         ));
-        return Ok(None);
+        return Ok((listed, false));
     }
     for (name, entry) in needed.iter().filter_map(|name| Some((*name, entry(&listed, name)?))) {
         options(name, entry, findings);
@@ -36,7 +36,7 @@ pub(crate) async fn inspect(
     for (collection, wanted) in wanted {
         indexes(database, (collection, &wanted), migrate, findings).await?;
     }
-    Ok(Some(listed))
+    Ok((listed, true))
 }
 
 /// The collection of this name.
