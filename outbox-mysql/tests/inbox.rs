@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -14,7 +14,7 @@ use outbox_core::{
 use outbox_mysql::{MysqlConfig, MysqlInbox, inbox_migration_sql};
 use sqlx::{Acquire as _, AssertSqlSafe, MySql, MySqlConnection, MySqlPool, Transaction};
 
-use support::{Place, Server, execute, on_both};
+use support::{Mariadb, Mysql, On, Place, Server, execute, on_both};
 
 on_both! {
     an_old_event_that_is_purged_beside_a_frozen_snapshot_is_too_old
@@ -58,16 +58,33 @@ fn inbox(config: &MysqlConfig, consumer: &str) -> MysqlInbox {
     MysqlInbox::new(config, consumer).unwrap()
 }
 
-/// The levels that matter by a number, so that a harness can be a type for each. The second is the servers' default.
-const LEVELS: [&str; 3] = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"];
+/// An isolation level as a type, for the harnesses. The second is the servers' default.
+trait Level: Send + Sync + 'static {
+    const SQL: &str;
+}
 
-struct Harness<const MARIADB: bool, const LEVEL: usize>(Inboxes);
+struct ReadCommitted;
+struct RepeatableRead;
+struct Serializable;
+
+impl Level for ReadCommitted {
+    const SQL: &str = "READ COMMITTED";
+}
+
+impl Level for RepeatableRead {
+    const SQL: &str = "REPEATABLE READ";
+}
+
+impl Level for Serializable {
+    const SQL: &str = "SERIALIZABLE";
+}
+
+struct Harness<S, L>(Inboxes, PhantomData<(S, L)>);
 
 #[async_trait]
-impl<const MARIADB: bool, const LEVEL: usize> InboxHarness for Harness<MARIADB, LEVEL> {
+impl<S: On, L: Level> InboxHarness for Harness<S, L> {
     async fn fresh() -> Option<Self> {
-        let server = if MARIADB { Server::Mariadb } else { Server::Mysql };
-        Inboxes::new(server, LEVELS[LEVEL]).await.map(Self)
+        Some(Self(Inboxes::new(S::SERVER, L::SQL).await?, PhantomData))
     }
 
     async fn cleanup(self) {
@@ -143,20 +160,20 @@ impl InboxTransaction for Open {
 
 /// The suite on a server, under each isolation level.
 macro_rules! suites {
-    ($($name:ident: $mariadb:literal, $level:literal;)+) => {
+    ($($name:ident: $server:ident, $level:ident;)+) => {
         $(mod $name {
-            outbox_conformance::inbox_suite!(super::Harness<$mariadb, $level>);
+            outbox_conformance::inbox_suite!(super::Harness<super::$server, super::$level>);
         })+
     };
 }
 
 suites! {
-    mysql_read_committed: false, 0;
-    mysql_repeatable_read: false, 1;
-    mysql_serializable: false, 2;
-    mariadb_read_committed: true, 0;
-    mariadb_repeatable_read: true, 1;
-    mariadb_serializable: true, 2;
+    mysql_read_committed: Mysql, ReadCommitted;
+    mysql_repeatable_read: Mysql, RepeatableRead;
+    mysql_serializable: Mysql, Serializable;
+    mariadb_read_committed: Mariadb, ReadCommitted;
+    mariadb_repeatable_read: Mariadb, RepeatableRead;
+    mariadb_serializable: Mariadb, Serializable;
 }
 
 /// An event that happened so long ago.
@@ -206,7 +223,7 @@ async fn an_old_event_that_is_purged_beside_a_frozen_snapshot_is_too_old(server:
 
 /// A lock on the horizon, or on the gap where it is to be, would make a purge wait for every handler.
 async fn a_fresh_receipt_keeps_no_purge_waiting(server: Server) {
-    for level in LEVELS {
+    for level in [ReadCommitted::SQL, RepeatableRead::SQL, Serializable::SQL] {
         let Some(inboxes) = Inboxes::new(server, level).await else { return };
         // The receipt that is next to the end keeps the lock of the purge's range from that end, where fresh ones go.
         handle(&inboxes, &[&event("old", OLD), &event("young", PURGE_AGE_MIN / 2)]).await;
@@ -252,7 +269,7 @@ async fn two_processes_may_migrate_at_once(server: Server) {
     let Some(place) = Place::empty(server).await else { return };
     let migrations = [(); 4].map(|()| {
         let (pool, inbox) = (place.pool.clone(), inbox(&place.config, "billing"));
-        tokio::spawn(async move { inbox.migrate(&mut *pool.acquire().await.unwrap()).await })
+        tokio::spawn(async move { inbox.migrate(&mut pool.acquire().await.unwrap()).await })
     });
     for migration in migrations {
         migration.await.unwrap().unwrap();
@@ -308,7 +325,7 @@ async fn the_documented_privileges_are_enough_and_missing_ones_are_named(server:
         MySqlPool::connect(&url).await.unwrap()
     };
     let consumer = pool().await;
-    let findings = inbox.check(&mut *consumer.acquire().await.unwrap()).await.unwrap();
+    let findings = inbox.check(&mut consumer.acquire().await.unwrap()).await.unwrap();
     assert_eq!(findings.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["privilege", "privilege"]);
     assert!(findings[0].problem.contains("may not INSERT, DELETE"), "{findings:?}");
     consumer.close().await;
@@ -321,7 +338,7 @@ async fn the_documented_privileges_are_enough_and_missing_ones_are_named(server:
     }
     place.run(&format!("REVOKE SELECT ON {schema}.* FROM {user}")).await;
     let consumer = pool().await;
-    assert_eq!(inbox.check(&mut *consumer.acquire().await.unwrap()).await.unwrap(), []);
+    assert_eq!(inbox.check(&mut consumer.acquire().await.unwrap()).await.unwrap(), []);
     let mut transaction = consumer.begin().await.unwrap();
     let old = event("1", OLD);
     assert_eq!(inbox.receive(&mut transaction, &old).await.unwrap(), Receipt::New);
