@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -17,7 +17,10 @@ use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::{mpsc, watch};
 
-use crate::gate::Gated;
+use crate::{
+    gate::Gated,
+    machine::{Machine, Ticks},
+};
 
 /// The type of all aggregates, and so the topic.
 pub(crate) const TOPIC: &str = "outbox_bench";
@@ -29,6 +32,9 @@ pub(crate) struct Bed {
     pub(crate) url: String,
     pub(crate) brokers: String,
     pub(crate) rows: Vec<[String; 3]>,
+    machine: Machine,
+    /// Ticks of the cores since the last row was written, while something was measured.
+    spent: Mutex<Ticks>,
     schemas: AtomicUsize,
     /// Settings to try, as `name=number`.
     settings: Vec<(String, usize)>,
@@ -44,7 +50,7 @@ pub(crate) struct Place {
 }
 
 impl Bed {
-    pub(crate) fn new(settings: Vec<(String, usize)>) -> Self {
+    pub(crate) async fn new(settings: Vec<(String, usize)>) -> Self {
         let variable = |name: &str, server: &str| {
             std::env::var(name).unwrap_or_else(|_| {
                 panic!("{name} is not set: run scripts/services.sh up {server}, and eval its env")
@@ -53,14 +59,44 @@ impl Bed {
         // In plain text: sqlx 0.9.0 leaves TCP's delay on, which costs encrypted messages of some sizes 40 ms.
         let url = format!("{}?sslmode=disable", variable("OUTBOX_TEST_POSTGRES_URL", "postgres"));
         let brokers = variable("OUTBOX_TEST_KAFKA_BROKERS", "kafka");
-        Self { url, brokers, rows: Vec::new(), schemas: AtomicUsize::new(0), settings }
+        let machine = Machine::find(&url, &brokers).await;
+        let (spent, schemas) = (Mutex::default(), AtomicUsize::new(0));
+        Self { url, brokers, rows: Vec::new(), machine, spent, schemas, settings }
     }
 
-    /// Writes a line of the table.
+    /// Writes a line of the table, and who else was at work meanwhile.
     pub(crate) fn row(&mut self, question: &str, case: impl Into<String>, result: impl Into<String>) {
-        let row = [question.to_owned(), case.into(), result.into()];
+        let mut row = [question.to_owned(), case.into(), result.into()];
+        let foreign = std::mem::take(self.spent.get_mut().unwrap()).foreign();
+        if foreign >= 5 {
+            row[2] += &format!(" (others took {foreign} % of the cores)");
+        }
         println!("| {} | {} | {} |", row[0], row[1], row[2]);
         self.rows.push(row);
+    }
+
+    /// Waits until the machine is idle, and then measures.
+    pub(crate) async fn measure<T>(&self, work: impl Future<Output = T>) -> T {
+        self.quiet().await;
+        self.account(work).await
+    }
+
+    pub(crate) async fn quiet(&self) {
+        self.machine.quiet().await;
+    }
+
+    /// Keeps account of who spends the processor's time meanwhile.
+    pub(crate) async fn account<T>(&self, work: impl Future<Output = T>) -> T {
+        let before = self.machine.now();
+        let result = work.await;
+        let spent = self.machine.now().since(before);
+        self.spent.lock().unwrap().add(spent);
+        result
+    }
+
+    /// What was spent by all that was measured since the last row.
+    pub(crate) fn spent(&self) -> Ticks {
+        *self.spent.lock().unwrap()
     }
 
     pub(crate) async fn place(&self, when_sent: WhenSent) -> Place {
@@ -82,7 +118,9 @@ impl Bed {
     }
 
     pub(crate) fn kafka(&self) -> Arc<KafkaPublisher> {
-        let mut config = KafkaConfig::builder(&self.brokers).delivery_timeout(Duration::from_secs(4));
+        let mut config = KafkaConfig::builder(&self.brokers)
+            .delivery_timeout(Duration::from_secs(4))
+            .property("allow.auto.create.topics", "true");
         if let Some((_, linger)) = self.settings.iter().find(|(name, _)| name == "linger_us") {
             config = config.linger(Duration::from_micros(*linger as u64));
         }
@@ -125,17 +163,20 @@ impl Bed {
         for _ in 0..500 {
             reports.recv().await.unwrap().result.unwrap();
         }
-        let started = Instant::now();
-        let (mut sent, mut acknowledged) = (0, 0);
-        while acknowledged < events {
-            while sent < events && sent - acknowledged <= 1_500 {
-                send(sent, 500);
-                sent += 500;
+        let work = async {
+            let started = Instant::now();
+            let (mut sent, mut acknowledged) = (0, 0);
+            while acknowledged < events {
+                while sent < events && sent - acknowledged <= 1_500 {
+                    send(sent, 500);
+                    sent += 500;
+                }
+                reports.recv().await.unwrap().result.unwrap();
+                acknowledged += 1;
             }
-            reports.recv().await.unwrap().result.unwrap();
-            acknowledged += 1;
-        }
-        let rate = events as f64 / started.elapsed().as_secs_f64();
+            events as f64 / started.elapsed().as_secs_f64()
+        };
+        let rate = self.measure(work).await;
         publisher.close().await;
         rate
     }
@@ -152,10 +193,14 @@ impl Bed {
         }
         let share = 64 / relays;
         wait_until(|| running.iter().all(|relay| relay.handle.status().partitions == share)).await;
-        open.send_replace(true);
-        let started = Instant::now();
-        wait_until(|| running.iter().map(|relay| relay.handle.status().sent).sum::<u64>() >= events).await;
-        let rate = events as f64 / started.elapsed().as_secs_f64();
+        let work = async {
+            open.send_replace(true);
+            let started = Instant::now();
+            wait_until(|| running.iter().map(|relay| relay.handle.status().sent).sum::<u64>() >= events)
+                .await;
+            events as f64 / started.elapsed().as_secs_f64()
+        };
+        let rate = self.measure(work).await;
         for relay in running {
             relay.stop().await;
         }

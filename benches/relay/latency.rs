@@ -99,6 +99,7 @@ impl Measured {
 }
 
 async fn measure(bed: &Bed, place: &Place, load: Load, seconds: u64, held: bool) -> Measured {
+    bed.quiet().await;
     let times = Times::new(4_000_000);
     let publisher = Arc::new(Timed { inner: bed.kafka(), times: Arc::clone(&times) });
     let relay = Running::start(place.another().await, publisher, bed.config(place.when_sent));
@@ -126,7 +127,7 @@ async fn measure(bed: &Bed, place: &Place, load: Load, seconds: u64, held: bool)
     // The first second warms up and does not count.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let from = times.now();
-    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    bed.account(tokio::time::sleep(Duration::from_secs(seconds))).await;
     let to = times.now();
     stop.store(true, Ordering::Relaxed);
     for writer in writers {

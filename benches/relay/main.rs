@@ -7,13 +7,17 @@
 #![allow(clippy::print_stderr, clippy::expect_used, reason = "as above")]
 
 mod bed;
-mod cost;
 mod gate;
 mod latency;
+mod machine;
 mod publishers;
 mod questions;
 
 use bed::Bed;
+
+/// As the `outbox` binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const QUESTIONS: [&str; 11] = [
     "memory",
@@ -50,7 +54,7 @@ fn main() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut bed = Bed::new(settings);
+        let mut bed = Bed::new(settings).await;
         questions::machine(&mut bed).await;
         println!("\n| question | case | result |\n|---|---|---|");
         // Creates the topic, and warms the broker up.
@@ -59,7 +63,7 @@ fn main() {
             match question {
                 "memory" => questions::memory(&mut bed, full).await,
                 "ceiling" => questions::ceiling(&mut bed).await,
-                "cost" => cost::cost(&mut bed).await,
+                "cost" => questions::cost(&mut bed).await,
                 "aggregates" => questions::aggregates(&mut bed).await,
                 "relays" => questions::relays(&mut bed).await,
                 "backlog" => questions::backlog(&mut bed, full).await,

@@ -64,6 +64,32 @@ async fn both(bed: &mut Bed, when_sent: WhenSent, aggregates: u64) -> (f64, f64)
     (rates[0], rates[1])
 }
 
+/// Processor time of a drained event.
+pub(crate) async fn cost(bed: &mut Bed) {
+    let events = 400_000;
+    for (when_sent, name) in BOTH {
+        for (broker, what) in [(false, "without a broker"), (true, "with the broker")] {
+            let place = bed.place(when_sent).await;
+            place.fill(events, 1_000).await;
+            let rate = bed.drain(&place, events, 1, broker).await;
+            let spent = bed.spent();
+            let us = |ticks: u64| ticks as f64 * 10_000.0 / events as f64;
+            let result = format!(
+                "{}; µs of processor time an event: PostgreSQL {:.1}, Kafka {:.1}, engine and store {:.1}, Kafka client {:.1}; \
+                 cores idle {} %",
+                k(rate),
+                us(spent.postgres),
+                us(spent.kafka),
+                us(spent.runtime),
+                us(spent.client),
+                spent.idle * 100 / spent.all
+            );
+            bed.row("cost", format!("sent rows {name}, {what}"), result);
+            place.drop().await;
+        }
+    }
+}
+
 fn report(bed: &mut Bed, question: &str, case: String, (store, relay): (f64, f64), broker: f64) {
     let ceiling = 1.0 / (1.0 / store + 1.0 / broker);
     let text = format!(
@@ -129,13 +155,6 @@ pub(crate) async fn memory(bed: &mut Bed, full: bool) {
     }
 }
 
-/// Processor time of this process, in clock ticks of 10 ms.
-fn cpu_ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after = stat.rsplit(')').next().unwrap_or_default();
-    after.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
-}
-
 /// What a relay costs that has nothing to do.
 pub(crate) async fn idle(bed: &mut Bed) {
     let place = bed.place(WhenSent::Delete).await;
@@ -144,15 +163,18 @@ pub(crate) async fn idle(bed: &mut Bed) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut connection = bed.connection().await;
     let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()";
-    let (ticks, started) = (cpu_ticks(), Instant::now());
+    let seconds = 10;
+    bed.quiet().await;
     let before: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    bed.account(tokio::time::sleep(Duration::from_secs(seconds))).await;
     let after: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
-    let seconds = started.elapsed().as_secs_f64();
+    let spent = bed.spent();
+    // A tick is 10 ms, and so one per cent of a second.
     let result = format!(
-        "{:.1} transactions/s, {:.2} % of a core",
-        (after - before - 1) as f64 / seconds,
-        (cpu_ticks() - ticks) as f64 / seconds
+        "{:.1} transactions/s, {:.2} % of a core, PostgreSQL {:.2} %",
+        (after - before - 1) as f64 / seconds as f64,
+        (spent.runtime + spent.client) as f64 / seconds as f64,
+        spent.postgres as f64 / seconds as f64
     );
     bed.row("idle", "empty table", result);
     relay.stop().await;

@@ -86,9 +86,23 @@ pub(crate) async fn pause(admin: &dyn OutboxAdmin, target: &Target) -> Result<()
     }
 }
 
-pub(crate) async fn resume(admin: &dyn OutboxAdmin, target: &Target) -> Result<(), Failure> {
+/// Relays look for paused topics once every `look_around`.
+pub(crate) async fn resume(
+    admin: &dyn OutboxAdmin,
+    target: &Target,
+    look_around: Duration,
+) -> Result<(), Failure> {
     let (name, was_held) = match &target.topic {
-        Some(topic) => (format!("topic {topic}"), admin.resume_topic(topic).await?),
+        Some(topic) => {
+            let was_paused = admin.resume_topic(topic).await?;
+            if was_paused {
+                // A relay that has not looked since then reads an event whose hold is due and holds it again, for as
+                // long as a pause is not asked after. Once all have looked, the second call ends those holds.
+                tokio::time::sleep(look_around * 3).await;
+                admin.resume_topic(topic).await?;
+            }
+            (format!("topic {topic}"), was_paused)
+        }
         None => (target.key().to_string(), admin.resume(&target.key()).await?),
     };
     let text = if was_held { "goes on" } else { "was not held" };

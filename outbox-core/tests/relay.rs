@@ -165,3 +165,30 @@ async fn two_relays_share_the_work_and_a_clean_stop_hands_it_over() {
     handle.shutdown();
     task.await.expect("the relay ends without a panic");
 }
+
+#[tokio::test]
+async fn a_relay_that_beats_more_often_than_it_looks_around_takes_over_all_the_same() {
+    let store = MemoryStore::new(Arc::new(TokioClock::default()));
+    let relay = || {
+        let mut config = RelayConfig::default();
+        config.lease_ttl = Duration::from_millis(400);
+        config.publish_timeout = Duration::from_millis(100);
+        config.lease_margin = Duration::from_millis(50);
+        config.beat_interval = Duration::from_millis(20);
+        config.membership_interval = Duration::from_millis(30);
+        Relay::new(Arc::new(store.clone()), Arc::new(MemoryPublisher::new()), config).expect("valid settings")
+    };
+    let first = relay();
+    let mut handle = first.handle();
+    let task = tokio::spawn(first.run());
+    handle.wait_for(|status| status.partitions == 64).await;
+    let second = relay();
+    let mut handle = second.handle();
+    let running = tokio::spawn(second.run());
+    // Like a crash: its leases expire.
+    task.abort();
+    let all = handle.wait_for(|status| status.partitions == 64);
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("the second relay takes over");
+    handle.shutdown();
+    running.await.expect("the relay ends without a panic");
+}

@@ -92,6 +92,8 @@ pub(crate) struct PostgresReader {
     /// Until when pauses have been returned, by the server's clock, and when that was, by ours.
     paused_until: Micros,
     paused_looked: Option<Instant>,
+    /// When there were last too many holds for the main statement to hash them.
+    many_holds_at: Option<Instant>,
     /// Until when the main scan rests, since a writer that stays open has made it long.
     rest_until: Option<Instant>,
     /// Alternates, so that with room for one row each way of reading has its turn.
@@ -103,7 +105,6 @@ struct Probe {
     now: Micros,
     /// V, once the fetch has succeeded.
     next_visible: Sequence,
-    held: bool,
     holds_due: bool,
     next_hold_ms: Option<i64>,
     next_scheduled_ms: Option<i64>,
@@ -163,6 +164,7 @@ impl PostgresReader {
             returned: HashMap::new(),
             paused_until: row.3.minus(PAUSED_OVERLAP),
             paused_looked: None,
+            many_holds_at: None,
             rest_until: None,
             turn: false,
         })
@@ -241,7 +243,6 @@ impl PostgresReader {
         Ok(Probe {
             now: self.schedule.clock(now),
             next_visible: bound.observe(drawn, writers),
-            held: row.try_get("held").map_err(fail)?,
             holds_due: row.try_get("due").map_err(fail)?,
             next_hold_ms: row.try_get("next_hold_ms").map_err(fail)?,
             next_scheduled_ms: row.try_get("next_scheduled_ms").map_err(fail)?,

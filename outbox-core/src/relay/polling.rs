@@ -15,16 +15,18 @@ pub(crate) struct Polling {
     max: Duration,
     interval: Duration,
     found_at: Option<Monotonic>,
+    read_at: Monotonic,
     next: Monotonic,
 }
 
 impl Polling {
     pub(crate) fn new(min: Duration, max: Duration) -> Self {
-        Self { min, max, interval: min, found_at: None, next: Duration::ZERO }
+        Self { min, max, interval: min, found_at: None, read_at: Duration::ZERO, next: Duration::ZERO }
     }
 
     /// A read has returned.
     pub(crate) fn read(&mut self, now: Monotonic, found: bool, more: bool, next_due: Option<Duration>) {
+        self.read_at = now;
         if found {
             self.found_at = Some(now);
         }
@@ -48,6 +50,12 @@ impl Polling {
     /// There may be something new: read at once.
     pub(crate) fn wake(&mut self, now: Monotonic) {
         self.next = now;
+        self.interval = self.min;
+    }
+
+    /// There is more to be read, and time: read at the shortest interval, and not for every little thing.
+    pub(crate) fn soon(&mut self) {
+        self.next = self.next.min(self.read_at + self.min);
         self.interval = self.min;
     }
 
@@ -78,6 +86,21 @@ mod tests {
         }
         polling.wake(MS(1715));
         assert_eq!(polling.next(), MS(1715));
+    }
+
+    #[test]
+    fn soon_is_the_shortest_interval_after_the_last_read() {
+        let mut polling = Polling::new(MS(2), MS(50));
+        for now in [1000, 1100, 1200, 1300, 1400, 1500] {
+            polling.read(MS(now), false, false, None);
+        }
+        assert_eq!(polling.next(), MS(1550));
+        polling.soon();
+        polling.soon();
+        assert_eq!(polling.next(), MS(1502));
+        polling.read(MS(1502), false, true, None);
+        polling.soon();
+        assert_eq!(polling.next(), MS(1502), "it puts nothing off");
     }
 
     #[test]

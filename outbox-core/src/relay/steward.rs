@@ -83,7 +83,8 @@ impl Steward {
     /// Serves until the relay is buried.
     async fn serve(&mut self, relay: RelayId) {
         let mut owned = Owned::default();
-        let mut beat_at = self.clock.now() + self.config.beat_interval;
+        let mut look_at = self.clock.now();
+        let mut beat_at = look_at + self.config.beat_interval;
         let mut failures = 0;
         loop {
             let now = self.clock.now();
@@ -99,6 +100,8 @@ impl Steward {
                     Err(error) => Err(error),
                 }
             } else {
+                // A time of its own: where beats are more frequent than this, they must not take its place.
+                look_at = now + self.config.membership_interval;
                 self.look_around(relay, &mut owned).await
             };
             match turn {
@@ -109,7 +112,7 @@ impl Steward {
                     continue;
                 }
             }
-            let pause = self.config.membership_interval.min(beat_at.saturating_sub(self.clock.now()));
+            let pause = look_at.min(beat_at).saturating_sub(self.clock.now());
             self.wait(relay, &mut owned, pause).await;
         }
     }

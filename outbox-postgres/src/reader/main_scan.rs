@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{
     Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, decode, leases, limit,
-    statements::{KIND_HOLDS, KIND_LATE, KIND_NO_HOLDS},
+    statements::{KIND_FEW_HOLDS, KIND_LATE, KIND_MANY_HOLDS},
 };
 
 /// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200 ms.
@@ -21,7 +21,8 @@ const SPAN_MAX: Sequence = 500_000;
 const LATE_LONG: Sequence = 50_000;
 const SCAN_LONG: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_secs(1);
-type Sql<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+/// How long many holds are expected to stay many.
+const MANY_HOLDS: Duration = Duration::from_secs(1);
 
 /// How far the main statement came.
 struct Scan {
@@ -64,10 +65,9 @@ impl PostgresReader {
             return Ok(());
         }
         let (begun, long) = (Instant::now(), bound.read - bound.visible > LATE_LONG);
-        let mut held = probe.held || !self.keys.is_empty();
-        // A hold may have come since the probe; the second try looks at each.
-        while self.scan(bound, probe, known, batch, &mut scan, held).await? {
-            held = true;
+        let mut many = self.many_holds_at.is_some_and(|at| at.elapsed() < MANY_HOLDS);
+        while self.scan(bound, probe, known, batch, &mut scan, many).await? {
+            (many, self.many_holds_at) = (true, Some(Instant::now()));
         }
         if scan.late >= scan.late_max {
             // Not all late rows are returned, so nothing that may stand behind one of them is.
@@ -89,7 +89,7 @@ impl PostgresReader {
         Ok(())
     }
 
-    /// Runs the main statement; true if it found holds where none were expected, and returned nothing.
+    /// Runs the main statement; true if it found many holds where few were expected, and returned nothing.
     async fn scan(
         &mut self,
         bound: &Bound,
@@ -97,10 +97,11 @@ impl PostgresReader {
         known: &Known<'_>,
         batch: &mut Batch,
         scan: &mut Scan,
-        held: bool,
+        many_holds: bool,
     ) -> Result<bool, sqlx::Error> {
-        let sql = if held { &self.sql.main_held } else { &self.sql.main };
-        let mut query: Sql<'_> = sqlx::query(AssertSqlSafe(Arc::clone(sql)))
+        let sql = if many_holds { &self.sql.main_held } else { &self.sql.main };
+        let (types, ids) = self.keys.arrays(|_| true);
+        let mut rows = sqlx::query(AssertSqlSafe(Arc::clone(sql)))
             .bind(bound.visible)
             .bind(bound.read)
             .bind(scan.end)
@@ -108,16 +109,14 @@ impl PostgresReader {
             .bind(self.schedule.due_until())
             .bind(known.between(bound.visible, bound.read))
             .bind(limit(scan.late_max))
-            .bind(limit(scan.new_max));
-        if held {
-            let (types, ids) = self.keys.arrays(|_| true);
-            query = query.bind(types).bind(ids);
-        }
-        let mut rows = query.fetch(&mut self.session.connection);
+            .bind(limit(scan.new_max))
+            .bind(types)
+            .bind(ids)
+            .fetch(&mut self.session.connection);
         while let Some(row) = rows.try_next().await? {
             match row.try_get::<i32, _>(COLUMN_COUNT)? {
-                KIND_NO_HOLDS => {}
-                KIND_HOLDS => return Ok(true),
+                KIND_FEW_HOLDS => {}
+                KIND_MANY_HOLDS => return Ok(true),
                 KIND_LATE => {
                     let read = decode(&row, probe.now)?;
                     scan.late += 1;

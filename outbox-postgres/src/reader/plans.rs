@@ -5,7 +5,7 @@ use outbox_core::WhenSent;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _, postgres::PgPoolOptions};
 use uuid::Uuid;
 
-use super::statements::{KIND_HOLDS, KIND_NO_HOLDS, Statements};
+use super::statements::{HOLDS_HASHED_MAX, KIND_FEW_HOLDS, KIND_MANY_HOLDS, Statements};
 use crate::{
     PostgresConfig, PostgresStore,
     session::{Purpose, Session},
@@ -13,7 +13,8 @@ use crate::{
 };
 
 const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
-const TYPES_MAIN: &str = "bigint, bigint, bigint, smallint[], timestamptz, bigint[], bigint, bigint";
+const TYPES_MAIN: &str = "bigint, bigint, bigint, smallint[], timestamptz, bigint[], bigint, bigint, \
+     text[], text[]";
 const TYPES_PROBE: &str = "oid, bigint, boolean, oid, oid, integer, smallint[], timestamptz, timestamptz";
 const PARTS: &str = "(SELECT array_agg(n) FROM generate_series(0, 63) n)";
 
@@ -82,7 +83,7 @@ async fn prepare(place: &mut Place) {
     for (name, types, text) in [
         ("probe", TYPES_PROBE.to_owned(), &sql.probe),
         ("main", TYPES_MAIN.to_owned(), &sql.main),
-        ("main_held", format!("{TYPES_MAIN}, text[], text[]"), &sql.main_held),
+        ("main_held", TYPES_MAIN.to_owned(), &sql.main_held),
         ("pass_leases", pass.to_owned(), &sql.pass_leases),
         ("pass_keys", pass.to_owned(), &sql.pass_keys),
         ("due", "timestamptz, bigint, timestamptz, smallint[], bigint, bigint".to_owned(), &sql.due),
@@ -103,12 +104,12 @@ async fn prepare(place: &mut Place) {
 
 async fn check_plans(place: &mut Place, when: &str) {
     let known = "'{1,2,3}'";
-    let main = format!("0, 10, 200000, {PARTS}, now(), {known}, 1000, 1000");
+    let main = format!("0, 10, 200000, {PARTS}, now(), {known}, 1000, 1000, '{{a}}', '{{b}}'");
     let pass = format!("0, 20000, '{{a}}', '{{b}}', now(), {known}, {PARTS}, 1000");
     let cases = [
         ("probe", format!("1, 0, true, 1, 1, 0, {PARTS}, now(), now()"), false),
         ("main", main.clone(), true),
-        ("main_held", format!("{main}, '{{a}}', '{{b}}'"), true),
+        ("main_held", main, true),
         ("pass_leases", pass.clone(), true),
         ("pass_keys", pass, true),
         ("due", format!("now(), 0, now(), {PARTS}, 100, 1000"), false),
@@ -129,6 +130,10 @@ async fn check_plans(place: &mut Place, when: &str) {
             // Whatever sorts or joins would read the whole backlog before the limit.
             assert!(!plan.contains("Sort") && !plan.contains("Join") && !plan.contains("Hash "), "{context}");
             assert!(plan.contains("Index Cond: ((sequence > $1) AND (sequence <= $2))"), "{context}");
+        }
+        if name == "main" {
+            // Holds are hashed, and not gone through for each row.
+            assert!(plan.contains("(NOT (hashed SubPlan") && !plan.contains("(NOT (SubPlan"), "{context}");
         }
     }
     for name in ["keep", "remove", "archive"] {
@@ -160,6 +165,10 @@ async fn plans_are_index_scans_whatever_the_statistics_say() {
     run(&mut place.settle.connection, "DEALLOCATE ALL").await;
     prepare(&mut place).await;
     check_plans(&mut place, "huge from the start").await;
+    let holds = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) \
+                 SELECT n % 64, 'order', 'held ' || n, 'backoff' FROM generate_series(1, 200000) n";
+    run(&mut place.connection, &format!("{holds}; ANALYZE outbox_holds")).await;
+    check_plans(&mut place, "huge, and so are the holds").await;
     run(&mut place.connection, "DELETE FROM outbox; ANALYZE outbox").await;
     check_plans(&mut place, "empty again").await;
     place.drop().await;
@@ -190,23 +199,29 @@ async fn the_partition_of_an_aggregate_is_the_one_of_its_rows() {
 }
 
 #[tokio::test]
-async fn the_statement_for_no_holds_returns_nothing_where_there_is_one() {
+async fn the_statement_for_few_holds_returns_nothing_where_there_are_many() {
     let Some(mut place) = Place::new().await else { return };
     prepare(&mut place).await;
     place.insert(10).await;
-    let main = "EXECUTE main(0, 5, 10, (ARRAY[0]), now(), '{}', 100, 100)";
     let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
-    let main = main.replace("(ARRAY[0])", &format!("'{{{}}}'", parts.join(",")));
+    let parts = parts.join(",");
+    let main =
+        format!("EXECUTE main(0, 5, 10, '{{{parts}}}', now(), '{{}}', 100, 100, '{{order}}', '{{7}}')");
     let mut kinds = Vec::new();
-    for hold in [
-        "",
-        "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) VALUES (9, 'a', 'b', 'paused')",
+    for holds in [
+        "SELECT 1, '', '', '' WHERE false".to_owned(),
+        "SELECT part, aggregate_type, aggregate_id, 'paused' FROM outbox WHERE sequence < 4".to_owned(),
+        format!("SELECT n % 64, 'a', n::text, 'paused' FROM generate_series(4, {HOLDS_HASHED_MAX}) n"),
+        "SELECT 9, 'a', 'one more', 'paused'".to_owned(),
     ] {
-        run(&mut place.connection, hold).await;
+        let insert = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason)";
+        run(&mut place.connection, &format!("{insert} {holds}")).await;
         let rows =
             sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut place.fetch.connection).await.unwrap();
         kinds.push((rows.len(), rows[0].get::<i32, _>(super::COLUMN_COUNT)));
     }
-    assert_eq!(kinds, [(11, KIND_NO_HOLDS), (1, KIND_HOLDS)]);
+    // A row that says which; of ten rows one is read by key, and then three more are held.
+    let few = KIND_FEW_HOLDS;
+    assert_eq!(kinds, [(10, few), (7, few), (7, few), (1, KIND_MANY_HOLDS)]);
     place.drop().await;
 }

@@ -12,17 +12,21 @@ use super::{
 use crate::config::Tables;
 
 /// The kinds of rows of [`Statements::main`].
-pub(super) const KIND_NO_HOLDS: i32 = 0;
-pub(super) const KIND_HOLDS: i32 = 1;
+pub(super) const KIND_FEW_HOLDS: i32 = 0;
+pub(super) const KIND_MANY_HOLDS: i32 = 1;
 pub(super) const KIND_LATE: i32 = 2;
+
+/// Up to so many holds are hashed by each main statement, in half a millisecond, which makes passing a row three times as
+/// fast as looking for its hold: 0.3 µs instead of 0.9.
+pub(super) const HOLDS_HASHED_MAX: usize = 1_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Statements {
     /// F, the server's clock, the open writers if they matter, and whether holds or scheduled events want a look.
     pub(crate) probe: Arc<str>,
-    /// Late and new rows, where there is no hold; else a mark that there is one.
+    /// Late and new rows of aggregates without a hold; nothing but a mark where there are many holds.
     pub(crate) main: Arc<str>,
-    /// Late and new rows of aggregates without a hold.
+    /// The same for any number of holds.
     pub(crate) main_held: Arc<str>,
     /// A stretch of the rows of some partitions.
     pub(crate) pass_leases: Arc<str>,
@@ -60,11 +64,8 @@ impl Statements {
         let text = |template: &str| -> Arc<str> { tables.text(template).into() };
         Self {
             probe: text(&probe()),
-            main: text(&main(None)),
-            main_held: text(&main(Some(&format!(
-                "AND {NO_HOLD} AND (o.aggregate_type, o.aggregate_id) NOT IN \
-                 (SELECT type, id FROM unnest($9::text[], $10::text[]) k (type, id))"
-            )))),
+            main: text(&main(false)),
+            main_held: text(&main(true)),
             pass_leases: text(&pass("NOT IN", "")),
             pass_keys: text(&pass("IN", " IS TRUE")),
             parts: text(
@@ -129,8 +130,8 @@ fn probe() -> String {
                 FROM pg_locks l WHERE l.locktype = 'relation' AND l.relation = $4::oid AND l.database = $5::oid \
                   AND l.mode = 'RowExclusiveLock' AND l.granted AND (l.pid IS NULL OR l.pid <> $6) \
                   AND p.f IS NOT NULL) END AS writers, \
-            EXISTS (SELECT 1 FROM {{holds}} WHERE part = ANY ($7::smallint[])) AS held, \
-            EXISTS (SELECT 1 FROM {{holds}} WHERE until <= p.now AND NOT paused AND part = ANY ($7)) AS due, \
+            EXISTS (SELECT 1 FROM {{holds}} WHERE until <= p.now AND NOT paused \
+               AND part = ANY ($7::smallint[])) AS due, \
             (SELECT (extract(epoch FROM min(until) - p.now) * 1000)::bigint FROM {{holds}} \
                WHERE until > p.now AND until < 'infinity' AND NOT paused AND part = ANY ($7)) AS next_hold_ms, \
             (SELECT (extract(epoch FROM min(available_at) - p.now) * 1000)::bigint FROM {{outbox}} \
@@ -141,26 +142,34 @@ fn probe() -> String {
     )
 }
 
-/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most; with
-/// holds `$9` and `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one
-/// snapshot.
-fn main(held: Option<&str>) -> String {
-    let filter = held.unwrap_or("AND NOT (SELECT found FROM m)");
-    let found = match held {
-        Some(_) => "false",
-        None => "EXISTS (SELECT 1 FROM {holds} WHERE part = ANY ($4::smallint[]))",
+/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most, `$9` and
+/// `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one snapshot.
+fn main(many_holds: bool) -> String {
+    let holds = "FROM {holds} WHERE part = ANY ($4::smallint[])";
+    let keys = "SELECT type, id FROM unnest($9::text[], $10::text[]) k (type, id)";
+    let (found, excluded, filter) = match many_holds {
+        true => ("false".to_owned(), keys.to_owned(), format!("AND {NO_HOLD}")),
+        // The limit has the planner hash them, whatever the statistics say.
+        false => (
+            format!("EXISTS (SELECT 1 {holds} OFFSET {HOLDS_HASHED_MAX})"),
+            format!(
+                "(SELECT aggregate_type, aggregate_id {holds} LIMIT {HOLDS_HASHED_MAX}) UNION ALL {keys}"
+            ),
+            "AND NOT (SELECT found FROM m)".to_owned(),
+        ),
     };
     let range = |low: &str, high: &str, kind: i32, known: &str, limit: &str| {
         format!(
             "(SELECT {COLUMNS}, {kind} AS kind FROM {{outbox}} o \
               WHERE o.sequence > {low} AND o.sequence <= {high} AND {READY} AND o.part = ANY ($4::smallint[]) \
-                {known} {filter} ORDER BY o.sequence LIMIT {limit})"
+                {known} {filter} AND (o.aggregate_type, o.aggregate_id) NOT IN ({excluded}) \
+              ORDER BY o.sequence LIMIT {limit})"
         )
     };
     let known = "AND o.sequence NOT IN (SELECT unnest($6::bigint[]))";
     format!(
         "WITH m AS MATERIALIZED (SELECT {found} AS found) \
-         (SELECT {NO_COLUMNS}, CASE WHEN found THEN {KIND_HOLDS} ELSE {KIND_NO_HOLDS} END FROM m) \
+         (SELECT {NO_COLUMNS}, CASE WHEN found THEN {KIND_MANY_HOLDS} ELSE {KIND_FEW_HOLDS} END FROM m) \
          UNION ALL {} UNION ALL {}",
         range("$1", "$2", KIND_LATE, known, "$7"),
         range("$2", "$3", KIND_LATE + 1, "", "$8"),

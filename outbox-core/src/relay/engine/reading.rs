@@ -108,7 +108,8 @@ impl Engine {
             return None;
         }
         if self.lanes.full.take_relieved() {
-            self.polling.wake(now);
+            // A lane that has drained to half is still busy for a while.
+            self.polling.soon();
         }
         if now < self.polling.next() {
             return None;

@@ -1,0 +1,187 @@
+//! What is kept of an event and of a hold, as JSON.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use outbox_core::{
+    AggregateKey, Event, EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent,
+    check_headers,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::utc;
+
+/// The one partition of this store.
+pub(crate) const PARTITION: u16 = 0;
+
+/// An event but for its payload. Times are in microseconds since 1970.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) aggregate_type: String,
+    pub(crate) aggregate_id: String,
+    /// A [`Content`], if it can be read as one: that is found out when it is fetched.
+    pub(crate) content: Value,
+    pub(crate) created_at: i64,
+    pub(crate) available_at: Option<i64>,
+    pub(crate) status: Status,
+    pub(crate) attempts: u32,
+    pub(crate) last_error: Option<String>,
+    pub(crate) cause: Option<FailureCause>,
+    /// When it was sent or failed.
+    pub(crate) done_at: Option<i64>,
+}
+
+/// What a message is made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Content {
+    id: String,
+    event_type: String,
+    version: i32,
+    content_type: Option<String>,
+    headers: BTreeMap<String, String>,
+    topic: Option<String>,
+}
+
+impl Content {
+    pub(crate) fn of(event: &Event) -> Value {
+        let content = Self {
+            id: event.id().to_string(),
+            event_type: event.event_type().to_owned(),
+            version: event.version(),
+            content_type: Some(event.content_type().to_owned()),
+            headers: event.headers().clone(),
+            topic: event.topic().map(str::to_owned),
+        };
+        serde_json::to_value(content).unwrap_or_default()
+    }
+}
+
+impl Record {
+    pub(crate) fn pending(event: &Event, content: Value, now: i64) -> Self {
+        Self {
+            aggregate_type: event.aggregate_type().to_owned(),
+            aggregate_id: event.aggregate_id().to_owned(),
+            content,
+            created_at: now,
+            available_at: event.available_at().map(|at| at.timestamp_micros()),
+            status: Status::Pending,
+            attempts: 0,
+            last_error: None,
+            cause: None,
+            done_at: None,
+        }
+    }
+
+    pub(crate) fn key(&self) -> AggregateKey {
+        AggregateKey::new(&self.aggregate_type, &self.aggregate_id)
+    }
+
+    pub(crate) fn is_pending_and_due(&self, now: i64) -> bool {
+        self.status == Status::Pending && self.available_at.is_none_or(|at| at <= now)
+    }
+
+    pub(crate) fn id(&self) -> Option<Uuid> {
+        self.content.get("id").and_then(Value::as_str).and_then(|id| Uuid::parse_str(id).ok())
+    }
+
+    pub(crate) fn event_type(&self) -> &str {
+        self.content.get("event_type").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    pub(crate) fn to_row(&self, sequence: Sequence, payload: &[u8], now: i64) -> Row {
+        Row {
+            sequence,
+            partition: PARTITION,
+            key: self.key(),
+            attempts: self.attempts,
+            age: micros(now.saturating_sub(self.created_at)),
+            content: self.to_event(payload),
+        }
+    }
+
+    fn to_event(&self, payload: &[u8]) -> Result<StoredEvent, String> {
+        let content = Content::deserialize(&self.content).map_err(|error| error.to_string())?;
+        check_headers(&content.headers).map_err(|error| error.to_string())?;
+        Ok(StoredEvent {
+            id: Uuid::parse_str(&content.id).map_err(|error| format!("the id is no UUID: {error}"))?,
+            event_type: content.event_type,
+            version: content.version,
+            payload: Bytes::copy_from_slice(payload),
+            content_type: content.content_type,
+            headers: content.headers,
+            topic: content.topic,
+            created_at: utc(self.created_at),
+        })
+    }
+
+    pub(crate) fn to_event_record(&self, sequence: Sequence, payload: &[u8]) -> EventRecord {
+        // Field by field, so that what can be read of an undecodable event is shown.
+        let text = |name: &str| self.content.get(name).and_then(Value::as_str).map(str::to_owned);
+        let version = self.content.get("version").and_then(Value::as_i64).and_then(|n| n.try_into().ok());
+        let headers = self.content.get("headers").cloned().unwrap_or_default();
+        EventRecord {
+            id: self.id(),
+            sequence,
+            partition: PARTITION,
+            key: self.key(),
+            event_type: self.event_type().to_owned(),
+            version: version.unwrap_or(1),
+            payload: Bytes::copy_from_slice(payload),
+            content_type: text("content_type"),
+            headers: serde_json::from_value(headers).unwrap_or_default(),
+            topic: text("topic"),
+            created_at: utc(self.created_at),
+            available_at: self.available_at.map(utc),
+            status: self.status,
+            attempts: self.attempts,
+            last_error: self.last_error.clone(),
+            cause: self.cause,
+            sent_at: self.done_at.filter(|_| self.status == Status::Sent).map(utc),
+        }
+    }
+}
+
+/// Why an aggregate waits, for how long, and behind which event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hold {
+    pub(crate) sequence: Option<Sequence>,
+    /// `None` is without end.
+    pub(crate) until: Option<i64>,
+    /// The word of a [`HoldReason`].
+    pub(crate) reason: String,
+    pub(crate) paused: bool,
+}
+
+impl Hold {
+    pub(crate) fn new(sequence: Option<Sequence>, until: Option<i64>, reason: HoldReason) -> Self {
+        Self { sequence, until, reason: reason.as_str().to_owned(), paused: false }
+    }
+
+    pub(crate) fn reason(&self) -> HoldReason {
+        HoldReason::parse(&self.reason).unwrap_or(HoldReason::Paused)
+    }
+
+    pub(crate) fn is_due(&self, now: i64) -> bool {
+        !self.paused && self.until.is_some_and(|until| until <= now)
+    }
+}
+
+/// Microseconds as a duration; negative ones are none.
+pub(crate) fn micros(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
+
+/// `now` and a duration later, or the end of time.
+pub(crate) fn after(now: i64, duration: Duration) -> i64 {
+    now.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX))
+}
+
+pub(crate) fn to_bytes(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(value).map_err(|error| redb::Error::Corrupted(error.to_string()))
+}
+
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
+    serde_json::from_slice(bytes).map_err(|error| redb::Error::Corrupted(error.to_string()))
+}
