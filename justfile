@@ -29,6 +29,10 @@ bench *QUESTIONS:
 bench-matrix *PAIRS:
     cargo bench --bench matrix --all-features -- {{PAIRS}}
 
+# Holds every store against the conformance suite on real servers, and rewrites docs/conformance.md.
+conformance:
+    scripts/conformance.sh
+
 # Starts, stops, kills or lists the servers: `just services up all`.
 services *ARGS:
     @scripts/services.sh {{ARGS}}

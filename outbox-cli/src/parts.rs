@@ -17,10 +17,12 @@ pub(crate) enum Store {
     Postgres(outbox_postgres::PostgresStore),
     #[cfg(feature = "mysql")]
     Mysql(outbox_mysql::MysqlStore),
+    #[cfg(feature = "mongo")]
+    Mongo(outbox_mongo::MongoStore),
 }
 
 impl StoreConfig {
-    /// The SQL that makes the tables.
+    /// What makes the tables, for the database's own shell: SQL, or a script for `mongosh`.
     pub(crate) fn migration_sql(&self) -> String {
         match *self {
             #[cfg(feature = "sqlite")]
@@ -29,6 +31,8 @@ impl StoreConfig {
             Self::Postgres { ref config, .. } => outbox_postgres::migration_sql(config),
             #[cfg(feature = "mysql")]
             Self::Mysql { ref config, .. } => outbox_mysql::migration_sql(config),
+            #[cfg(feature = "mongo")]
+            Self::Mongo { ref config, .. } => outbox_mongo::migration_script(config),
         }
     }
 
@@ -41,6 +45,8 @@ impl StoreConfig {
             Self::Postgres { ref shown, .. } => shown.clone(),
             #[cfg(feature = "mysql")]
             Self::Mysql { ref shown, .. } => shown.clone(),
+            #[cfg(feature = "mongo")]
+            Self::Mongo { ref shown, .. } => shown.clone(),
         }
     }
 }
@@ -59,6 +65,10 @@ impl Store {
             StoreConfig::Mysql { config, .. } => {
                 Ok(Self::Mysql(outbox_mysql::MysqlStore::connect(&config).await?))
             }
+            #[cfg(feature = "mongo")]
+            StoreConfig::Mongo { config, .. } => {
+                Ok(Self::Mongo(outbox_mongo::MongoStore::connect(&config).await?))
+            }
         }
     }
 
@@ -71,6 +81,8 @@ impl Store {
             Self::Postgres(ref store) => store.migrate().await,
             #[cfg(feature = "mysql")]
             Self::Mysql(ref store) => store.migrate().await,
+            #[cfg(feature = "mongo")]
+            Self::Mongo(ref store) => store.migrate().await,
         }
     }
 
@@ -83,6 +95,8 @@ impl Store {
             Self::Postgres(store) => (Arc::new(store.clone()), Arc::new(store)),
             #[cfg(feature = "mysql")]
             Self::Mysql(store) => (Arc::new(store.clone()), Arc::new(store)),
+            #[cfg(feature = "mongo")]
+            Self::Mongo(store) => (Arc::new(store.clone()), Arc::new(store)),
         }
     }
 }

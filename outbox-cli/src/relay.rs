@@ -7,8 +7,8 @@ use std::{
 
 use futures::future::{BoxFuture, join_all};
 use outbox_core::{
-    Clock, Finding, Monotonic, Phase, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher, Task,
-    TokioClock,
+    Clock, Finding, Monotonic, Phase, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher,
+    StoreError, Task, TokioClock,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -105,6 +105,11 @@ fn outboxes(config: Config) -> (Vec<Outbox>, Arc<Publishers>) {
     (config.outboxes.into_iter().map(outbox).collect(), publishers)
 }
 
+fn unopened(error: &StoreError) -> Vec<Finding> {
+    let remedy = "correct [store], or see that it can be reached";
+    vec![Finding::error("store", format!("the store cannot be opened: {error}"), remedy)]
+}
+
 impl Outbox {
     /// A relay as the configuration says, not yet running; or why it cannot, with the outbox that is meant.
     async fn checked(&self) -> Result<Checked, Vec<Finding>> {
@@ -120,13 +125,11 @@ impl Outbox {
     }
 
     async fn build(&self) -> Result<Relay, Vec<Finding>> {
+        let (store, _) =
+            Store::open(self.config.store.clone()).await.map_err(|error| unopened(&error))?.sides();
         let publisher = self.publishers.get(self.config.publisher)?;
-        let store = Store::open(self.config.store.clone()).await.map_err(|error| {
-            let remedy = "correct [store], or see that it can be reached";
-            vec![Finding::error("store", format!("the store cannot be opened: {error}"), remedy)]
-        })?;
         let clock = SpanClock { inner: TokioClock::default(), span: self.span.clone() };
-        let relay = Relay::with_clock(store.sides().0, publisher, self.config.relay.clone(), Arc::new(clock));
+        let relay = Relay::with_clock(store, publisher, self.config.relay.clone(), Arc::new(clock));
         relay.map_err(|error| {
             let finding = |problem| Finding::error("settings", problem, "correct it in [relay]");
             error.problems.into_iter().map(finding).collect()

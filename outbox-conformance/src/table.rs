@@ -73,6 +73,8 @@ fn table(suite: &Suite, answers: &Answers) -> String {
     text
 }
 
-fn harness(suite: &Suite) -> &str {
-    suite.harness.rsplit("::").next().unwrap_or(suite.harness)
+/// The name of the harness, and of the types that it is for, without the modules that they are in.
+fn harness(suite: &Suite) -> String {
+    let parts = suite.harness.split_inclusive(['<', '>', ',', ' ']);
+    parts.map(|part| part.rsplit("::").next().unwrap_or(part)).collect()
 }

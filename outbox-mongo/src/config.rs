@@ -117,8 +117,8 @@ impl MongoConfigBuilder {
     /// The configuration.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misuse`], naming every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<MongoConfig, StoreError> {
+    /// Every key that is wrong and what it accepts, and never the url itself.
+    pub fn build(self) -> Result<MongoConfig, MongoConfigError> {
         let mut problems = Vec::new();
         let connect = self.url.as_deref().and_then(|url| parse_url(url, &mut problems));
         check_identifier("table", &self.table, &mut problems);
@@ -143,8 +143,7 @@ impl MongoConfigBuilder {
             ));
         }
         if !problems.is_empty() {
-            let what = format!("the MongoDB configuration is refused: {}", problems.join("; "));
-            return Err(StoreError::new(StoreErrorKind::Misuse, what));
+            return Err(MongoConfigError { problems });
         }
         Ok(MongoConfig {
             connect,
@@ -163,6 +162,33 @@ impl fmt::Debug for MongoConfigBuilder {
             .field("database", &self.database)
             .field("table", &self.table)
             .finish_non_exhaustive()
+    }
+}
+
+/// Everything that is wrong with a configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MongoConfigError {
+    problems: Vec<String>,
+}
+
+impl MongoConfigError {
+    /// Each problem: the key, its value unless that may be secret, and what is accepted.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for MongoConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the MongoDB configuration is refused: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for MongoConfigError {}
+
+impl From<MongoConfigError> for StoreError {
+    fn from(error: MongoConfigError) -> Self {
+        Self::new(StoreErrorKind::Misuse, error.to_string())
     }
 }
 
@@ -213,6 +239,9 @@ pub(crate) struct Names {
     pub(crate) archive: String,
     pub(crate) topics: String,
     pub(crate) meta: String,
+    pub(crate) inbox: String,
+    pub(crate) inbox_horizons: String,
+    pub(crate) inbox_meta: String,
 }
 
 impl Names {
@@ -227,6 +256,9 @@ impl Names {
             archive: name("_archive"),
             topics: name("_topics"),
             meta: name("_meta"),
+            inbox: name("_inbox"),
+            inbox_horizons: name("_inbox_horizons"),
+            inbox_meta: name("_inbox_meta"),
         }
     }
 }
@@ -247,8 +279,10 @@ mod tests {
             .payload_bytes_max(16 << 20)
             .transaction_lifetime(Duration::ZERO);
         let error = builder.clone().build().unwrap_err();
-        for word in ["url", "database", "table", "connections", "payload_bytes_max", "transaction_lifetime"] {
-            assert!(error.to_string().contains(word), "{error}");
+        let keys = ["url", "table", "database", "connections", "payload_bytes_max", "transaction_lifetime"];
+        assert_eq!(error.problems().len(), keys.len(), "{error}");
+        for (key, problem) in keys.iter().zip(error.problems()) {
+            assert!(problem.starts_with(key), "{key} is missing in: {problem}");
         }
         assert!(!format!("{error} {error:?} {builder:?}").contains("hush"));
         let srv = MongoConfig::builder().url("mongodb+srv://me:hush@localhost/x").build().unwrap_err();

@@ -17,6 +17,7 @@ use crate::{
     document::{id_of, partition_of},
     error::{DUPLICATE_KEY, code_of, store_error},
     sequence::sequence_of,
+    transaction::is_open,
 };
 
 /// The most events that are written before their sequences are asked for.
@@ -44,7 +45,8 @@ const WHAT: &str = "write an event";
 ///
 /// A session without a transaction is refused. After [`EnqueueError::Duplicate`] and [`EnqueueError::Store`] the server
 /// has ended the transaction: run the whole of it again, or abort it. An error with a kind of
-/// [`StoreErrorKind::Conflict`] is one to run it again, as the driver says by the label `TransientTransactionError`.
+/// [`StoreErrorKind::Conflict`] is one to run it again; the driver's own, which has the label `TransientTransactionError`,
+/// is among its sources.
 #[derive(Debug, Clone)]
 pub struct MongoOutbox {
     names: Arc<Names>,
@@ -61,16 +63,10 @@ impl MongoOutbox {
         for event in events {
             event.check_payload(self.payload_bytes_max)?;
         }
-        // The driver does not say whether a transaction is running, but it begins none beside one. Nothing is sent.
-        match session.start_transaction().await {
-            Ok(()) => {
-                session.abort_transaction().await.map_err(|error| store_error(WHAT, error))?;
-                Err(EnqueueError::NoTransaction)
-            }
-            Err(error) => match &*error.kind {
-                ErrorKind::Transaction { message, .. } if message.contains("already in progress") => Ok(()),
-                _ => Err(store_error(WHAT, error).into()),
-            },
+        match is_open(session).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EnqueueError::NoTransaction),
+            Err(error) => Err(store_error(WHAT, error).into()),
         }
     }
 

@@ -35,7 +35,14 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Driver(error) => Some(error),
+            Self::Write { .. } => None,
+        }
+    }
+}
 
 impl Fault {
     pub(crate) fn kind(&self) -> StoreErrorKind {
@@ -119,6 +126,16 @@ pub(crate) fn store_error(what: &str, fault: impl Into<Fault>) -> StoreError {
         _ => "",
     };
     StoreError::new(kind, format!("cannot {what}{hint}")).with_source(fault)
+}
+
+/// The same in a transaction of somebody else, who is to run it again after a conflict, whatever the server calls it.
+pub(crate) fn transaction_error(what: &str, fault: impl Into<Fault>) -> StoreError {
+    let fault = fault.into();
+    if !fault.is_conflict() {
+        return store_error(what, fault);
+    }
+    let what = format!("cannot {what} beside another transaction: abort this one and begin again");
+    StoreError::new(StoreErrorKind::Conflict, what).with_source(fault)
 }
 
 /// Runs a call against the server, and gives up when nothing is heard of it.

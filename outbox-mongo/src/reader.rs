@@ -79,6 +79,8 @@ struct At<'a> {
     session: ClientSession,
     request: &'a FetchRequest,
     now: BsonDateTime,
+    /// Everything that the session reads is as it was at this moment.
+    snapshot: Sequence,
     /// There are holds at all: without one, no aggregate has any to look for.
     any_hold: bool,
 }

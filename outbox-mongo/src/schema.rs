@@ -14,8 +14,13 @@ use crate::{
     transaction::check_writes,
 };
 
+/// What each version of the collections brought, the first one first. A version that was released is never changed: a
+/// change is a further entry, with its commands among those of the migration such that they do nothing where they were
+/// done.
+const MIGRATIONS: &[&str] = &["the collections of the outbox"];
+
 /// The version of the collections that this program reads and writes.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The document of the collection `outbox_meta` that holds the version.
 pub(crate) const VERSION_ID: &str = "schema_version";
@@ -101,23 +106,30 @@ fn commands(names: &Names) -> Vec<Document> {
         "collMod": &names.outbox, "validator": validator(), "validationLevel": "moderate",
         "validationAction": "error", "writeConcern": majority.clone(),
     });
-    let upsert = |id: Bson, fields: Document| doc! { "q": { "_id": id }, "u": { "$setOnInsert": fields }, "upsert": true };
     let free = || doc! { "owner": Bson::Null, "epoch": 0_i64, "settles": 0_i64 };
     let partitions: Vec<_> =
         (0..i32::from(PARTITIONS)).map(|partition| upsert(partition.into(), free())).collect();
+    commands.push(doc! { "update": &names.partitions, "updates": partitions, "writeConcern": majority });
+    commands.push(say_version(&names.meta, SCHEMA_VERSION));
     commands
-        .push(doc! { "update": &names.partitions, "updates": partitions, "writeConcern": majority.clone() });
-    // Last, so that a version says that everything is there.
-    let version = doc! { "value": SCHEMA_VERSION };
-    commands.push(doc! {
-        "update": &names.meta,
+}
+
+/// Inserts a document that is not there.
+fn upsert(id: Bson, fields: Document) -> Document {
+    doc! { "q": { "_id": id }, "u": { "$setOnInsert": fields }, "upsert": true }
+}
+
+/// The last command of a migration, so that a version says that everything is there. It lowers none.
+pub(crate) fn say_version(meta: &str, version: i64) -> Document {
+    let value = doc! { "value": version };
+    doc! {
+        "update": meta,
         "updates": [
-            upsert(VERSION_ID.into(), version.clone()),
-            { "q": { "_id": VERSION_ID, "value": { "$lt": SCHEMA_VERSION } }, "u": { "$set": version } },
+            upsert(VERSION_ID.into(), value.clone()),
+            { "q": { "_id": VERSION_ID, "value": { "$lt": version } }, "u": { "$set": value } },
         ],
-        "writeConcern": majority,
-    });
-    commands
+        "writeConcern": { "w": "majority" },
+    }
 }
 
 /// The commands that create the collections, for one's own migration tool: a script for `mongosh`, to be run on the
@@ -130,9 +142,14 @@ fn commands(names: &Names) -> Vec<Document> {
 /// # Ok::<(), outbox_core::StoreError>(())
 /// ```
 pub fn migration_script(config: &MongoConfig) -> String {
-    let mut script = format!("// The outbox {:?}, version {SCHEMA_VERSION}.\n", config.names.outbox);
-    script.push_str(&format!("db = db.getSiblingDB({:?});\n", config.names.database));
-    for command in commands(&config.names) {
+    let title = format!("The outbox {:?}, version {SCHEMA_VERSION}.", config.names.outbox);
+    script(&title, &config.names.database, commands(&config.names))
+}
+
+/// Commands as the shell reads them.
+pub(crate) fn script(title: &str, database: &str, commands: Vec<Document>) -> String {
+    let mut script = format!("// {title}\ndb = db.getSiblingDB({database:?});\n");
+    for command in commands {
         script.push_str(&format!("db.runCommand({});\n", literal(&Bson::Document(command))));
     }
     script
@@ -158,18 +175,22 @@ fn literal(value: &Bson) -> String {
 /// Creates what is missing. Refuses collections of a newer version.
 pub(crate) async fn migrate(database: &Database, names: &Names) -> Result<(), StoreError> {
     let what = format!("migrate the outbox {}", names.outbox);
-    if let Some(version) = version(database, names).await.map_err(|error| store_error(&what, error))?
-        && version > SCHEMA_VERSION
-    {
+    let version = version(database, &names.meta).await.map_err(|error| store_error(&what, error))?;
+    if let Some(version) = version.filter(|version| *version > SCHEMA_VERSION) {
         return Err(newer_version(names, version));
     }
-    for command in commands(names) {
-        run(database, &command).await.map_err(|fault| store_error(&what, fault))?;
+    apply(database, commands(names)).await.map_err(|fault| store_error(&what, fault))
+}
+
+/// Runs the commands of a migration.
+pub(crate) async fn apply(database: &Database, commands: Vec<Document>) -> Result<(), Fault> {
+    for command in commands {
+        run(database, &command).await?;
     }
     Ok(())
 }
 
-/// Runs a command of the migration; again, when another process is in the way with the same one.
+/// Runs one; again, when another process is in the way with the same one.
 async fn run(database: &Database, command: &Document) -> Result<(), Fault> {
     const TRIES_MAX: u32 = 20;
     for _ in 1..TRIES_MAX {
@@ -187,6 +208,17 @@ async fn run_once(database: &Database, command: &Document) -> Result<(), Fault> 
     check_writes(&answer)
 }
 
+/// Which migrations collections of this version lack, for people.
+pub(crate) fn missing_migrations(version: i64) -> String {
+    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
+    let names: Vec<String> = (0..MIGRATIONS.len())
+        .filter(lacks)
+        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
+        .collect();
+    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
+    format!("{noun} {} {verb} missing", names.join(", "))
+}
+
 /// What is said of collections that a later release has made.
 pub(crate) fn newer_version(names: &Names, version: i64) -> StoreError {
     StoreError::new(
@@ -199,12 +231,9 @@ pub(crate) fn newer_version(names: &Names, version: i64) -> StoreError {
     )
 }
 
-/// The version of the collections; `None` where there are none.
-pub(crate) async fn version(
-    database: &Database,
-    names: &Names,
-) -> Result<Option<i64>, mongodb::error::Error> {
-    let meta = database.collection::<mongodb::bson::RawDocumentBuf>(&names.meta);
+/// The version that the collection `meta` says; `None` where there is none.
+pub(crate) async fn version(database: &Database, meta: &str) -> Result<Option<i64>, mongodb::error::Error> {
+    let meta = database.collection::<mongodb::bson::RawDocumentBuf>(meta);
     let found = meta.find_one(doc! { "_id": VERSION_ID }).await?;
     let value = found.as_ref().and_then(|document| document.get("value").ok().flatten());
     // A document without a number was written by somebody else.

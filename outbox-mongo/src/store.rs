@@ -5,6 +5,7 @@ mod membership;
 mod retention;
 mod settle;
 
+pub(crate) use check::{identify, inspect, privileges, server};
 pub(crate) use membership::paused_topics;
 #[cfg(test)]
 pub(crate) use settle::among;
@@ -43,6 +44,9 @@ pub struct MongoStore(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) client: Client,
     pub(crate) database: Database,
+    /// For the statements of a snapshot session: the driver leaves a read concern as it is where there is one, and
+    /// anything but `snapshot` would let each statement see another state.
+    snapshots: Database,
     pub(crate) config: MongoConfig,
     /// What the client was told of reads and writes by its url, for `check`.
     pub(crate) options: Option<ClientOptions>,
@@ -75,13 +79,16 @@ impl MongoStore {
     }
 
     fn of(client: Client, config: &MongoConfig, options: Option<ClientOptions>) -> Self {
-        let majority = DatabaseOptions::builder()
-            .read_concern(ReadConcern::majority())
-            .write_concern(WriteConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .build();
-        let database = client.database_with_options(&config.names.database, majority);
-        Self(Arc::new(Inner { client, database, config: config.clone(), options }))
+        let database = |read_concern: ReadConcern| {
+            let options = DatabaseOptions::builder()
+                .read_concern(read_concern)
+                .write_concern(WriteConcern::majority())
+                .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+                .build();
+            client.database_with_options(&config.names.database, options)
+        };
+        let (snapshots, database) = (database(ReadConcern::snapshot()), database(ReadConcern::majority()));
+        Self(Arc::new(Inner { client, database, snapshots, config: config.clone(), options }))
     }
 
     /// The writer's side of the same outbox.
@@ -111,6 +118,11 @@ impl fmt::Debug for MongoStore {
 impl Inner {
     pub(crate) fn names(&self) -> &Names {
         &self.config.names
+    }
+
+    /// A collection as a snapshot session reads it.
+    pub(crate) fn snapshot(&self, collection: &str) -> Collection<RawDocumentBuf> {
+        self.snapshots.collection(collection)
     }
 
     pub(crate) fn outbox(&self) -> Collection<RawDocumentBuf> {

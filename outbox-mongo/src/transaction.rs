@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use mongodb::{
     Client, ClientSession, Database,
     bson::{Document, doc},
-    error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT},
+    error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT},
     options::{ReadConcern, ReadPreference, SelectionCriteria, TransactionOptions, WriteConcern},
 };
 use outbox_core::{StoreError, StoreErrorKind};
@@ -104,6 +104,17 @@ async fn pause(attempt: u32) {
     // The address of a fresh UUID's random bits spares a generator of random numbers.
     let random = f64::from(uuid::Uuid::now_v7().as_bytes()[15]) / 255.0;
     tokio::time::sleep(most.mul_f64(random)).await;
+}
+
+/// Whether the session is in a transaction. The driver does not say so, but it begins none beside one. Nothing is sent.
+pub(crate) async fn is_open(session: &mut ClientSession) -> Result<bool, Error> {
+    match session.start_transaction().await {
+        Ok(()) => session.abort_transaction().await.map(|()| false),
+        Err(error) => match &*error.kind {
+            ErrorKind::Transaction { message, .. } if message.contains("already in progress") => Ok(true),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Runs many writes of one collection as one command, in the session's transaction; fails with the first that fails.

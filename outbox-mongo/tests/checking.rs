@@ -11,7 +11,7 @@ use outbox_core::{
     OutboxStore as _, Outcome, PurgeRequest, SettleRequest, Severity, Status, Successors, WhenSent,
 };
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
-use support::{Place, event, key, request, settle};
+use support::{Place, account, event, key, remove_account, request, settle};
 
 fn expect(findings: &[Finding], code: &str, severity: Severity) {
     let found = findings.iter().find(|finding| finding.code == code);
@@ -42,6 +42,14 @@ async fn no_collections_at_all() {
     let findings = place.store.check().await.unwrap();
     expect(&findings, "missing-collection", Severity::Error);
     assert_eq!(findings.len(), 1, "one remedy, so one finding: {findings:?}");
+    place.drop().await;
+}
+
+#[tokio::test]
+async fn another_programs_collection() {
+    let Some(place) = Place::empty().await else { return };
+    place.collection("outbox").insert_one(doc! { "_id": 1, "message": "mine" }).await.unwrap();
+    expect(&place.store.check().await.unwrap(), "foreign-schema", Severity::Error);
     place.drop().await;
 }
 
@@ -160,25 +168,6 @@ async fn a_wrong_password_and_none() {
         expect(&findings, "denied", Severity::Error);
     }
     place.drop().await;
-}
-
-/// Makes an account with these actions by collection.
-async fn account(place: &Place, name: &str, grants: &[(&str, &[&str])]) -> String {
-    let privilege = |(collection, actions): &(&str, &[&str])| {
-        doc! { "resource": { "db": &place.name, "collection": *collection }, "actions": actions.to_vec() }
-    };
-    let privileges: Vec<Document> = grants.iter().map(privilege).collect();
-    let role = doc! { "createRole": name, "privileges": privileges, "roles": [] };
-    place.database.run_command(role).await.unwrap();
-    let user = doc! { "createUser": name, "pwd": "secret", "roles": [name] };
-    place.database.run_command(user).await.unwrap();
-    let url = place.url.replace("outbox:outbox@", &format!("{name}:secret@"));
-    url.replace("authSource=admin", &format!("authSource={}", place.name))
-}
-
-async fn remove_account(place: &Place, name: &str) {
-    place.database.run_command(doc! { "dropUser": name }).await.unwrap();
-    place.database.run_command(doc! { "dropRole": name }).await.unwrap();
 }
 
 /// What the README says a relay and its operator need.

@@ -78,9 +78,7 @@ impl StoreHarness for MongoHarness {
     }
 
     async fn now(&self) -> DateTime<Utc> {
-        let hello = self.0.database.run_command(doc! { "hello": 1 }).await.unwrap();
-        let now = hello.get_datetime("localTime").unwrap();
-        DateTime::from_timestamp_millis(now.timestamp_millis()).unwrap()
+        DateTime::from_timestamp_millis(self.0.now().await.timestamp_millis()).unwrap()
     }
 
     async fn advance(&self, duration: Duration) {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, Timestamp, doc};
 use outbox_core::{
-    AggregateKey, Disposal, Event, FetchRequest, HoldReason, OutboxAdmin as _, OutboxStore as _, Outcome,
-    PurgeRequest, Unhold, WhenSent,
+    AggregateKey, Disposal, Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _,
+    OutboxStore as _, Outcome, PurgeRequest, Unhold, WhenSent,
 };
 use outbox_mongo::{MongoConfig, MongoStore};
 use support::{Place, event, key, request, sequences, settle};
@@ -262,6 +262,62 @@ async fn behind_the_bound_nothing_is_read_again() {
     let mut reader = store.reader(relay).await.unwrap();
     assert_eq!(sequences(&reader.fetch(request(&leases)).await.unwrap().rows), [first, next].concat());
     place.drop().await;
+}
+
+/// What becomes visible late waits for its turn, however many events that are and however few a fetch takes, also when
+/// the bound reaches beyond it meanwhile.
+#[tokio::test]
+async fn late_events_behind_a_pass_are_returned_all() {
+    const LIFETIME: Duration = Duration::from_secs(2);
+    for ends in ["scan", "hold", "full"] {
+        let Some(place) = Place::new().await else { return };
+        let config = MongoConfig::builder().url(&place.url).database(&place.name);
+        let config = config.transaction_lifetime(LIFETIME).build().unwrap();
+        let store = MongoStore::connect(&config).await.unwrap();
+        let mut writer = place.begin().await;
+        let late: Vec<_> = (0..10).map(|_| event("1")).collect();
+        let mut all = place.outbox.enqueue_all(&mut writer, &late).await.unwrap();
+        all.extend(place.commit(&(0..30).map(|_| event("1")).collect::<Vec<_>>()).await);
+        let (relay, leases) = place.relay().await;
+        let mut reader = store.reader(relay).await.unwrap();
+        let small = |known: &[i64]| FetchRequest { known: known.to_vec(), events_max: 4, ..request(&leases) };
+        let events_max = if ends == "scan" { 1000 } else { 1 };
+        let rows = reader.fetch(FetchRequest { events_max, ..request(&leases) }).await.unwrap().rows;
+        let mut known = sequences(&rows);
+        let mut next = small(&[]);
+        match ends {
+            "scan" => assert_eq!(known, all[10..]),
+            "hold" => {
+                let (after, reason) = (Duration::ZERO, HoldReason::Backoff);
+                let retry = Outcome::Retry { after, error: "no".to_owned(), reason };
+                store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
+                let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
+                let row = [hold.row.unwrap()];
+                store.settle(&settle(relay, &leases, &row, &Outcome::Sent)).await.unwrap();
+                next.ended_holds = vec![HoldEnd { key: key("1"), partition: hold.partition, removed: true }];
+            }
+            _ => {
+                store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
+                let full = FetchRequest { full: vec![key("1")], ..request(&leases) };
+                assert!(reader.fetch(full).await.unwrap().rows.is_empty());
+            }
+        }
+        if ends != "scan" {
+            let rows = reader.fetch(next).await.unwrap().rows;
+            known.extend(sequences(&rows));
+            assert_eq!(known, all[10..10 + known.len()], "{ends}: the pass has begun");
+        }
+        writer.commit_transaction().await.unwrap();
+        let written_at = all[39] >> 31;
+        let moves_at = written_at + 1 + 2 * i64::try_from(LIFETIME.as_secs()).unwrap();
+        until(async || (place.now().await.timestamp_millis() / 1000 > moves_at).then_some(())).await;
+        for _ in 0..50 {
+            known.extend(sequences(&reader.fetch(small(&known)).await.unwrap().rows));
+            known.sort_unstable();
+        }
+        assert_eq!(known, all, "{ends}: each event once");
+        place.drop().await;
+    }
 }
 
 #[tokio::test]

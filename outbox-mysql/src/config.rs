@@ -109,8 +109,8 @@ impl MysqlConfigBuilder {
     /// The configuration.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Misuse`], naming every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<MysqlConfig, StoreError> {
+    /// Every key that is wrong and what it accepts, and never the url itself.
+    pub fn build(self) -> Result<MysqlConfig, MysqlConfigError> {
         let mut problems = Vec::new();
         let connect =
             self.url.as_deref().and_then(|url| parse_url(url, self.schema.is_some(), &mut problems));
@@ -128,8 +128,7 @@ impl MysqlConfigBuilder {
             ));
         }
         if !problems.is_empty() {
-            let what = format!("the MySQL configuration is refused: {}", problems.join("; "));
-            return Err(StoreError::new(StoreErrorKind::Misuse, what));
+            return Err(MysqlConfigError { problems });
         }
         Ok(MysqlConfig {
             connect,
@@ -147,6 +146,33 @@ impl fmt::Debug for MysqlConfigBuilder {
             .field("schema", &self.schema)
             .field("table", &self.table)
             .finish_non_exhaustive()
+    }
+}
+
+/// Everything that is wrong with a configuration, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MysqlConfigError {
+    problems: Vec<String>,
+}
+
+impl MysqlConfigError {
+    /// Each problem: the key, its value unless that may be secret, and what is accepted.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for MysqlConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the MySQL configuration is refused: {}", self.problems.join("; "))
+    }
+}
+
+impl std::error::Error for MysqlConfigError {}
+
+impl From<MysqlConfigError> for StoreError {
+    fn from(error: MysqlConfigError) -> Self {
+        Self::new(StoreErrorKind::Misuse, error.to_string())
     }
 }
 
@@ -187,7 +213,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Tables {
     schema: Option<String>,
     prefix: String,
-    names: [(&'static str, String); 7],
+    names: [(&'static str, String); 10],
 }
 
 impl Tables {
@@ -207,6 +233,9 @@ impl Tables {
                 ("{archive}", quoted("_archive")),
                 ("{topics}", quoted("_topics")),
                 ("{meta}", quoted("_meta")),
+                ("{inbox}", quoted("_inbox")),
+                ("{inbox_horizons}", quoted("_inbox_horizons")),
+                ("{inbox_meta}", quoted("_inbox_meta")),
             ],
         }
     }
@@ -250,12 +279,13 @@ mod tests {
             .connections(0)
             .payload_bytes_max(0)
             .build()
-            .unwrap_err()
-            .to_string();
-        for key in ["url", "schema", "table", "connections", "payload_bytes_max"] {
-            assert!(error.contains(key), "{key} is missing in: {error}");
+            .unwrap_err();
+        let keys = ["url", "table", "schema", "connections", "payload_bytes_max"];
+        assert_eq!(error.problems().len(), keys.len(), "{error}");
+        for (key, problem) in keys.iter().zip(error.problems()) {
+            assert!(problem.starts_with(key), "{key} is missing in: {problem}");
         }
-        assert!(!error.contains("hush"), "{error}");
+        assert!(!error.to_string().contains("hush"), "{error}");
     }
 
     #[test]

@@ -4,12 +4,14 @@ mod admin;
 mod config;
 mod enqueue;
 mod error;
+mod inbox;
 mod reader;
 mod schema;
 mod session;
 mod store;
 
-pub use config::{MysqlConfig, MysqlConfigBuilder};
+pub use config::{MysqlConfig, MysqlConfigBuilder, MysqlConfigError};
 pub use enqueue::MysqlOutbox;
+pub use inbox::{MysqlInbox, inbox_migration_sql};
 pub use schema::migration_sql;
 pub use store::MysqlStore;

@@ -9,13 +9,18 @@ use crate::{
     error::{NO_DATABASE, NO_TABLE, number, store_error},
 };
 
+/// What each version of the tables brought, the first one first. A version that was released is never changed: a change
+/// is a further entry, with its statements in `schema.sql` such that they do nothing where they were done.
+const MIGRATIONS: &[&str] = &["the tables of the outbox"];
+
 /// The version of the tables that this program reads and writes.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// How long a migration waits for one that is under way, in seconds.
 const MIGRATION_WAIT_S: u32 = 30;
 
-/// The name of the migration's lock. It has at most 64 characters, so a hash stands for the database and the prefix.
+/// The name of a migration's lock. It has at most 64 characters, so a hash stands for the database and the first of the
+/// tables.
 const LOCK_NAME: &str = "CONCAT('outbox-', LEFT(SHA2(CONCAT(COALESCE(?, DATABASE()), '/', ?), 256), 40))";
 
 /// The aggregate's partition, of two parameters or columns: the expression of the generated column `part`.
@@ -55,15 +60,10 @@ pub(crate) async fn migrate(
 ) -> Result<(), StoreError> {
     let what = format!("migrate the tables of {}", config.tables.outbox());
     let fail = |error| store_error(&what, error);
-    if !lock(connection, &config.tables).await.map_err(fail)? {
-        return Err(StoreError::new(
-            StoreErrorKind::Conflict,
-            format!("cannot {what}: another migration has been under way for {MIGRATION_WAIT_S} s"),
-        ));
-    }
+    let table = (config.tables.schema(), config.tables.prefix());
+    lock(connection, table, &what).await?;
     let result = migrate_locked(connection, config).await;
-    // The lock ends with the connection too, so that an error here is none of the migration.
-    let _ = unlock(connection, &config.tables).await;
+    unlock(connection, table).await;
     match result {
         Ok(Some(newer)) => Err(newer_version(&config.tables, newer)),
         Ok(None) => Ok(()),
@@ -71,17 +71,40 @@ pub(crate) async fn migrate(
     }
 }
 
-async fn lock(connection: &mut MySqlConnection, tables: &Tables) -> Result<bool, sqlx::Error> {
+/// Waits until nobody else migrates these tables, of which this is the first, by its schema and its name.
+pub(crate) async fn lock(
+    connection: &mut MySqlConnection,
+    (schema, table): (Option<&str>, &str),
+    what: &str,
+) -> Result<(), StoreError> {
     let sql = format!("SELECT GET_LOCK({LOCK_NAME}, ?)");
-    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(tables.schema()).bind(tables.prefix());
-    let locked: Option<i64> = query.bind(MIGRATION_WAIT_S).persistent(false).fetch_one(connection).await?;
-    Ok(locked == Some(1))
+    let query = sqlx::query_scalar(AssertSqlSafe(sql)).bind(schema).bind(table);
+    let locked = query.bind(MIGRATION_WAIT_S).persistent(false).fetch_one(connection).await;
+    match locked.map_err(|error| store_error(what, error))? {
+        Some(1_i64) => Ok(()),
+        _ => Err(StoreError::new(
+            StoreErrorKind::Conflict,
+            format!("cannot {what}: another migration has been under way for {MIGRATION_WAIT_S} s"),
+        )),
+    }
 }
 
-async fn unlock(connection: &mut MySqlConnection, tables: &Tables) -> Result<(), sqlx::Error> {
+/// Lets others migrate. The lock ends with the connection too, so that an error here is none of the migration.
+pub(crate) async fn unlock(connection: &mut MySqlConnection, (schema, table): (Option<&str>, &str)) {
     let sql = format!("DO RELEASE_LOCK({LOCK_NAME})");
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(tables.schema()).bind(tables.prefix());
-    query.persistent(false).execute(connection).await.map(drop)
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(schema).bind(table);
+    let _ = query.persistent(false).execute(connection).await;
+}
+
+/// Which migrations tables of this version lack, for people.
+pub(crate) fn missing_migrations(version: i64) -> String {
+    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
+    let names: Vec<String> = (0..MIGRATIONS.len())
+        .filter(lacks)
+        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
+        .collect();
+    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
+    format!("{noun} {} {verb} missing", names.join(", "))
 }
 
 /// What is said of tables that a later release has made.
@@ -106,17 +129,24 @@ async fn migrate_locked(
     {
         return Ok((version > SCHEMA_VERSION).then_some(version));
     }
-    // Creating a database asks for a privilege even when it is there, which a migrating user need not have.
-    if let Some(schema) = config.tables.schema() {
-        let exists = "SELECT EXISTS (SELECT 1 FROM information_schema.schemata WHERE schema_name = ?)";
-        let query = sqlx::query_scalar(exists).bind(schema).persistent(false);
-        if !query.fetch_one(&mut *connection).await? {
-            let sql = format!("CREATE DATABASE IF NOT EXISTS `{schema}`");
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
-        }
-    }
+    create_schema(connection, &config.tables).await?;
     sqlx::raw_sql(AssertSqlSafe(tables_sql(config))).execute(&mut *connection).await?;
     Ok(None)
+}
+
+/// Creates the database that the tables are in, if that is another one than the connection's.
+pub(crate) async fn create_schema(
+    connection: &mut MySqlConnection,
+    tables: &Tables,
+) -> Result<(), sqlx::Error> {
+    let Some(schema) = tables.schema() else { return Ok(()) };
+    // This asks for a privilege even when the database is there, which a migrating user need not have.
+    let exists = "SELECT EXISTS (SELECT 1 FROM information_schema.schemata WHERE schema_name = ?)";
+    if !sqlx::query_scalar(exists).bind(schema).persistent(false).fetch_one(&mut *connection).await? {
+        let sql = format!("CREATE DATABASE IF NOT EXISTS `{schema}`");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    }
+    Ok(())
 }
 
 /// The version of the tables; `None` where there are none.
@@ -124,7 +154,16 @@ pub(crate) async fn version(
     connection: &mut MySqlConnection,
     tables: &Tables,
 ) -> Result<Option<i64>, sqlx::Error> {
-    let sql = tables.text("SELECT value FROM {meta} WHERE name = 'schema_version'");
+    version_in(connection, tables, "{meta}").await
+}
+
+/// The version that a table of versions says.
+pub(crate) async fn version_in(
+    connection: &mut MySqlConnection,
+    tables: &Tables,
+    meta: &str,
+) -> Result<Option<i64>, sqlx::Error> {
+    let sql = tables.text(&format!("SELECT value FROM {meta} WHERE name = 'schema_version'"));
     let query = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false);
     match query.fetch_optional(connection).await {
         Err(error) if matches!(number(&error), Some(NO_TABLE | NO_DATABASE)) => Ok(None),

@@ -103,4 +103,5 @@ CREATE TABLE IF NOT EXISTS {meta} (
     value BIGINT      NOT NULL,
     PRIMARY KEY (name)
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
-INSERT INTO {meta} (name, value) VALUES ('schema_version', {version}) ON DUPLICATE KEY UPDATE value = {version};
+INSERT INTO {meta} (name, value) VALUES ('schema_version', {version})
+    ON DUPLICATE KEY UPDATE value = GREATEST(value, {version});

@@ -16,7 +16,10 @@ use outbox_core::{
 };
 use sqlx::{MySql, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions, pool::PoolConnection};
 
-pub(crate) use self::holds::{HeldKey, Hold, Holds};
+pub(crate) use self::{
+    check::{Wanted, inspect},
+    holds::{HeldKey, Hold, Holds},
+};
 use crate::{
     MysqlConfig,
     config::{CONNECT_TIMEOUT, Tables},

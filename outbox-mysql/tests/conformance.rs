@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -12,14 +12,14 @@ use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, 
 use sqlx::{MySql, Transaction};
 use uuid::Uuid;
 
-use support::{Place, Server};
+use support::{Mariadb, Mysql, On, Place};
 
-struct Harness<const MARIADB: bool>(Place);
+struct Harness<S>(Place, PhantomData<S>);
 
 #[async_trait]
-impl<const MARIADB: bool> StoreHarness for Harness<MARIADB> {
+impl<S: On> StoreHarness for Harness<S> {
     async fn fresh() -> Option<Self> {
-        Place::new(if MARIADB { Server::Mariadb } else { Server::Mysql }).await.map(Self)
+        Some(Self(Place::new(S::SERVER).await?, PhantomData))
     }
 
     async fn cleanup(self) {
@@ -97,9 +97,9 @@ impl OpenTransaction for Open {
 }
 
 mod mysql {
-    outbox_conformance::store_suite!(super::Harness<false>);
+    outbox_conformance::store_suite!(super::Harness<super::Mysql>);
 }
 
 mod mariadb {
-    outbox_conformance::store_suite!(super::Harness<true>);
+    outbox_conformance::store_suite!(super::Harness<super::Mariadb>);
 }

@@ -185,6 +185,7 @@ fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Fin
     feature = "sqlite",
     feature = "postgres",
     feature = "mysql",
+    feature = "mongo",
     feature = "kafka",
     feature = "rabbitmq",
     feature = "nats"
@@ -198,6 +199,7 @@ mod without_a_feature {
             ("sqlite", cfg!(feature = "sqlite"), "sqlite:x", "stdout:"),
             ("postgres", cfg!(feature = "postgres"), "postgres://h/d", "stdout:"),
             ("mysql", cfg!(feature = "mysql"), "mysql://h/d", "stdout:"),
+            ("mongo", cfg!(feature = "mongo"), "mongodb://h/d", "stdout:"),
             ("kafka", cfg!(feature = "kafka"), "sqlite:x", "kafka://h:1"),
             ("rabbitmq", cfg!(feature = "rabbitmq"), "sqlite:x", "amqp://h:1"),
             ("nats", cfg!(feature = "nats"), "sqlite:x", "nats://h:1"),

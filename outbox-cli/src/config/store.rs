@@ -8,8 +8,8 @@ use super::reader::{Reader, variable};
 
 const URL: &str = "store.url";
 
-const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\", \"mysql://user:password@host:port/database\" \
-                          or \"sqlite:path/to/file.db\"";
+const URL_REMEDY: &str = "give \"postgres://user:password@host:port/database\", \"mysql://user:password@host:port/database\", \
+                          \"mongodb://user:password@host:port/database?replicaSet=name\" or \"sqlite:path/to/file.db\"";
 
 /// The store, by database.
 #[derive(Debug, Clone)]
@@ -25,6 +25,12 @@ pub(crate) enum StoreConfig {
     #[cfg(feature = "mysql")]
     Mysql {
         config: Box<outbox_mysql::MysqlConfig>,
+        /// The URL without its password and its parameters.
+        shown: String,
+    },
+    #[cfg(feature = "mongo")]
+    Mongo {
+        config: Box<outbox_mongo::MongoConfig>,
         /// The URL without its password and its parameters.
         shown: String,
     },
@@ -65,6 +71,10 @@ pub(super) fn read(reader: &mut Reader, when_sent: WhenSent) -> Option<StoreConf
         refuse_foreign(reader, "MySQL", &["store.busy_timeout"]);
         return mysql(reader, &url, settings);
     }
+    if url.starts_with("mongodb://") || url.starts_with("mongodb+srv://") {
+        refuse_foreign(reader, "MongoDB", &["store.busy_timeout"]);
+        return mongo(reader, &url, settings);
+    }
     reader.problem(URL, &scheme_problem(&url), URL_REMEDY);
     None
 }
@@ -102,6 +112,7 @@ pub(super) fn scheme_problem(url: &str) -> String {
 /// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
 /// last `@` counts as the user's part.
 #[cfg(any(
+    feature = "mongo",
     feature = "mysql",
     feature = "nats",
     feature = "postgres",
@@ -190,11 +201,6 @@ fn postgres(reader: &mut Reader, url: &str, settings: Settings, when_sent: WhenS
     }
 }
 
-#[cfg(feature = "mysql")]
-fn settings_refused(reader: &Reader) -> bool {
-    ["store.prefix", "store.schema", "store.connections"].iter().any(|key| reader.is_refused(key))
-}
-
 #[cfg(not(feature = "postgres"))]
 fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<StoreConfig> {
     not_compiled_in(reader, URL, "PostgreSQL", "postgres");
@@ -203,39 +209,22 @@ fn postgres(reader: &mut Reader, _: &str, _: Settings, _: WhenSent) -> Option<St
 
 #[cfg(feature = "mysql")]
 fn mysql(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConfig> {
-    use outbox_mysql::MysqlConfig;
-
-    // Each setting is first tried by itself, as above. A URL without a database is right beside a schema.
-    let mut builder = MysqlConfig::builder().url(url);
-    let mut alone = Vec::new();
+    let mut builder = outbox_mysql::MysqlConfig::builder().url(url);
     if let Some(prefix) = settings.prefix {
-        alone.push(("store.prefix", MysqlConfig::builder().table(&prefix)));
         builder = builder.table(prefix);
     }
-    let mut with_url = MysqlConfig::builder().url(url);
     if let Some(schema) = settings.schema {
-        alone.push(("store.schema", MysqlConfig::builder().schema(&schema)));
         builder = builder.schema(schema);
-        with_url = with_url.schema("named");
     }
-    alone.push((URL, with_url));
     if let Some(connections) = settings.connections {
-        alone.push(("store.connections", MysqlConfig::builder().connections(connections)));
         builder = builder.connections(connections);
-    }
-    for (key, builder) in alone {
-        if let Err(error) = builder.build() {
-            let text = error.to_string();
-            refused(reader, key, text.split_once(": ").map_or(text.as_str(), |(_, problem)| problem));
-        }
     }
     match builder.build() {
         Ok(config) => Some(StoreConfig::Mysql { config: Box::new(config), shown: redacted(url) }),
         Err(error) => {
-            // Said above, unless it is only the whole that does not work.
-            if !reader.is_refused(URL) && !settings_refused(reader) {
-                refused(reader, URL, &error.to_string());
-            }
+            let keys =
+                [("table", "store.prefix"), ("schema", "store.schema"), ("connections", "store.connections")];
+            refuse_each(reader, &keys, error.problems());
             None
         }
     }
@@ -247,8 +236,40 @@ fn mysql(reader: &mut Reader, _: &str, _: Settings) -> Option<StoreConfig> {
     None
 }
 
+#[cfg(feature = "mongo")]
+fn mongo(reader: &mut Reader, url: &str, settings: Settings) -> Option<StoreConfig> {
+    let mut builder = outbox_mongo::MongoConfig::builder().url(url);
+    if let Some(prefix) = settings.prefix {
+        builder = builder.table(prefix);
+    }
+    if let Some(schema) = settings.schema {
+        builder = builder.database(schema);
+    }
+    if let Some(connections) = settings.connections {
+        builder = builder.connections(connections);
+    }
+    match builder.build() {
+        Ok(config) => Some(StoreConfig::Mongo { config: Box::new(config), shown: redacted(url) }),
+        Err(error) => {
+            let keys = [
+                ("table", "store.prefix"),
+                ("database is \"", "store.schema"),
+                ("connections", "store.connections"),
+            ];
+            refuse_each(reader, &keys, error.problems());
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "mongo"))]
+fn mongo(reader: &mut Reader, _: &str, _: Settings) -> Option<StoreConfig> {
+    not_compiled_in(reader, URL, "MongoDB", "mongo");
+    None
+}
+
 /// What an adapter said of its settings, by its names for them; what is not among `keys` is of the URL.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql", feature = "mongo"))]
 fn refuse_each(reader: &mut Reader, keys: &[(&str, &'static str)], problems: &[String]) {
     for problem in problems {
         let key = keys.iter().find(|(name, _)| problem.starts_with(name)).map_or(URL, |(_, key)| key);

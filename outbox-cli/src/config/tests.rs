@@ -370,6 +370,8 @@ fn no_secret_is_ever_shown() {
     let urls = [
         "oracle://me:hush@h/d",
         "mysql://me:hush@h",
+        "mongodb://me:hush@h",
+        "mongodb+srv://me:hush@h/d",
         "mysql://me:hush@[bad/d",
         "hush:hush@h",
         "hush",
@@ -557,6 +559,21 @@ fn what_mysql_refuses_is_named_by_key() {
     // The tables are in a schema, or in the database of the url.
     let file = "[store]\nurl = \"mysql://me:hush@h\"\n[publisher]\nurl = \"stdout:\"\n";
     assert_one(&refused(file, &[]), &["store.url (outbox.toml line 2)", "names no database"]);
+    load(file, &[("OUTBOX_STORE_SCHEMA", "shop")]).unwrap();
+}
+
+#[cfg(feature = "mongo")]
+#[test]
+fn what_mongo_refuses_is_named_by_key() {
+    let file = "[store]\nurl = \"mongodb://me:hush@[bad\"\nprefix = \"a-b\"\nschema = \"s;\"\nconnections = 1\nbusy_timeout = \"1s\"\n";
+    let lines = refused(file, &[("OUTBOX_PUBLISHER_URL", "stdout:")]);
+    for (key, line) in [("url", 2), ("prefix", 3), ("schema", 4), ("connections", 5), ("busy_timeout", 6)] {
+        assert_one(&lines, &[&format!("store.{key} (outbox.toml line {line})")]);
+    }
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    // The collections are in a database of their own, or in that of the url.
+    let file = "[store]\nurl = \"mongodb://me:hush@h\"\n[publisher]\nurl = \"stdout:\"\n";
+    assert_one(&refused(file, &[]), &["store.url (outbox.toml line 2)", "database is missing"]);
     load(file, &[("OUTBOX_STORE_SCHEMA", "shop")]).unwrap();
 }
 

@@ -10,6 +10,9 @@ use crate::{InboxHarness, InboxTransaction, Violation, violation::Verdict};
 /// How long a transaction is watched for doing what it must not.
 const WATCH: Duration = Duration::from_millis(200);
 
+/// How long a purge may take before it is taken to wait for another transaction.
+const PURGE_WATCH: Duration = Duration::from_secs(2);
+
 /// How often a transaction is begun again that the database asked to repeat.
 pub(crate) const TRIES_MAX: u32 = 100;
 
@@ -78,6 +81,23 @@ impl<'a> Stage<'a> {
         Err(Violation::new("a purge", format!("{TRIES_MAX} conflicts")))
     }
 
+    /// Purges while another transaction is open: the number of receipts, or the purge that waits for that one's end. `None`
+    /// if it was asked to begin again.
+    pub(crate) async fn purge_beside(&self, rows_max: u32) -> Verdict<Option<Result<u64, Purging>>> {
+        let mut transaction = self.harness.begin().await;
+        let mut task = tokio::spawn(async move {
+            let answer = transaction.purge(CONSUMER, AGE, rows_max).await;
+            finish(transaction, answer).await
+        });
+        match tokio::time::timeout(PURGE_WATCH, &mut task).await {
+            Err(_) => Ok(Some(Err(Purging(task)))),
+            Ok(ended) => match joined(ended)? {
+                Err(error) if is_conflict(&error) => Ok(None),
+                answer => Ok(Some(Ok(answer?))),
+            },
+        }
+    }
+
     pub(crate) async fn expect(&self, receipt: Receipt, event: &EventIdentity, why: &str) -> Verdict {
         self.expect_of(CONSUMER, receipt, event, why).await
     }
@@ -139,6 +159,16 @@ impl<'a> Stage<'a> {
             tasks.push(tokio::spawn(work(self.harness.begin().await)));
         }
         futures::future::join_all(tasks).await.into_iter().map(joined).collect()
+    }
+}
+
+/// A purge that waits for another transaction.
+pub(crate) struct Purging(tokio::task::JoinHandle<Result<u64, InboxError>>);
+
+impl Purging {
+    /// Its end, whatever that is.
+    pub(crate) async fn ended(self) -> Verdict {
+        joined(self.0.await).map(drop)
     }
 }
 

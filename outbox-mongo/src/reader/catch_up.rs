@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use outbox_core::{AggregateKey, Sequence};
 
 use super::{At, page::Page, place::Place};
@@ -63,7 +63,7 @@ impl Place {
         }
         let filter = self.of_batch(&batch, at.now);
         let count = self.rows_at_once(page, page.events_left - events_min + 1);
-        let outbox = at.inner.outbox();
+        let outbox = at.inner.snapshot(&at.inner.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING_BY_KEY)).sort(doc! { "sequence": 1 });
         let mut cursor = find.batch_size(count).session(&mut at.session).await?;
         let mut stopped_at = None;
@@ -117,7 +117,7 @@ pub(super) async fn held_among<'k>(
         return Ok(held);
     }
     let ids: Vec<Bson> = keys.map(hold_id).collect();
-    let holds = at.inner.database.collection::<RawDocumentBuf>(&at.inner.names().holds);
+    let holds = at.inner.snapshot(&at.inner.names().holds);
     let find = holds.find(doc! { "_id": { "$in": ids } }).projection(doc! { "_id": 1 });
     let mut cursor = find.session(&mut at.session).await?;
     while cursor.advance(&mut at.session).await? {

@@ -74,7 +74,13 @@ async fn held_rows(at: &mut At<'_>, holds: &[(AggregateKey, Hold)]) -> Result<Ha
     }
     let mut filter = doc! { "sequence": { "$in": sequences } };
     filter.extend(pending());
-    let mut cursor = at.inner.outbox().find(filter).hint(index(PENDING)).session(&mut at.session).await?;
+    let mut cursor = at
+        .inner
+        .snapshot(&at.inner.names().outbox)
+        .find(filter)
+        .hint(index(PENDING))
+        .session(&mut at.session)
+        .await?;
     while cursor.advance(&mut at.session).await? {
         let stored = Stored::of(cursor.current());
         let ((key, valid), Some(sequence)) = (stored.key(), stored.sequence()) else { continue };

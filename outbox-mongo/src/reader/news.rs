@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use mongodb::{
     ClientSession,
-    bson::{Bson, DateTime as BsonDateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc},
+    bson::{Bson, DateTime as BsonDateTime, Document, RawBsonRef, RawDocument, doc},
 };
 use outbox_core::{AggregateKey, Sequence};
 
@@ -51,7 +51,7 @@ impl News {
         // Those that the relay has in hand are still due.
         let due_max = DUE_HOLDS_MAX + place.given.len();
         let pipeline = pipeline(inner, place, due_max);
-        let meta = inner.database.collection::<RawDocumentBuf>(&inner.names().meta);
+        let meta = inner.snapshot(&inner.names().meta);
         let mut cursor = meta.aggregate(pipeline).session(&mut *session).await?;
         if !cursor.advance(session).await? {
             return Ok(None);

@@ -12,7 +12,12 @@ use mongodb::{
 use outbox_core::{AggregateKey, Epoch, FetchRequest, Fetched, PARTITIONS, Partition, Sequence};
 
 use super::{At, News, page::Page};
-use crate::{document::partition_of, error::Fault, sequence::first_of, store::Inner};
+use crate::{
+    document::partition_of,
+    error::Fault,
+    sequence::{first_of, sequence_of},
+    store::Inner,
+};
 
 /// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
 pub(super) const DUE_HOLDS_MAX: usize = 256;
@@ -26,6 +31,14 @@ const CATCH_UP_MAX: usize = 1_000;
 /// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked events takes a few
 /// hundred milliseconds, and this keeps it near one per cent.
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
+
+/// The first statement of the session has been answered as if it were none of a snapshot.
+fn no_snapshot() -> Fault {
+    Fault::Write { code: SNAPSHOT_UNAVAILABLE, message: "the server gave no snapshot".to_owned() }
+}
+
+/// The server's code for a snapshot that it does not have.
+const SNAPSHOT_UNAVAILABLE: i32 = 246;
 
 /// Where a reader is.
 pub(super) struct Place {
@@ -87,7 +100,8 @@ impl Place {
     ) -> Result<Option<Fetched>, Fault> {
         self.lease(request);
         let Some(news) = News::read(inner, &mut session, self).await? else { return Ok(None) };
-        let mut at = At { inner, session, request, now: news.now, any_hold: news.any_hold };
+        let snapshot = session.snapshot_time().and_then(sequence_of).ok_or_else(no_snapshot)?;
+        let mut at = At { inner, session, request, now: news.now, snapshot, any_hold: news.any_hold };
         self.advance(&at);
         let mut page = Page {
             rows: Vec::new(),
@@ -99,10 +113,8 @@ impl Place {
         let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
         let all_due_noted = self.note_scheduled(news.now, news.scheduled);
         self.catch_up(&mut at, &mut page).await?;
-        if all_due_noted {
-            self.scan(&mut at, &mut page).await?;
-        }
-        self.move_bound(inner, news.now);
+        let scanned = if all_due_noted { self.scan(&mut at, &mut page).await? } else { self.bound };
+        self.move_bound(inner, news.now, scanned);
         let full: HashSet<&AggregateKey> = request.full.iter().collect();
         page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
         self.idle = !page.more;
@@ -229,11 +241,13 @@ impl Place {
         all
     }
 
-    /// Nothing can become visible any more that was inserted twice the life of a transaction ago.
-    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime) {
+    /// Nothing can become visible any more that was inserted twice the life of a transaction ago. What has become visible
+    /// since the last scan is behind the bound only once a scan has come so far: none had its turn where others filled the
+    /// page, and one that met more than the page takes has ended sooner.
+    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime, scanned: Sequence) {
         let lifetime = i64::try_from(inner.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
         let second = now.timestamp_millis().div_euclid(1000).saturating_sub(lifetime.saturating_mul(2));
-        self.bound = self.bound.max(self.read.min(first_of(second)));
+        self.bound = self.bound.max(scanned.min(first_of(second)));
         self.passed = self.passed.split_off(&(self.bound + 1));
     }
 

@@ -5,11 +5,11 @@ use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use outbox_core::{AggregateKey, FetchRequest, Lease};
 use uuid::Uuid;
 
-use super::{At, news, place::Place};
+use super::{At, news, page::Page, place::Place};
 use crate::{
     MongoConfig, MongoStore,
     schema::{FAILED, PENDING, PENDING_BY_KEY, SEQUENCE},
-    sequence::timestamp_of,
+    sequence::{sequence_of, timestamp_of},
     store::among,
 };
 
@@ -102,7 +102,8 @@ async fn check_finds(store: &MongoStore) {
         let mut place = Place::new();
         place.lease(&request);
         let session = inner.client.start_session().snapshot(true).await.unwrap();
-        let at = At { inner, session, request: &request, now: BsonDateTime::now(), any_hold: true };
+        let (now, snapshot) = (BsonDateTime::now(), 1 << 40);
+        let at = At { inner, session, request: &request, now, snapshot, any_hold: true };
         let scan = plan_of_find(store, place.filter(&at, 0, &[]), PENDING, true).await;
         assert_eq!(scan, ["LIMIT", "FETCH", "IXSCAN pending"], "of {} leases", leases.len());
 
@@ -149,6 +150,30 @@ async fn check_lists(store: &MongoStore, pipeline: Vec<Document>) {
         assert!(scans == 0 || name == "any_hold", "{name} scans its collection: {stage}");
     }
     assert_eq!(lists, 6);
+}
+
+#[tokio::test]
+async fn all_statements_of_a_fetch_see_one_state() {
+    let Some(store) = store().await else { return };
+    insert(&store, 1, 3).await;
+    let inner = store.inner();
+    let leases = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
+    let request = FetchRequest { leases, ..FetchRequest::default() };
+    let mut place = Place::new();
+    place.lease(&request);
+    let mut session = inner.client.start_session().snapshot(true).await.unwrap();
+    let news = news::News::read(inner, &mut session, &place).await.unwrap().unwrap();
+    // Both an event and a hold of another one.
+    insert(&store, 3, 4).await;
+    let hold = doc! { "_id": { "aggregate_type": "order", "aggregate_id": "1" }, "partition": 1, "reason": "paused" };
+    inner.database.collection(&inner.names().holds).insert_one(hold).await.unwrap();
+    let snapshot = session.snapshot_time().and_then(sequence_of).unwrap();
+    let mut at = At { inner, session, request: &request, now: news.now, snapshot, any_hold: true };
+    let mut page = Page { rows: Vec::new(), events_left: 10, bytes_left: 1 << 20, more: false };
+    place.scan(&mut at, &mut page).await.unwrap();
+    let ids: Vec<&str> = page.rows.iter().map(|row| row.key.aggregate_id()).collect();
+    assert_eq!(ids, ["1", "2"]);
+    inner.database.drop().await.unwrap();
 }
 
 #[tokio::test]

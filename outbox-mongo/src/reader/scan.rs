@@ -10,7 +10,7 @@ use crate::{
     document::{Stored, pending},
     error::Fault,
     schema::PENDING,
-    sequence::{sequence_of, timestamp_of},
+    sequence::timestamp_of,
     store::index,
 };
 
@@ -28,8 +28,8 @@ struct Chunk {
 }
 
 impl Place {
-    /// Reads what is late and what is new, in one order, until the page is full.
-    pub(super) async fn scan(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<(), Fault> {
+    /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that was.
+    pub(super) async fn scan(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<Sequence, Fault> {
         let mut rows_left = SCAN_ROWS_MAX.max(page.events_left);
         let mut position = self.bound;
         // What was caught up with is part of the answer, and not known yet.
@@ -38,14 +38,14 @@ impl Place {
         loop {
             if page.is_full() || rows_left == 0 {
                 page.more = true;
-                return Ok(());
+                return Ok(position);
             }
             let chunk = self.chunk(at, position, &returned, rows_left.min(page.events_left), page).await?;
             let held = held_among(at, chunk.rows.iter().map(|(row, _)| &row.key)).await?;
             for (row, valid) in chunk.rows {
                 if page.is_full() {
                     page.more = true;
-                    return Ok(());
+                    return Ok(position);
                 }
                 rows_left = rows_left.saturating_sub(1);
                 position = row.sequence;
@@ -59,9 +59,8 @@ impl Place {
             }
             if chunk.is_last {
                 // What is not visible in this snapshot and has a sequence before it is late.
-                let snapshot = at.session.snapshot_time().and_then(sequence_of);
-                self.read = self.read.max(snapshot.unwrap_or_default());
-                return Ok(());
+                self.read = self.read.max(at.snapshot);
+                return Ok(position.max(at.snapshot));
             }
         }
     }
@@ -77,7 +76,7 @@ impl Place {
         let filter = self.filter(at, position, returned);
         let rows_at_once = self.rows_at_once(page, rows_max);
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
-        let outbox = at.inner.outbox();
+        let outbox = at.inner.snapshot(&at.inner.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING)).sort(doc! { "sequence": 1 });
         let mut cursor = find.limit(limit).batch_size(rows_at_once).session(&mut at.session).await?;
         let (mut rows, mut bytes) = (Vec::new(), 0);

@@ -1,5 +1,11 @@
 //! What would break a guarantee: looked for at start, named all at once. Changes nothing.
 
+mod collections;
+mod server;
+
+pub(crate) use collections::inspect;
+pub(crate) use server::{identify, privileges, server};
+
 use mongodb::{
     bson::{Bson, Document, Timestamp, doc},
     error::Error,
@@ -7,14 +13,12 @@ use mongodb::{
 };
 use outbox_core::{Finding, PARTITIONS, StoreError, StoreErrorKind};
 
+use self::collections::entry;
 use super::{Inner, collect};
 use crate::{
-    error::{Fault, classify, code_of, within},
-    schema::{self, SCHEMA_VERSION, SEQUENCE, newer_version},
+    error::{Fault, classify, within},
+    schema::{self, SCHEMA_VERSION, SEQUENCE, missing_migrations, newer_version},
 };
-
-/// The wire version of MongoDB 6.0, the first release that takes a partial index by `$in`.
-const WIRE_VERSION_MIN: i32 = 17;
 
 const MIGRATE: &str = "run the migration: `MongoStore::migrate`, or the script of `migration_script`";
 
@@ -33,9 +37,7 @@ pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
     if !server(&hello, &mut findings) {
         return Ok(findings);
     }
-    // A greeting is answered to anybody; this is refused to who is nobody.
-    let who = doc! { "connectionStatus": 1, "showPrivileges": true };
-    let status = within(what, async { Ok::<_, Fault>(identify(inner, who).await) }).await?;
+    let status = within(what, async { Ok::<_, Fault>(identify(&inner.database).await) }).await?;
     let status = match status {
         Ok(status) => status,
         Err(error) => {
@@ -44,21 +46,11 @@ pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
         }
     };
     within(what, lifetime(inner, &mut findings)).await?;
-    let may_look = privileges(inner, &status, &mut findings);
+    let may_look = privileges(&inner.names().database, ("relay", &needed(inner)), &status, &mut findings);
     if may_look && within(what, collections(inner, &mut findings)).await? {
         within(what, documents(inner, &mut findings)).await?;
     }
     Ok(findings)
-}
-
-/// What the server knows of the account. Without one, a server that knows accounts refuses the first look.
-async fn identify(inner: &Inner, who: Document) -> Result<Document, Error> {
-    let status = command(inner, who).await?;
-    let info = status.get_document("authInfo").cloned().unwrap_or_default();
-    if info.get_array("authenticatedUsers").is_ok_and(|users| users.is_empty()) {
-        inner.database.run_command(doc! { "listCollections": 1, "nameOnly": true }).await?;
-    }
-    Ok(info)
 }
 
 async fn command(inner: &Inner, command: Document) -> Result<Document, Error> {
@@ -118,40 +110,6 @@ fn unreachable(inner: &Inner, error: &Error) -> Finding {
     }
 }
 
-/// False if it is no use to look further.
-fn server(hello: &Document, findings: &mut Vec<Finding>) -> bool {
-    let found = findings.len();
-    let wire_version = hello.get_i32("maxWireVersion").unwrap_or_default();
-    if wire_version < WIRE_VERSION_MIN {
-        findings.push(Finding::error(
-            "server-too-old",
-            format!("the server speaks wire version {wire_version}, that of a release before MongoDB 6.0"),
-            "upgrade it to 6.0 or newer",
-        ));
-    }
-    if hello.get_str("msg").is_ok_and(|message| message == "isdbgrid") {
-        findings.push(Finding::error(
-            "sharded",
-            "the server is a router of a sharded cluster, where each shard counts for itself: sequences would not be \
-             unique",
-            "put the outbox, and the data of the services that write to it, into a replica set",
-        ));
-    } else if !hello.contains_key("setName") {
-        findings.push(Finding::error(
-            "no-replica-set",
-            "the server is not a member of a replica set, and so has no transactions",
-            "start it with --replSet and run rs.initiate(), a single member will do",
-        ));
-    } else if !hello.get_bool("isWritablePrimary").unwrap_or_default() {
-        findings.push(Finding::error(
-            "not-primary",
-            "the server is a secondary, which only reads",
-            "list all members in the url, with replicaSet and without directConnection",
-        ));
-    }
-    findings.len() == found
-}
-
 /// The server's limit of a transaction, where the account may ask for it.
 async fn lifetime(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault> {
     const NAME: &str = "transactionLifetimeLimitSeconds";
@@ -195,84 +153,24 @@ fn needed(inner: &Inner) -> [(&str, &'static str); 7] {
     ]
 }
 
-/// False if the account may not even look.
-fn privileges(inner: &Inner, info: &Document, findings: &mut Vec<Finding>) -> bool {
-    let list = |name: &str| info.get_array(name).cloned().unwrap_or_default();
-    // A server without accounts refuses nobody.
-    if list("authenticatedUsers").is_empty() {
-        return true;
-    }
-    let granted: Vec<Document> = list("authenticatedUserPrivileges")
-        .into_iter()
-        .filter_map(
-            |privilege| if let Bson::Document(privilege) = privilege { Some(privilege) } else { None },
-        )
-        .collect();
-    let database = &inner.names().database;
-    let has = |collection: &str, action: &str| {
-        granted.iter().any(|privilege| {
-            let Ok(resource) = privilege.get_document("resource") else { return false };
-            let covers = |name: &str, wanted: &str| {
-                resource.get_str(name).is_ok_and(|given| given.is_empty() || given == wanted)
-            };
-            let is_covered = resource.get_bool("anyResource").unwrap_or_default()
-                || (covers("db", database) && covers("collection", collection));
-            let mut actions = privilege.get_array("actions").into_iter().flatten();
-            is_covered && actions.any(|given| matches!(given.as_str(), Some(given) if given == action))
-        })
-    };
-    let mut may_look = has("", "listCollections");
-    if !may_look {
-        findings.push(Finding::error(
-            "privilege",
-            format!("the account of the relay may not list the collections of the database {database}"),
-            format!("grant its role listCollections on {database}"),
-        ));
-    }
-    for (collection, actions) in needed(inner) {
-        let lacking: Vec<&str> = actions.split(' ').filter(|action| !has(collection, action)).collect();
-        if lacking.is_empty() {
-            continue;
-        }
-        may_look &= !lacking.iter().any(|action| ["find", "listIndexes"].contains(action));
-        let lacking = lacking.join(", ");
-        findings.push(Finding::error(
-            "privilege",
-            format!("the account of the relay may not {lacking} on {database}.{collection}"),
-            format!("grant its role {lacking} on {database}.{collection}"),
-        ));
-    }
-    may_look
-}
-
 /// Collections, their options and indexes; true if everything is there.
 async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool, Fault> {
     let names = inner.names();
-    let command = doc! { "listCollections": 1, "cursor": { "batchSize": 10_000 } };
-    let answer = inner.database.run_command(command).await?;
-    let batch = answer.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch").cloned());
-    let listed: Vec<Document> = batch
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|entry| if let Bson::Document(entry) = entry { Some(entry) } else { None })
-        .collect();
-    let entry =
-        |name: &str| listed.iter().find(|entry| entry.get_str("name").is_ok_and(|found| found == name));
     let needed = needed(inner).map(|(collection, _)| collection);
-    let missing: Vec<&str> = needed.iter().copied().filter(|name| entry(name).is_none()).collect();
-    if !missing.is_empty() {
-        findings.push(Finding::error(
-            "missing-collection",
-            format!("there is no {} in the database {}", missing.join(", "), names.database),
-            MIGRATE,
-        ));
+    let wanted = (&needed[..], schema::indexes(names));
+    let (listed, complete) = inspect(&inner.database, wanted, MIGRATE, findings).await?;
+    if !complete {
+        if entry(&listed, &names.outbox).is_some() && entry(&listed, &names.meta).is_none() {
+            findings.push(Finding::error(
+                "foreign-schema",
+                format!("{} is there, but says no version: it may be another program's", names.outbox),
+                "give the outbox another name by `table`, or run the migration if it is this one's",
+            ));
+        }
         return Ok(false);
     }
     version(inner, findings).await?;
-    for (name, entry) in needed.iter().filter_map(|name| Some((*name, entry(name)?))) {
-        options(name, entry, findings);
-    }
-    let options = entry(&names.outbox).and_then(|entry| entry.get_document("options").ok());
+    let options = entry(&listed, &names.outbox).and_then(|entry| entry.get_document("options").ok());
     if options.and_then(|options| options.get_document("validator").ok()) != Some(&schema::validator()) {
         findings.push(Finding::error(
             "validator",
@@ -284,77 +182,27 @@ async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool,
             MIGRATE,
         ));
     }
-    for (collection, wanted) in schema::indexes(names) {
-        indexes(inner, collection, &wanted, findings).await?;
-    }
     Ok(true)
 }
 
 async fn version(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault> {
-    match schema::version(&inner.database, inner.names()).await? {
+    match schema::version(&inner.database, &inner.names().meta).await? {
         Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
             "schema-newer",
             newer_version(inner.names(), found).to_string(),
             "upgrade the program, or connect it to another outbox",
         )),
         Some(SCHEMA_VERSION) => {}
-        found => findings.push(Finding::error(
-            "schema-older",
-            format!(
-                "the outbox {} has version {}, older than {SCHEMA_VERSION}",
-                inner.names().outbox,
-                found.unwrap_or_default()
-            ),
-            MIGRATE,
-        )),
-    }
-    Ok(())
-}
-
-fn options(name: &str, entry: &Document, findings: &mut Vec<Finding>) {
-    let options = entry.get_document("options").cloned().unwrap_or_default();
-    let kind = entry.get_str("type").unwrap_or_default();
-    if kind != "collection" || options.get_bool("capped").unwrap_or_default() {
-        findings.push(Finding::error(
-            "foreign-collection",
-            format!("{name} is a {kind}, or capped, and not a plain collection"),
-            "choose another table prefix, or rename what is there and run the migration",
-        ));
-    }
-    if options.contains_key("collation") {
-        findings.push(Finding::error(
-            "collation",
-            format!("{name} has a collation, by which different keys can be equal"),
-            "make it again without one and copy the documents",
-        ));
-    }
-}
-
-async fn indexes(
-    inner: &Inner,
-    collection: &str,
-    wanted: &[Document],
-    findings: &mut Vec<Finding>,
-) -> Result<(), Fault> {
-    let command = doc! { "listIndexes": collection, "cursor": { "batchSize": 10_000 } };
-    let answer = match inner.database.run_command(command).await {
-        // A view has none.
-        Err(error) if code_of(&error) == Some(166) => return Ok(()),
-        answer => answer?,
-    };
-    let batch = answer.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch").cloned());
-    let listed = batch.unwrap_or_default();
-    for index in wanted {
-        let is_it = |found: &Bson| {
-            let Some(found) = found.as_document() else { return false };
-            index.iter().all(|(option, value)| found.get(option) == Some(value))
-        };
-        if !listed.iter().any(is_it) {
-            let name = index.get_str("name").unwrap_or_default();
+        found => {
+            let found = found.unwrap_or_default();
+            let outbox = &inner.names().outbox;
             findings.push(Finding::error(
-                "missing-index",
-                format!("{collection} has no index {name}, or another one of that name"),
-                format!("drop an index of that name, then {MIGRATE}"),
+                "schema-older",
+                format!(
+                    "the outbox {outbox} has version {found}, older than {SCHEMA_VERSION}: {}",
+                    missing_migrations(found)
+                ),
+                MIGRATE,
             ));
         }
     }

@@ -25,7 +25,7 @@ fn renew(ttl: Duration) -> Vec<Document> {
 pub(super) async fn join(inner: &Inner, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "enter a relay";
     // MongoDB makes any collection by itself when it is written to, and only this says that it is the right one.
-    let version = within(what, schema::version(&inner.database, inner.names())).await?;
+    let version = within(what, schema::version(&inner.database, &inner.names().meta)).await?;
     if version.ok_or_else(|| inner.not_migrated(what))? > schema::SCHEMA_VERSION {
         return Err(schema::newer_version(inner.names(), version.unwrap_or_default()));
     }

@@ -38,6 +38,7 @@ pub(crate) fn address(variable: &str) -> Option<String> {
 }
 
 /// A migrated database that no other test sees.
+#[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) url: String,
     pub(crate) name: String,
@@ -80,6 +81,12 @@ impl Place {
         self.collection(name).count_documents(doc! {}).await.unwrap()
     }
 
+    /// The server's clock.
+    pub(crate) async fn now(&self) -> mongodb::bson::DateTime {
+        let hello = self.database.run_command(doc! { "hello": 1 }).await.unwrap();
+        *hello.get_datetime("localTime").unwrap()
+    }
+
     /// A transaction of the service.
     pub(crate) async fn begin(&self) -> ClientSession {
         let mut session = self.client.start_session().await.unwrap();
@@ -105,6 +112,25 @@ impl Place {
         let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
         self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
     }
+}
+
+/// Makes an account with these actions by collection.
+pub(crate) async fn account(place: &Place, name: &str, grants: &[(&str, &[&str])]) -> String {
+    let privilege = |(collection, actions): &(&str, &[&str])| {
+        doc! { "resource": { "db": &place.name, "collection": *collection }, "actions": actions.to_vec() }
+    };
+    let privileges: Vec<Document> = grants.iter().map(privilege).collect();
+    let role = doc! { "createRole": name, "privileges": privileges, "roles": [] };
+    place.database.run_command(role).await.unwrap();
+    let user = doc! { "createUser": name, "pwd": "secret", "roles": [name] };
+    place.database.run_command(user).await.unwrap();
+    let url = place.url.replace("outbox:outbox@", &format!("{name}:secret@"));
+    url.replace("authSource=admin", &format!("authSource={}", place.name))
+}
+
+pub(crate) async fn remove_account(place: &Place, name: &str) {
+    place.database.run_command(doc! { "dropUser": name }).await.unwrap();
+    place.database.run_command(doc! { "dropRole": name }).await.unwrap();
 }
 
 pub(crate) fn event(id: &str) -> Event {

@@ -3,6 +3,8 @@
 mod server;
 mod tables;
 
+pub(crate) use tables::{Wanted, inspect};
+
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use sqlx::{ConnectOptions as _, Connection as _};
 

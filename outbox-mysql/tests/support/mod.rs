@@ -53,6 +53,22 @@ impl Server {
     }
 }
 
+/// A server as a type, for the harnesses of suites.
+pub(crate) trait On: Send + Sync + 'static {
+    const SERVER: Server;
+}
+
+pub(crate) struct Mysql;
+pub(crate) struct Mariadb;
+
+impl On for Mysql {
+    const SERVER: Server = Server::Mysql;
+}
+
+impl On for Mariadb {
+    const SERVER: Server = Server::Mariadb;
+}
+
 /// Makes a test on each server of each function that takes a [`Server`].
 macro_rules! on_both {
     ($($name:ident)+) => {

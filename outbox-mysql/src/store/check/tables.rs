@@ -7,13 +7,17 @@ use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
 use super::MIGRATE;
 use crate::{
+    config::Tables,
     error::number,
-    schema::{SCHEMA_VERSION, newer_version, version},
+    schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
     store::Inner,
 };
 
-/// The columns that are read or written, by table, and the privileges that a relay and its operator need there.
-const TABLES: [(&str, &str, &str, &str); 7] = [
+/// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this takes.
+pub(crate) type Wanted = (&'static str, &'static str, &'static str, &'static str);
+
+/// What a relay and its operator need.
+const TABLES: [Wanted; 7] = [
     (
         "{outbox}",
         "",
@@ -41,7 +45,8 @@ const TABLES: [(&str, &str, &str, &str); 7] = [
 ];
 
 /// The indexes that statements name, by table.
-const INDEXES: [(&str, &str); 3] = [("", "pending"), ("_holds", "until"), ("_holds", "paused_at")];
+const INDEXES: [(&str, &str); 4] =
+    [("", "pending"), ("_holds", "until"), ("_holds", "paused_at"), ("_inbox", "time")];
 
 /// What `information_schema` says of a column.
 struct Column {
@@ -66,34 +71,16 @@ pub(super) async fn tables(
         )),
         Some(found) if found < SCHEMA_VERSION => findings.push(Finding::error(
             "schema-older",
-            format!("the tables of {} have version {found}, older than {SCHEMA_VERSION}", names.outbox()),
+            format!(
+                "the tables of {} have version {found}, older than {SCHEMA_VERSION}: {}",
+                names.outbox(),
+                missing_migrations(found)
+            ),
             MIGRATE,
         )),
         _ => {}
     }
-    let mut missing = Vec::new();
-    let mut refused = Vec::new();
-    for (token, suffix, columns, privileges) in TABLES {
-        let table = names.text(token);
-        let denied = denied(connection, &table, columns, privileges).await?;
-        let found = columns_of(inner, connection, suffix).await?;
-        if found.is_empty() && denied.is_empty() {
-            missing.push(table);
-            continue;
-        }
-        if !denied.is_empty() {
-            refused.push(Finding::error(
-                "privilege",
-                format!("the user of the relay may not {} on {table}", denied.join(", ")),
-                format!("GRANT {} ON {table} TO its user", denied.join(", ")),
-            ));
-        }
-        // What the user may not see at all cannot be judged.
-        if !found.is_empty() {
-            make(inner, connection, (&table, suffix, columns), &found, findings).await?;
-        }
-    }
-    findings.extend(refused);
+    let missing = inspect(names, connection, &TABLES, ("relay", MIGRATE), findings).await?;
     if missing.is_empty() {
         return partitions(inner, connection, findings).await;
     }
@@ -111,6 +98,46 @@ pub(super) async fn tables(
         MIGRATE,
     ));
     Ok(())
+}
+
+/// Looks at tables for the user of `whom`, and returns those that are missing.
+pub(crate) async fn inspect(
+    names: &Tables,
+    connection: &mut MySqlConnection,
+    wanted: &[Wanted],
+    (whom, migrate): (&str, &'static str),
+    findings: &mut Vec<Finding>,
+) -> Result<Vec<String>, sqlx::Error> {
+    let mut missing = Vec::new();
+    let mut refused = Vec::new();
+    for &(token, suffix, columns, privileges) in wanted {
+        let table = names.text(token);
+        let denied = denied(connection, &table, columns, privileges).await?;
+        let found = columns_of(names, connection, suffix).await?;
+        if found.is_empty() && denied.is_empty() {
+            missing.push(table);
+            continue;
+        }
+        if !denied.is_empty() {
+            refused.push(Finding::error(
+                "privilege",
+                format!("the user of the {whom} may not {} on {table}", denied.join(", ")),
+                format!("GRANT {} ON {table} TO its user", denied.join(", ")),
+            ));
+        }
+        // What the user may not see at all cannot be judged.
+        if found.is_empty() {
+            continue;
+        }
+        let absent: Vec<_> = columns.split(' ').filter(|column| !found.contains_key(*column)).collect();
+        if !absent.is_empty() {
+            let problem = format!("{table} has no column {}", absent.join(", "));
+            findings.push(Finding::error("missing-column", problem, migrate));
+        }
+        make(names, connection, (&table, suffix), &found, findings).await?;
+    }
+    findings.extend(refused);
+    Ok(missing)
 }
 
 /// The privileges that are lacking. To explain a statement takes those that it takes to run it.
@@ -143,15 +170,15 @@ async fn denied(
 }
 
 async fn columns_of(
-    inner: &Inner,
+    names: &Tables,
     connection: &mut MySqlConnection,
     suffix: &str,
 ) -> Result<HashMap<String, Column>, sqlx::Error> {
     let sql = "SELECT LOWER(column_name), data_type IN ('binary', 'varbinary', 'blob'), LOWER(extra) \
                FROM information_schema.columns \
                WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
-    let query = sqlx::query(sql).bind(inner.tables().schema());
-    let rows = query.bind(format!("{}{suffix}", inner.tables().prefix())).fetch_all(connection).await?;
+    let query = sqlx::query(sql).bind(names.schema());
+    let rows = query.bind(format!("{}{suffix}", names.prefix())).fetch_all(connection).await?;
     let mut columns = HashMap::new();
     for row in rows {
         let extra: String = row.try_get_unchecked(2)?;
@@ -167,19 +194,14 @@ async fn columns_of(
 
 /// What one table is made of.
 async fn make(
-    inner: &Inner,
+    names: &Tables,
     connection: &mut MySqlConnection,
-    (table, suffix, columns): (&str, &str, &str),
+    (table, suffix): (&str, &str),
     found: &HashMap<String, Column>,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
-    let name = format!("{}{suffix}", inner.tables().prefix());
-    let absent: Vec<_> = columns.split(' ').filter(|column| !found.contains_key(*column)).collect();
-    if !absent.is_empty() {
-        let problem = format!("{table} has no column {}", absent.join(", "));
-        findings.push(Finding::error("missing-column", problem, MIGRATE));
-    }
-    let collated = ["aggregate_type", "aggregate_id", "topic"];
+    let name = format!("{}{suffix}", names.prefix());
+    let collated = ["aggregate_type", "aggregate_id", "topic", "consumer", "source", "id"];
     let collated: Vec<_> =
         collated.into_iter().filter(|n| found.get(*n).is_some_and(|c| !c.binary)).collect();
     if !collated.is_empty() {
@@ -197,7 +219,7 @@ async fn make(
     }
     let sql = "SELECT engine FROM information_schema.tables \
                WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
-    let query = sqlx::query(sql).bind(inner.tables().schema()).bind(&name);
+    let query = sqlx::query(sql).bind(names.schema()).bind(&name);
     let engine: Option<String> = query.fetch_one(&mut *connection).await?.try_get_unchecked(0)?;
     if !engine.as_deref().is_some_and(|engine| engine.eq_ignore_ascii_case("InnoDB")) {
         findings.push(Finding::error(
@@ -209,7 +231,7 @@ async fn make(
     for (_, index) in INDEXES.iter().filter(|(of, _)| *of == suffix) {
         let sql = "SELECT 1 FROM information_schema.statistics \
                    WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND index_name = ? LIMIT 1";
-        let query = sqlx::query(sql).bind(inner.tables().schema()).bind(&name).bind(*index);
+        let query = sqlx::query(sql).bind(names.schema()).bind(&name).bind(*index);
         if query.fetch_optional(&mut *connection).await?.is_none() {
             findings.push(Finding::error(
                 "missing-index",

@@ -1,6 +1,6 @@
 //! How fast the store alone drains: fetch and settle, overlapped, without a broker.
 //!
-//! `cargo run --release -p outbox-mysql --example drain URL [keep|delete|archive] [events] [known]`
+//! `cargo run --release -p outbox-mongo --example drain_mongo URL [keep|delete|archive] [events] [known]`
 #![allow(
     clippy::expect_used,
     clippy::print_stdout,
@@ -13,18 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mongodb::Client;
 use outbox_core::{
     Enqueue as _, Event, FetchRequest, Lease, OutboxStore, Outcome, RelayId, Row, Sequence, SettleRequest,
     Settlement, WhenSent,
 };
-use outbox_mysql::{MysqlConfig, MysqlOutbox, MysqlStore};
-use sqlx::{AssertSqlSafe, MySqlPool};
+use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 
 const AGGREGATES: usize = 1_000;
 const PAYLOAD_BYTES: usize = 300;
 const ROWS_MAX: usize = 2_000;
 /// The database that is made for the measurement, and dropped after it.
-const SCHEMA: &str = "outbox_drain";
+const DATABASE: &str = "outbox_drain";
 
 #[tokio::main]
 async fn main() {
@@ -37,15 +37,14 @@ async fn main() {
     };
     let number = |index: usize, default| arguments.get(index).map_or(default, |text| text.parse().unwrap());
     let (events, known_max) = (number(2, 100_000), number(3, 8_000));
-    let config = MysqlConfig::builder().url(url).schema(SCHEMA).build().unwrap();
-    let pool = MySqlPool::connect(url).await.unwrap();
-    let drop = || sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {SCHEMA}"))).execute(&pool);
-    drop().await.unwrap();
-    let store = MysqlStore::connect(&config).await.unwrap();
+    let config = MongoConfig::builder().url(url).database(DATABASE).build().unwrap();
+    let client = Client::with_uri_str(url).await.unwrap();
+    client.database(DATABASE).drop().await.unwrap();
+    let store = MongoStore::connect(&config).await.unwrap();
     store.migrate().await.unwrap();
 
     let started = Instant::now();
-    fill(&pool, &MysqlOutbox::new(&config), events).await;
+    fill(&client, &MongoOutbox::new(&config), events).await;
     report("enqueue", events, started);
     let relay = store.join(Duration::from_secs(600)).await.unwrap();
     let seen: Vec<_> = (0..64).map(|partition| (partition, 0)).collect();
@@ -54,7 +53,7 @@ async fn main() {
     let started = Instant::now();
     drain(&store, relay, &leases, (when_sent, events, known_max)).await;
     report(&format!("drain, {when_sent:?}, {known_max} known"), events, started);
-    drop().await.unwrap();
+    client.database(DATABASE).drop().await.unwrap();
 }
 
 fn report(what: &str, events: usize, started: Instant) {
@@ -62,12 +61,13 @@ fn report(what: &str, events: usize, started: Instant) {
     println!("{what}: {events} events in {seconds:.2} s, {:.0} a second", events as f64 / seconds);
 }
 
-async fn fill(pool: &MySqlPool, outbox: &MysqlOutbox, events: usize) {
+async fn fill(client: &Client, outbox: &MongoOutbox, events: usize) {
     for from in (0..events).step_by(1_000) {
         let batch: Vec<Event> = (from..events.min(from + 1_000)).map(event).collect();
-        let mut transaction = pool.begin().await.unwrap();
-        outbox.enqueue_all(&mut transaction, &batch).await.unwrap();
-        transaction.commit().await.unwrap();
+        let mut session = client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        outbox.enqueue_all(&mut session, &batch).await.unwrap();
+        session.commit_transaction().await.unwrap();
     }
 }
 
@@ -78,7 +78,7 @@ fn event(number: usize) -> Event {
 
 /// Fetches while it settles what was fetched before, with `known_max` rows in hand as a relay has.
 async fn drain(
-    store: &MysqlStore,
+    store: &MongoStore,
     relay: RelayId,
     leases: &[Lease],
     (when_sent, events, known_max): (WhenSent, usize, usize),
