@@ -90,7 +90,8 @@ test_() {
   eval "$(scripts/services.sh env)"
   eval "$exports"
   env | grep '^OUTBOX_TEST_' | cut -d= -f1
-  OUTBOX_REQUIRE_SERVERS=1 cargo test --workspace --all-features
+  # All of them, so that one run tells everything.
+  OUTBOX_REQUIRE_SERVERS=1 cargo test --workspace --all-features --no-fail-fast
 }
 
 for step; do
