@@ -33,7 +33,7 @@ const DRIVERS: [&str; 18] = [
 ];
 
 /// Packages that may know several adapters, or the facade as a stranger does.
-const COMPOSITION: [&str; 3] = ["outbox", "outbox-cli", "webhook"];
+const COMPOSITION: [&str; 4] = ["order_system", "outbox", "outbox-cli", "webhook"];
 
 /// Packages of the workspace that are no adapter.
 const SHARED: [&str; 2] = ["outbox-core", "outbox-conformance"];

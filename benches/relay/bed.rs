@@ -101,14 +101,18 @@ impl Bed {
 
     pub(crate) async fn place(&self, when_sent: WhenSent) -> Place {
         let number = self.schemas.fetch_add(1, Ordering::Relaxed);
-        let schema = format!("outbox_bench_{}_{number}", std::process::id());
+        let place = self.existing(format!("outbox_bench_{}_{number}", std::process::id()), when_sent);
+        let (schema, mut connection) = (&place.schema, self.connection().await);
+        run(&mut connection, format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}")).await;
+        PostgresStore::connect(&place.config).await.unwrap().migrate().await.unwrap();
+        place
+    }
+
+    /// The place that another process has made.
+    pub(crate) fn existing(&self, schema: String, when_sent: WhenSent) -> Place {
         let sent_rows = if when_sent == WhenSent::Keep { SentRows::Kept } else { SentRows::Deleted };
         let config =
             PostgresConfig::builder().url(&self.url).schema(&schema).sent_rows(sent_rows).build().unwrap();
-        let store = PostgresStore::connect(&config).await.unwrap();
-        let mut connection = self.connection().await;
-        run(&mut connection, format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}")).await;
-        store.migrate().await.unwrap();
         let outbox = PostgresOutbox::new(&config);
         Place { url: self.url.clone(), schema, outbox, when_sent, config }
     }

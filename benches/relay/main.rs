@@ -36,6 +36,14 @@ const QUESTIONS: [&str; 11] = [
 fn main() {
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| argument != "--bench" && argument != "--").collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if let [drain, schema, events] = &arguments[..]
+        && drain == "drain"
+    {
+        let events = events.parse().expect("a number of events");
+        return runtime
+            .block_on(async { questions::drain(&Bed::new(Vec::new()).await, schema, events).await });
+    }
     let full = arguments.iter().any(|argument| argument == "--full");
     let mut settings = Vec::new();
     let mut asked = Vec::new();
@@ -52,7 +60,6 @@ fn main() {
         asked = QUESTIONS.to_vec();
         asked.push("horizon");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bed = Bed::new(settings).await;
         questions::machine(&mut bed).await;

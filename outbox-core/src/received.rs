@@ -1,13 +1,16 @@
 //! What a consumer reads from a message: [`ReceivedEvent`].
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, Utc};
 
 use crate::{AggregateKey, CONTENT_TYPE_DEFAULT, EventError, EventIdentity, Sequence};
 
-/// What stands before an attribute's name, in the bindings of Kafka, of HTTP and NATS, and of AMQP, which has two.
-const PREFIXES: [&str; 4] = ["ce_", "ce-", "cloudEvents:", "cloudEvents_"];
+/// What stands before an attribute's name in the binding of Kafka, and in that of AMQP, which has two.
+const PREFIXES: [&str; 3] = ["ce_", "cloudEvents:", "cloudEvents_"];
+
+/// The same in the bindings of HTTP and NATS, in which the values of attributes are percent-encoded.
+const PREFIX_ENCODED: &str = "ce-";
 
 /// Why a message cannot be read as an event. It will be the same when it is delivered again: set it aside.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,9 +83,9 @@ pub struct ReceivedEvent {
 
 impl ReceivedEvent {
     /// Reads the headers of a message, whatever the broker: attributes bear the prefix `ce_` (Kafka), `ce-` (NATS,
-    /// HTTP), `cloudEvents:` or `cloudEvents_` (AMQP), in any case of letters; all others are the event's own headers.
-    /// The payload's media type is taken from a header `content-type`: where the protocol has a property for it, add
-    /// it as one.
+    /// HTTP, percent-encoded), `cloudEvents:` or `cloudEvents_` (AMQP), in any case of letters; all others are the event's
+    /// own headers. Leave out those that a broker adds of its own, such as `Nats-Msg-Id`. The payload's media type is
+    /// taken from a header `content-type`: where the protocol has a property for it, add it as one.
     ///
     /// # Errors
     /// A [`ReceivedEventError`] for a message that is no CloudEvent in binary mode.
@@ -92,19 +95,17 @@ impl ReceivedEvent {
         let (mut attributes, mut own) = (BTreeMap::new(), BTreeMap::new());
         let mut content_type = None;
         for (name, value) in headers {
-            let (name, text) = (name.as_ref(), String::from_utf8_lossy(value.as_ref()));
+            let (name, value) = (name.as_ref(), value.as_ref());
             if let Some(attribute) = attribute_name(name) {
-                if std::str::from_utf8(value.as_ref()).is_err() {
-                    return Err(invalid(&attribute, &text, "it is not UTF-8"));
-                }
-                let before = attributes.insert(attribute.clone(), text.clone().into_owned());
+                let text = attribute_text(name, &attribute, value)?;
+                let before = attributes.insert(attribute.clone(), text.clone());
                 if before.is_some_and(|before| before != text) {
                     return Err(ReceivedEventError::Ambiguous(attribute));
                 }
             } else if name.eq_ignore_ascii_case("content-type") {
-                content_type = Some(text.into_owned());
+                content_type = Some(String::from_utf8_lossy(value).into_owned());
             } else {
-                own.insert(name.to_owned(), text.into_owned());
+                own.insert(name.to_owned(), String::from_utf8_lossy(value).into_owned());
             }
         }
         Self::from_attributes(attributes, content_type, own)
@@ -139,7 +140,8 @@ impl ReceivedEvent {
         })
     }
 
-    /// The aggregate, of a message that a relay published: the subject, parted at its first slash.
+    /// The aggregate, of a message that a relay published: the subject, parted at its first slash. A type that has a
+    /// slash itself is not told from the id that follows it.
     pub fn aggregate(&self) -> Option<AggregateKey> {
         let (aggregate_type, aggregate_id) = self.subject.as_deref()?.split_once('/')?;
         Some(AggregateKey::new(aggregate_type, aggregate_id))
@@ -154,10 +156,51 @@ impl ReceivedEvent {
 
 /// The name of an attribute in a header's name, in lower case, as CloudEvents' names are.
 fn attribute_name(header: &str) -> Option<String> {
-    let prefix = PREFIXES
-        .iter()
-        .find(|prefix| header.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))?;
+    let prefix = PREFIXES.into_iter().chain([PREFIX_ENCODED]).find(|prefix| starts_with(header, prefix))?;
     Some(header[prefix.len()..].to_ascii_lowercase())
+}
+
+fn attribute_text(header: &str, attribute: &str, value: &[u8]) -> Result<String, ReceivedEventError> {
+    let bytes =
+        if starts_with(header, PREFIX_ENCODED) { percent_decoded(value) } else { Cow::Borrowed(value) };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(invalid(attribute, &String::from_utf8_lossy(&bytes), "it is not UTF-8")),
+    }
+}
+
+fn starts_with(header: &str, prefix: &str) -> bool {
+    header.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Decoded once. A percent sign that begins no encoded byte stands for itself.
+fn percent_decoded(value: &[u8]) -> Cow<'_, [u8]> {
+    if !value.contains(&b'%') {
+        return Cow::Borrowed(value);
+    }
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let [first, behind @ ..] = rest {
+        let encoded = match behind {
+            [high, low, ..] if *first == b'%' => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        match encoded {
+            Some((high, low)) => {
+                bytes.push(high << 4 | low);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    Cow::Owned(bytes)
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 fn parse_time(text: &str) -> Result<DateTime<Utc>, ReceivedEventError> {
@@ -241,6 +284,33 @@ mod tests {
 
     fn read(headers: &[(&str, &str)]) -> Result<ReceivedEvent, ReceivedEventError> {
         ReceivedEvent::from_headers(headers.iter().copied())
+    }
+
+    #[test]
+    fn attributes_are_percent_decoded_where_the_binding_encodes_them() {
+        let with = |name: &str, value: &str| {
+            let headers =
+                [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/a%20b"), ("ce-type", "t")];
+            read(&[&headers[..], &[(name, value)]].concat())
+        };
+        for (value, subject) in [
+            ("order/Euro%20%E2%82%AC%20%F0%9F%98%80", "order/Euro € 😀"),
+            ("100%25%2525", "100%%25"),
+            ("%", "%"),
+            ("%4", "%4"),
+            ("%zz%c3%A4", "%zzä"),
+            ("größe", "größe"),
+        ] {
+            let event = with("ce-subject", value).unwrap();
+            assert_eq!(event.subject.as_deref(), Some(subject));
+            assert_eq!(event.identity.source(), "/a b");
+            assert_eq!(with("Ce-Subject", value).unwrap().subject.as_deref(), Some(subject));
+            // In the other bindings they stand as they are.
+            assert_eq!(with("ce_subject", value).unwrap().subject.as_deref(), Some(value));
+            // The event's own headers are not encoded.
+            assert_eq!(with("tenant", value).unwrap().headers["tenant"], value);
+        }
+        assert!(matches!(with("ce-subject", "%ff").unwrap_err(), ReceivedEventError::Invalid { .. }));
     }
 
     const LEAST: [(&str, &str); 4] =

@@ -3,21 +3,22 @@
 use async_nats::jetstream::{
     Context,
     context::GetStreamByNameErrorKind,
-    stream::{Config as StreamConfig, DiscardPolicy, StorageType},
+    stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use outbox_core::{Finding, PublishError};
 use tokio::time::Instant;
 
 use crate::{
     NatsPublisher,
+    error::{Refusal, publish_error},
     producer::{ANSWER_WAIT_MAX, ensure_stream},
     record::subject_problem,
 };
 
 /// Looks at the server, at JetStream, and at the stream of each topic.
 pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<Finding> {
-    let context = match publisher.live(Instant::now() + ANSWER_WAIT_MAX, true).await {
-        Ok((_, context)) => context,
+    let context = match answering(publisher).await {
+        Ok(context) => context,
         Err(error) => return vec![connection_finding(&error)],
     };
     let mut findings = Vec::new();
@@ -47,6 +48,22 @@ pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<F
         }
     }
     findings
+}
+
+/// A connection on which the server answers now. One that is there may be lost without anybody having noticed.
+async fn answering(publisher: &NatsPublisher) -> Result<Context, PublishError> {
+    let deadline = Instant::now() + ANSWER_WAIT_MAX;
+    loop {
+        let (live, context) = publisher.live(deadline, true).await?;
+        match tokio::time::timeout_at(deadline, live.answers(&context)).await {
+            Ok(true) => return Ok(context),
+            Ok(false) => publisher.retire(&live),
+            Err(_) => {
+                let detail = format!("no answer within {ANSWER_WAIT_MAX:?}");
+                return Err(publish_error(Refusal::NobodyAnswers, detail));
+            }
+        }
+    }
 }
 
 fn connection_finding(error: &PublishError) -> Finding {
@@ -128,6 +145,16 @@ fn stream_findings(topic: &str, stream: &StreamConfig) -> Vec<Finding> {
             "use three replicas where a lost disk must lose no message",
         ));
     }
+    if stream.retention == RetentionPolicy::Interest {
+        findings.push(Finding::warning(
+            "kept-for-consumers-only",
+            format!(
+                "stream {name:?} of subject {topic:?} acknowledges a message and drops it at once while it has no \
+                 consumer for it (retention interest)"
+            ),
+            "make the consumers before the relay starts, or use retention limits",
+        ));
+    }
     let limited = stream.max_messages > 0 || stream.max_bytes > 0 || stream.max_messages_per_subject > 0;
     if limited && stream.discard == DiscardPolicy::Old {
         findings.push(Finding::warning(
@@ -162,6 +189,7 @@ mod tests {
         assert_eq!(codes(|s| s.sealed = true), ["stream-sealed"]);
         assert_eq!(codes(|s| s.storage = StorageType::Memory), ["volatile-stream"]);
         assert_eq!(codes(|s| s.num_replicas = 1), ["single-copy"]);
+        assert_eq!(codes(|s| s.retention = RetentionPolicy::Interest), ["kept-for-consumers-only"]);
         assert_eq!(codes(|s| s.max_bytes = 1), ["discards-old"]);
         assert!(
             codes(|s| {

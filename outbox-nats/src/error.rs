@@ -20,6 +20,8 @@ pub(crate) enum Refusal {
     JetStream(ErrorCode),
     /// Somebody answered, but no stream.
     NoStreamAnswered,
+    /// The server says that this user may not send to the subject.
+    PermissionsViolation,
     /// There is no connection, and none was made in time.
     Connect(ConnectErrorKind),
     /// No connection was made in time, and nothing is known of why.
@@ -28,7 +30,7 @@ pub(crate) enum Refusal {
     ConnectionLostBefore,
     /// The connection was lost before an answer came.
     ConnectionLost,
-    /// No answer came in time, though others did.
+    /// No answer came in time, though the server gave others.
     TimedOut,
     /// No answer came in time, nor did any other.
     NobodyAnswers,
@@ -63,7 +65,10 @@ pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope
             | ErrorCode::STORAGE_RESOURCES_EXCEEDED
             | ErrorCode::MEMORY_RESOURCES_EXCEEDED,
         ) => (Unavailable, Destination, No),
-        Refusal::NoStreamAnswered | Refusal::TimedOut => (Unavailable, Destination, Unknown),
+        // Permissions may have changed after a message was stored, and before it was acknowledged.
+        Refusal::NoStreamAnswered | Refusal::TimedOut | Refusal::PermissionsViolation => {
+            (Unavailable, Destination, Unknown)
+        }
 
         Refusal::JetStream(
             ErrorCode::JETSTREAM_NOT_ENABLED
@@ -121,6 +126,7 @@ mod tests {
             (js(10047), "JetStream10047", (Unavailable, Destination, No)),
             (Refusal::NoStreamAnswered, "NoStreamAnswered", (Unavailable, Destination, Unknown)),
             (Refusal::TimedOut, "TimedOut", (Unavailable, Destination, Unknown)),
+            (Refusal::PermissionsViolation, "PermissionsViolation", (Unavailable, Destination, Unknown)),
             (js(10076), "JetStream10076", (Unavailable, Broker, No)),
             (js(10039), "JetStream10039", (Unavailable, Broker, No)),
             (

@@ -19,9 +19,10 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
     rustls::crypto::{CryptoProvider, ring},
 };
+use futures::StreamExt as _;
 use outbox_core::PublishError;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::Instant,
 };
 
@@ -42,6 +43,9 @@ const ACK_WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Acknowledgements to wait for at a time. Further messages wait in their call.
 const ACKS_MAX: usize = 16 * 1024;
 
+/// Denials that a call has not seen yet. Of more, the oldest are forgotten, and their messages time out.
+const DENIALS_MAX: usize = 64;
+
 /// A connection, from before it is made until it is lost or given up. Never connected twice.
 pub(crate) struct Live {
     state: watch::Receiver<State>,
@@ -49,11 +53,18 @@ pub(crate) struct Live {
     pub(crate) acknowledged: AtomicU64,
     /// Given up by this side, although it may have been well.
     retired: AtomicBool,
-    /// What the server has said that concerned no message.
-    heard: Arc<Mutex<Option<String>>>,
+    hearing: Arc<Hearing>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
     /// Closed once nothing of the client is left.
     ended: Mutex<blocking::Receiver<()>>,
+}
+
+/// What the server says without being asked.
+struct Hearing {
+    /// The last that concerned no single message.
+    last: Mutex<Option<String>>,
+    /// Subjects, each when the server says that this user may not send to it.
+    denials: broadcast::Sender<String>,
 }
 
 #[derive(Clone)]
@@ -69,10 +80,11 @@ impl Live {
         let (tell, state) = watch::channel(State::Connecting(None));
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = blocking::channel::<()>();
-        let heard = Arc::<Mutex<Option<String>>>::default();
-        let hearing = Arc::clone(&heard);
+        let hearing =
+            Arc::new(Hearing { last: Mutex::default(), denials: broadcast::channel(DENIALS_MAX).0 });
+        let heard = Arc::clone(&hearing);
         let run = move || {
-            run(&config, &tell, stopped, &hearing);
+            run(&config, &tell, stopped, &heard);
             tell.send_replace(State::Over);
             drop(end);
         };
@@ -84,7 +96,7 @@ impl Live {
             state,
             acknowledged: AtomicU64::new(0),
             retired: AtomicBool::new(false),
-            heard,
+            hearing,
             stop: Mutex::new(Some(stop)),
             ended: Mutex::new(ended),
         })
@@ -127,7 +139,22 @@ impl Live {
     }
 
     pub(crate) fn heard(&self) -> Option<String> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.hearing.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The subjects to which the server denies this user to send, each time that it says so from now on.
+    pub(crate) fn denials(&self) -> broadcast::Receiver<String> {
+        self.hearing.denials.subscribe()
+    }
+
+    /// Waits for an answer of the server; false if the connection is lost.
+    pub(crate) async fn answers(&self, context: &Context) -> bool {
+        let client = context.client();
+        // Nobody writes to it. It ends with the answer to a ping, or with the connection.
+        let Ok(mut inbox) = client.subscribe(client.new_inbox()).await else { return false };
+        let drained = inbox.drain().await;
+        while inbox.next().await.is_some() {}
+        drained.is_ok() && !self.is_over()
     }
 
     /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's runtime, since
@@ -143,12 +170,7 @@ impl Live {
 }
 
 /// The life of a connection, on a thread of its own.
-fn run(
-    config: &NatsConfig,
-    tell: &watch::Sender<State>,
-    stopped: oneshot::Receiver<()>,
-    heard: &Mutex<Option<String>>,
-) {
+fn run(config: &NatsConfig, tell: &watch::Sender<State>, stopped: oneshot::Receiver<()>, hearing: &Hearing) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -162,20 +184,20 @@ fn run(
             biased;
             // Also when the publisher itself is dropped.
             _ = stopped => {}
-            () = live(config, tell, heard) => {}
+            () = live(config, tell, hearing) => {}
         }
     });
     // The client's tasks are dropped where they stand, and with them its connection.
     drop(runtime);
 }
 
-async fn live(config: &NatsConfig, tell: &watch::Sender<State>, heard: &Mutex<Option<String>>) {
+async fn live(config: &NatsConfig, tell: &watch::Sender<State>, hearing: &Hearing) {
     let (mut delay, delay_max) = RECONNECT_DELAYS;
     loop {
         match connect(config).await {
             Ok((context, events)) => {
                 tell.send_replace(State::Ready(context));
-                return lost(events, heard).await;
+                return lost(events, hearing).await;
             }
             Err(error) => {
                 tracing::warn!(%error, "nats cannot be reached");
@@ -233,16 +255,27 @@ fn not_connected(error: &ConnectError) -> PublishError {
 }
 
 /// Returns when the connection is lost.
-async fn lost(mut events: mpsc::UnboundedReceiver<Event>, heard: &Mutex<Option<String>>) {
+async fn lost(mut events: mpsc::UnboundedReceiver<Event>, hearing: &Hearing) {
     while let Some(event) = events.recv().await {
         match event {
             Event::Disconnected | Event::Closed => break,
             Event::ServerError(error) => {
                 tracing::warn!(%error, "nats reports an error");
-                *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                let text = error.to_string();
+                if let Some(subject) = denied(&text) {
+                    // Nobody may be waiting for it any more.
+                    let _ = hearing.denials.send(subject.to_owned());
+                }
+                *hearing.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
             }
             _ => {}
         }
     }
     tracing::info!("the nats connection is lost");
+}
+
+/// The subject to which this user may not send, if that is what the server says.
+fn denied(text: &str) -> Option<&str> {
+    let (_, subject) = text.split_once("ermissions Violation for Publish to \"")?;
+    subject.split_once('"').map(|(subject, _)| subject)
 }

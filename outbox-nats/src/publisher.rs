@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -30,6 +31,10 @@ use crate::{
     record,
 };
 
+/// Of what a server takes as one message, this is for the headers: the most that an event may have, with room for the
+/// attributes. By default a server takes 1 MiB, which leaves more than an event's payload may have by default.
+const HEADERS_BYTES: usize = 32 * 1024;
+
 /// Sends messages to NATS JetStream: each acknowledged by its stream, one outcome each as it is known.
 ///
 /// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
@@ -38,7 +43,7 @@ pub struct NatsPublisher {
     config: NatsConfig,
     /// The connection in service; none before the first use and after the end.
     current: Mutex<Option<Arc<Live>>>,
-    /// What the server said at the last connection; 0 before.
+    /// By what the server said at the last connection; 0 before.
     payload_bytes_max: AtomicUsize,
     /// The stream to create was missing when last seen.
     stream_missing: AtomicBool,
@@ -73,7 +78,9 @@ impl NatsPublisher {
         loop {
             let live = self.newest()?;
             if let Some(context) = live.ready(deadline, first_attempt).await? {
-                self.payload_bytes_max.store(context.client().max_payload(), Ordering::Relaxed);
+                let bytes_max = context.client().max_payload();
+                let payload_bytes_max = bytes_max.saturating_sub(HEADERS_BYTES).max(bytes_max / 2);
+                self.payload_bytes_max.store(payload_bytes_max, Ordering::Relaxed);
                 return Ok((live, context));
             }
             if live.is_retired() && Instant::now() < deadline {
@@ -82,6 +89,23 @@ impl NatsPublisher {
             let detail = "the nats connection was lost as soon as it was made".to_owned();
             return Err(publish_error(Refusal::ConnectionLostBefore, detail));
         }
+    }
+
+    /// What is known of a message without the server.
+    fn check_message(&self, message: &Message) -> Result<(), PublishError> {
+        if let Some(problem) = record::subject_problem(&message.topic) {
+            return Err(PublishError::permanent("InvalidSubject", problem));
+        }
+        let (bytes, bytes_max) =
+            (message.event.payload.len(), self.payload_bytes_max.load(Ordering::Relaxed));
+        if bytes > bytes_max && bytes_max > 0 {
+            let refusal = Refusal::Publish(PublishErrorKind::MaxPayloadExceeded);
+            let detail = format!(
+                "the payload has {bytes} bytes, more than the server takes with headers: {bytes_max}"
+            );
+            return Err(publish_error(refusal, detail));
+        }
+        Ok(())
     }
 
     fn newest(&self) -> Result<Arc<Live>, PublishError> {
@@ -95,7 +119,7 @@ impl NatsPublisher {
     }
 
     /// Takes a connection out of service and drops whatever is not sent.
-    fn retire(&self, live: &Arc<Live>) {
+    pub(crate) fn retire(&self, live: &Arc<Live>) {
         self.current().take_if(|current| Arc::ptr_eq(current, live));
         live.retire();
     }
@@ -132,7 +156,13 @@ impl Publisher for NatsPublisher {
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
         // The last tenth, or 100 ms, is for ending the connection where something is left.
         let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
-        let mut unsent: BTreeSet<usize> = (0..messages.len()).collect();
+        let mut unsent = BTreeSet::new();
+        for (index, message) in messages.iter().enumerate() {
+            match self.check_message(message) {
+                Ok(()) => _ = unsent.insert(index),
+                Err(error) => reporter.report(index, Err(error)),
+            }
+        }
         while !unsent.is_empty() {
             let (live, context) = match self.live(deadline, false).await {
                 Ok(live) => live,
@@ -140,14 +170,17 @@ impl Publisher for NatsPublisher {
                     return unsent.iter().for_each(|index| reporter.report(*index, Err(error.clone())));
                 }
             };
-            let acknowledged = live.acknowledged.load(Ordering::Relaxed);
+            let answers = Answers::before(&live, deadline);
             let mut flight = Flight { publisher: self, live, flying: unsent, lost: BTreeSet::new() };
             let in_time = tokio::time::timeout_at(deadline, async {
                 self.stream(&context).await;
-                flight.send(&context, &messages, &reporter).await;
+                tokio::select! {
+                    () = flight.send(&context, &messages, &reporter) => {}
+                    never = answers.ask(&context) => match never {},
+                }
             });
             if in_time.await.is_err() {
-                let answered = flight.live.acknowledged.load(Ordering::Relaxed) > acknowledged;
+                let answered = answers.have_come();
                 let left = std::mem::take(&mut flight.lost);
                 // First nothing more is sent, then it is reported.
                 for index in flight.end().into_iter().chain(left) {
@@ -168,6 +201,41 @@ impl Publisher for NatsPublisher {
     }
 }
 
+/// Whether the server is well although a message is not acknowledged: then it is the fault of that message's stream.
+struct Answers {
+    live: Arc<Live>,
+    /// Acknowledgements before the call.
+    acknowledged: u64,
+    /// When to ask, if nothing is left to be done before.
+    halfway: Instant,
+    asked: AtomicBool,
+}
+
+impl Answers {
+    fn before(live: &Arc<Live>, deadline: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            live: Arc::clone(live),
+            acknowledged: live.acknowledged.load(Ordering::Relaxed),
+            halfway: now + deadline.saturating_duration_since(now) / 2,
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the server halfway, since nobody else may be sending something that would be acknowledged.
+    async fn ask(&self, context: &Context) -> Infallible {
+        tokio::time::sleep_until(self.halfway).await;
+        let answered = self.live.answers(context).await;
+        self.asked.store(answered, Ordering::Relaxed);
+        std::future::pending().await
+    }
+
+    fn have_come(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+            || self.live.acknowledged.load(Ordering::Relaxed) > self.acknowledged
+    }
+}
+
 /// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.
 struct Flight<'a> {
     publisher: &'a NatsPublisher,
@@ -181,33 +249,60 @@ struct Flight<'a> {
 impl Flight<'_> {
     /// Sends what is flying, and reports each outcome.
     async fn send(&mut self, context: &Context, messages: &[Arc<Message>], reporter: &Reporter) {
+        let mut denials = self.live.denials();
         let mut answers: FuturesUnordered<_> =
             self.flying.iter().map(|index| answer(context, *index, &messages[*index])).collect();
-        while let Some((index, answer)) = answers.next().await {
-            self.flying.remove(&index);
-            match answer {
-                Ok(()) => {
-                    self.live.acknowledged.fetch_add(1, Ordering::Relaxed);
-                    reporter.report(index, Ok(()));
-                }
-                Err(Answer::Refused(error)) => {
-                    if error.code == "StreamNotFound" {
-                        self.publisher.stream_missing.store(true, Ordering::Relaxed);
+        while !self.flying.is_empty() {
+            tokio::select! {
+                Some((index, answer)) = answers.next() => {
+                    if self.flying.remove(&index) {
+                        self.answered(index, answer, messages, reporter);
                     }
-                    reporter.report(index, Err(error));
                 }
-                Err(Answer::Lost(_)) if self.live.is_retired() => {
-                    self.lost.insert(index);
-                }
-                Err(Answer::Lost(refusal)) => {
-                    let topic = &*messages[index].topic;
-                    let detail = format!(
-                        "the nats connection was lost before the message to {topic:?} was acknowledged{}",
-                        heard(&self.live)
-                    );
-                    reporter.report(index, Err(publish_error(refusal, detail)));
-                }
+                Ok(subject) = denials.recv() => self.denied(&subject, messages, reporter),
+                else => return,
             }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        index: usize,
+        answer: Result<(), Answer>,
+        messages: &[Arc<Message>],
+        reporter: &Reporter,
+    ) {
+        match answer {
+            Ok(()) => {
+                self.live.acknowledged.fetch_add(1, Ordering::Relaxed);
+                reporter.report(index, Ok(()));
+            }
+            Err(Answer::Refused(error)) => {
+                if error.code == "StreamNotFound" {
+                    self.publisher.stream_missing.store(true, Ordering::Relaxed);
+                }
+                reporter.report(index, Err(error));
+            }
+            Err(Answer::Lost(_)) if self.live.is_retired() => {
+                self.lost.insert(index);
+            }
+            Err(Answer::Lost(refusal)) => {
+                let topic = &*messages[index].topic;
+                let detail = format!(
+                    "the nats connection was lost before the message to {topic:?} was acknowledged{}",
+                    heard(&self.live)
+                );
+                reporter.report(index, Err(publish_error(refusal, detail)));
+            }
+        }
+    }
+
+    /// Reports what is flying to a subject that this user may not send to: the server drops it and answers nothing.
+    fn denied(&mut self, subject: &str, messages: &[Arc<Message>], reporter: &Reporter) {
+        let there = |index: &usize| &*messages[*index].topic == subject;
+        for index in self.flying.extract_if(.., there) {
+            let detail = format!("the nats user may not send to {subject:?}");
+            reporter.report(index, Err(publish_error(Refusal::PermissionsViolation, detail)));
         }
     }
 

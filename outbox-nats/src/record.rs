@@ -30,9 +30,6 @@ pub(crate) fn subject_problem(topic: &str) -> Option<String> {
 /// # Errors
 /// What NATS cannot carry.
 pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError> {
-    if let Some(problem) = subject_problem(&message.topic) {
-        return Err(PublishError::permanent("InvalidSubject", problem));
-    }
     let mut headers = HeaderMap::new();
     let mut failure = None;
     let mut insert = |name: &str, value: &str| {

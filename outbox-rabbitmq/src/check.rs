@@ -1,6 +1,6 @@
 //! What would keep messages from their queues, found out before the first one is sent.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use lapin::Connection;
 use outbox_core::{Finding, PublishError};
@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use crate::{
     RabbitMqPublisher,
-    declare::{exchange_exists, make_all, queue_exists},
+    declare::{answers, exchange_exists, make_all, queue_exists},
+    error::{Refusal, publish_error},
+    producer::Session,
     record,
 };
 
@@ -18,18 +20,18 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Looks at the broker, makes what is declared, and looks at the exchange, or the queue, of each topic.
 pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> Vec<Finding> {
     let deadline = Instant::now() + ANSWER_WAIT_MAX;
-    let session = match publisher.live(deadline, true).await {
-        Ok((_, session)) => session,
+    let session = match answering(publisher, deadline).await {
+        Ok(session) => session,
         Err(error) => return vec![connection_finding(&error)],
     };
-    let mut findings = Vec::new();
     if session.is_blocked() {
-        findings.push(Finding::warning(
+        return vec![Finding::warning(
             "broker-blocked",
-            "rabbitmq takes no messages at the moment",
+            "rabbitmq takes no messages at the moment, and answers no question about topics",
             "see its memory and disk alarms (rabbitmq-diagnostics alarms)",
-        ));
+        )];
     }
+    let mut findings = Vec::new();
     let connection = &session.connection;
     let looked = tokio::time::timeout_at(deadline, async {
         let declarations = &publisher.config().declarations;
@@ -52,6 +54,25 @@ pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> V
         ));
     }
     findings
+}
+
+/// A connection on which the broker answers now, or has said that it is blocked. One that is there may be lost without
+/// anybody having noticed.
+async fn answering(publisher: &RabbitMqPublisher, deadline: Instant) -> Result<Arc<Session>, PublishError> {
+    loop {
+        let (live, session) = publisher.live(deadline, true).await?;
+        if session.is_blocked() {
+            return Ok(session);
+        }
+        match tokio::time::timeout_at(deadline, answers(&session.connection)).await {
+            Ok(Ok(())) => return Ok(session),
+            Ok(Err(_)) => publisher.retire(&live),
+            Err(_) => {
+                let detail = format!("no answer within {ANSWER_WAIT_MAX:?}");
+                return Err(publish_error(Refusal::NobodyAnswers, detail));
+            }
+        }
+    }
 }
 
 fn connection_finding(error: &PublishError) -> Finding {

@@ -96,6 +96,12 @@ pub(crate) async fn make_all(connection: &Connection, declarations: &[Declaratio
     failures
 }
 
+/// Fails if the connection is lost.
+pub(crate) async fn answers(connection: &Connection) -> lapin::Result<()> {
+    close(&connection.create_channel().await?).await;
+    Ok(())
+}
+
 /// Whether there is an exchange of this name. The default one always is.
 pub(crate) async fn exchange_exists(connection: &Connection, name: &str) -> lapin::Result<bool> {
     if name.is_empty() {

@@ -5,8 +5,12 @@
 //! single message; the next call, and what is left of others, has a new one.
 
 use std::{
+    convert::Infallible,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,11 +19,11 @@ use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabiliti
 use tokio::time::Instant;
 
 use crate::{
-    RabbitMqConfig, check,
+    RabbitMqConfig, check, declare,
     error::{Refusal, publish_error},
     line::Call,
     producer::{Live, Session},
-    record,
+    record::{self, Record},
 };
 
 /// Sends messages to RabbitMQ: mandatory, persistent and confirmed, one outcome each as it is known.
@@ -77,7 +81,7 @@ impl RabbitMqPublisher {
     }
 
     /// Takes a connection out of service and drops whatever is not sent.
-    fn retire(&self, live: &Arc<Live>) {
+    pub(crate) fn retire(&self, live: &Arc<Live>) {
         self.current().take_if(|current| Arc::ptr_eq(current, live));
         live.retire();
     }
@@ -105,6 +109,9 @@ impl Publisher for RabbitMqPublisher {
         // The last tenth, or 100 ms, is for ending the connection where something is left.
         let deadline = Instant::now() + timeout - (timeout / 10).min(Duration::from_millis(100));
         let call = Arc::new(Call::new(reporter, messages.len()));
+        // What is wrong with a message by itself needs no broker to be known.
+        let mut records: Vec<_> =
+            (0..messages.len()).map(|index| self.record(&call, index, &messages[index])).collect();
         // What another call's end has taken along, or a channel that ended, is sent again.
         loop {
             let open = call.open();
@@ -115,19 +122,27 @@ impl Publisher for RabbitMqPublisher {
                 Ok(live) => live,
                 Err(error) => return open.iter().for_each(|index| call.report(*index, Err(error.clone()))),
             };
-            let confirmed = session.confirmed.load(Ordering::Relaxed);
+            let answers = Answers::before(&session, deadline);
             let flight = Flight { publisher: self, live, session: &session, call: &call };
             let in_time = tokio::time::timeout_at(deadline, async {
                 session.make_missing(&self.config).await;
-                for index in &open {
-                    self.send(&session, &call, *index, &messages[*index]);
+                for index in open {
+                    // The first time it is there already.
+                    let record =
+                        records[index].take().or_else(|| self.record(&call, index, &messages[index]));
+                    if let Some(record) = record {
+                        send(&session, &call, index, record);
+                    }
                 }
-                call.landed().await;
+                tokio::select! {
+                    () = call.landed() => {}
+                    never = answers.ask() => match never {},
+                }
             });
             if in_time.await.is_err() {
                 let refusal = if session.is_blocked() {
                     Refusal::ConnectionBlockedSince
-                } else if session.confirmed.load(Ordering::Relaxed) > confirmed {
+                } else if answers.have_come() {
                     Refusal::TimedOut
                 } else {
                     Refusal::NobodyAnswers
@@ -164,19 +179,64 @@ impl RabbitMqPublisher {
         Ok((live, session))
     }
 
-    fn send(&self, session: &Arc<Session>, call: &Arc<Call>, index: usize, message: &Message) {
+    /// The message as it is sent, or nothing after its outcome is reported.
+    fn record(&self, call: &Call, index: usize, message: &Message) -> Option<Record> {
         match record::record(&self.config, message) {
-            Ok(record) if record.properties_bytes > session.frame_bytes_max() => {
-                let detail = format!(
-                    "the headers have {} bytes with all that goes with them, more than fits a frame of {}",
-                    record.properties_bytes,
-                    session.frame_bytes_max()
-                );
-                call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
+            Ok(record) => Some(record),
+            Err(error) => {
+                call.report(index, Err(error));
+                None
             }
-            Ok(record) => session.send(call.job(index, record)),
-            Err(error) => call.report(index, Err(error)),
         }
+    }
+}
+
+fn send(session: &Arc<Session>, call: &Arc<Call>, index: usize, record: Record) {
+    let frame_bytes_max = session.frame_bytes_max();
+    if record.properties_bytes <= frame_bytes_max {
+        return session.send(call.job(index, record));
+    }
+    let detail = format!(
+        "the headers have {} bytes with all that goes with them, more than fits a frame of {frame_bytes_max}",
+        record.properties_bytes
+    );
+    call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
+}
+
+/// Whether the broker is well although a message is not confirmed: then it is the fault of that message's queues.
+struct Answers {
+    session: Arc<Session>,
+    /// Confirms before the call.
+    confirmed: u64,
+    /// When to ask, if nothing is left to be done before.
+    halfway: Instant,
+    asked: AtomicBool,
+}
+
+impl Answers {
+    fn before(session: &Arc<Session>, deadline: Instant) -> Self {
+        let now = Instant::now();
+        Self {
+            session: Arc::clone(session),
+            confirmed: session.confirmed.load(Ordering::Relaxed),
+            halfway: now + deadline.saturating_duration_since(now) / 2,
+            asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the broker halfway, since nobody else may be sending something that would be confirmed. One that takes
+    /// nothing would not answer either.
+    async fn ask(&self) -> Infallible {
+        tokio::time::sleep_until(self.halfway).await;
+        if !self.session.is_blocked() {
+            let answered = declare::answers(&self.session.connection).await.is_ok();
+            self.asked.store(answered, Ordering::Relaxed);
+        }
+        std::future::pending().await
+    }
+
+    fn have_come(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) || self.session.confirmed.load(Ordering::Relaxed) > self.confirmed
     }
 }
 

@@ -1,4 +1,5 @@
-# RabbitMQ: one port in plain text, one with TLS for those who have a certificate. Sourced by services.sh.
+# RabbitMQ: one port in plain text, one with TLS for those who have a certificate, which may be a login by itself.
+# Sourced by services.sh.
 PORT_rabbitmq=$((SVC_PORT_BASE + 672)) PORT_rabbitmq_tls=$((SVC_PORT_BASE + 671))
 PORT_rabbitmq_node=$((SVC_PORT_BASE + 673)) PORT_epmd=$((SVC_PORT_BASE + 674))
 missing_rabbitmq() {
@@ -18,6 +19,9 @@ ssl_options.certfile = $data/certificates/server.pem
 ssl_options.keyfile = $data/certificates/server.key
 ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
 default_user = $USER_
 default_pass = $PASSWORD
 max_message_size = 16777216
@@ -27,7 +31,7 @@ log.console = true
 log.console.level = warning
 log.file = false
 END
-  echo '[].' >"$data/enabled_plugins"
+  echo '[rabbitmq_auth_mechanism_ssl].' >"$data/enabled_plugins"
 }
 rabbitmq_env() { # the node and its tools see no other environment than this
   local data=$DATA/rabbitmq loopback='-kernel inet_dist_use_interface {127,0,0,1}'

@@ -1,94 +1,68 @@
 //! PostgreSQL to Kafka to PostgreSQL.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use outbox::kafka::{KafkaConfig, KafkaPublisher};
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Message as _,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    consumer::{Consumer as _, StreamConsumer},
 };
 
-use crate::{
-    PATIENCE, address,
-    process::{ConsumerProcess, Stop, Told, serve},
-    shop::Shop,
-};
+use crate::{PATIENCE, address, kills, shop::Shop, survival};
 
 #[path = "../../examples/consumer_kafka.rs"]
 #[allow(dead_code, unused_attributes)]
 mod consumer_kafka;
 
-use consumer_kafka::Settings;
-
-const ORDERS: u32 = 60;
-
-/// Not a test by itself: the other one starts it as the consumer. Without orders it has nothing to do.
-#[test]
-fn consumer_process() {
-    serve::<Settings>(async |settings, teller| {
-        consumer_kafka::run(&settings, async |step, event, receipt| {
-            teller.tell(&format!("{step:?}"), event, receipt).await;
-        })
-        .await
-    });
-}
-
-fn start(settings: &Settings, stop: Option<Stop>) -> ConsumerProcess {
-    ConsumerProcess::start("kafka::consumer_process", settings, stop)
-}
+consumer_process!(consumer_kafka);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_order_is_invoiced_once_though_the_consumer_is_killed_again_and_again() {
-    let postgres = address("PostgreSQL", "postgres", "OUTBOX_TEST_POSTGRES_URL");
-    let brokers = address("Apache Kafka", "kafka", "OUTBOX_TEST_KAFKA_BROKERS");
-    let (Some(postgres), Some(brokers)) = (postgres, brokers) else { return };
-    let shop = Shop::with_orders(&postgres, ORDERS).await;
+    let (Some(postgres), Some(brokers)) = (postgres(), brokers()) else { return };
+    let shop = Shop::with_orders(&postgres, kills::ORDERS).await;
     create_topic(&brokers, shop.topic()).await;
-    let config = KafkaConfig::builder(&brokers).delivery_timeout(Duration::from_secs(4)).build().unwrap();
-    shop.relay(Arc::new(KafkaPublisher::new(config).unwrap())).await;
-
-    let topic = shop.topic().to_owned();
-    let settings = Settings { postgres, schema: shop.billing(), brokers, topic };
-    let mut told = Vec::new();
-    let (mut committed, mut not_committed) = (BTreeSet::new(), BTreeSet::new());
-    for (step, nth) in [("Committed", 3), ("Handled", 2), ("Committed", 1), ("Handled", 5), ("Committed", 20)]
-    {
-        let stop = Stop { step: step.to_owned(), nth };
-        let seen = start(&settings, Some(stop.clone())).kill_at(&stop).await;
-        let killed_at = seen.last().unwrap().event.clone();
-        let kept = if step == "Committed" { &mut committed } else { &mut not_committed };
-        assert!(kept.insert(killed_at), "an event that was committed is new again");
-        told.extend(seen);
-    }
-    let mut acknowledged = BTreeSet::new();
-    let mut last = start(&settings, None);
-    told.extend(
-        last.until("every event acknowledged", |told| {
-            acknowledged.extend((told.step == "Acknowledged").then(|| told.event.clone()));
-            acknowledged.len() == shop.events()
-        })
-        .await,
-    );
-    drop(last);
-    shop.check().await;
-
-    // What was committed and not acknowledged came again and was seen; what was not committed was new again.
-    let of = |step: &str, receipt: &str| -> Vec<&String> {
-        let is = |told: &&Told| told.step == step && told.receipt == receipt;
-        told.iter().filter(is).map(|told| &told.event).collect()
-    };
-    let (seen, new) = (of("Committed", "Seen"), of("Handled", "New"));
-    for event in &committed {
-        assert!(seen.contains(&event), "{event} was committed, and its copy was not seen");
-    }
-    for event in not_committed.difference(&committed) {
-        let times = new.iter().filter(|new| **new == event).count();
-        assert!(times >= 2, "{event} was not committed, and was new {times} times");
-    }
-    eprintln!("{} events, {} duplicates", shop.events(), seen.len());
-    delete_topic(&settings).await;
+    shop.relay(publisher(&brokers)).await;
+    kills::each_order_is_invoiced_once(&shop, "kafka::consumer_process", &brokers).await;
+    delete_topic(&brokers, shop.topic()).await;
     shop.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_survives_the_whole_way() {
+    let Some(brokers) = brokers() else { return };
+    let topic = survival::topic();
+    create_topic(&brokers, &topic).await;
+    let messages = survival::publish(publisher(&brokers), &topic).await;
+    let consumer: StreamConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &brokers)
+        .set("group.id", &topic)
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    consumer.subscribe(&[&topic]).unwrap();
+    let mut received = Vec::new();
+    while received.len() < messages.len() {
+        let message = tokio::time::timeout(PATIENCE, consumer.recv()).await.unwrap().unwrap();
+        let payload = message.payload().unwrap_or_default().to_vec();
+        received.push((consumer_kafka::read(&message).unwrap(), payload));
+    }
+    survival::compare(&messages, received);
+    delete_topic(&brokers, &topic).await;
+}
+
+fn postgres() -> Option<String> {
+    address("PostgreSQL", "postgres", "OUTBOX_TEST_POSTGRES_URL")
+}
+
+fn brokers() -> Option<String> {
+    address("Apache Kafka", "kafka", "OUTBOX_TEST_KAFKA_BROKERS")
+}
+
+fn publisher(brokers: &str) -> Arc<KafkaPublisher> {
+    let config = KafkaConfig::builder(brokers).delivery_timeout(Duration::from_secs(4)).build().unwrap();
+    Arc::new(KafkaPublisher::new(config).unwrap())
 }
 
 fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
@@ -103,6 +77,6 @@ async fn create_topic(brokers: &str, name: &str) {
     }
 }
 
-async fn delete_topic(settings: &Settings) {
-    admin(&settings.brokers).delete_topics(&[&settings.topic], &AdminOptions::new()).await.unwrap();
+async fn delete_topic(brokers: &str, name: &str) {
+    admin(brokers).delete_topics(&[name], &AdminOptions::new()).await.unwrap();
 }

@@ -9,10 +9,31 @@
     clippy::print_stderr,
     reason = "these are tests"
 )]
+#![allow(clippy::duplicate_mod, reason = "each example brings what the examples share")]
+
+/// The consumer that a module's example is, as a process that tells what it does.
+macro_rules! consumer_process {
+    ($example:ident) => {
+        /// Not a test by itself: the others start it as the consumer. Without orders it has nothing to do.
+        #[test]
+        fn consumer_process() {
+            crate::process::serve(async |settings, teller| {
+                $example::run(&settings, async |step, event, receipt| {
+                    teller.tell(&format!("{step:?}"), event, receipt).await;
+                })
+                .await
+            });
+        }
+    };
+}
 
 mod kafka;
+mod kills;
+mod nats;
 mod process;
+mod rabbitmq;
 mod shop;
+mod survival;
 
 use std::time::Duration;
 

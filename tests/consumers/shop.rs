@@ -78,6 +78,13 @@ impl Shop {
         &self.name
     }
 
+    /// What a consumer of this shop's events is told, at this broker.
+    pub(crate) fn settings(&self, broker: &str) -> serde_json::Value {
+        serde_json::json!({
+            "postgres": self.postgres, "schema": self.billing(), "broker": broker, "topic": self.topic(),
+        })
+    }
+
     /// How many events have committed.
     pub(crate) fn events(&self) -> usize {
         self.expected.len()
@@ -118,6 +125,17 @@ impl Shop {
         let aside: i64 =
             sqlx::query_scalar("SELECT count(*) FROM set_aside").fetch_one(&mut connection).await.unwrap();
         assert_eq!(aside, 0, "messages that were set aside");
+    }
+
+    /// Checks that the first effects of each aggregate were made in the order of its events.
+    pub(crate) fn check_order<'a>(&self, effects: impl Iterator<Item = &'a str>) {
+        let mut last = BTreeMap::new();
+        for event in effects {
+            let (_, _, _, subject, sequence, ..) = &self.expected[event];
+            let before = last.insert(subject, sequence);
+            assert!(before.is_none_or(|before| before < sequence), "{subject}: {sequence} after {before:?}");
+        }
+        assert!(!last.is_empty(), "no effects");
     }
 
     /// Takes the schemas away. A test that failed leaves them to be looked at.

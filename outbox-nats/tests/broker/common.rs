@@ -1,8 +1,12 @@
 //! What the tests share: messages, and a publish call whose reports are collected.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use async_nats::jetstream::{self, stream::Config as StreamConfig};
+use async_nats::jetstream::{self, message::StreamMessage, stream::Config as StreamConfig};
 use chrono::{DateTime, Utc};
 use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
 use outbox_nats::{NatsConfig, NatsConfigBuilder, NatsPublisher};
@@ -35,37 +39,71 @@ pub(crate) fn publisher(config: NatsConfigBuilder) -> Arc<NatsPublisher> {
     Arc::new(NatsPublisher::new(config.build().unwrap()))
 }
 
-/// A connection beside the publisher's.
-pub(crate) async fn jetstream(url: &str) -> jetstream::Context {
+/// A connection beside the publisher's. The streams that it has made, and those that bear its names, are deleted at
+/// its end.
+pub(crate) struct Nats {
+    url: String,
+    pub(crate) jetstream: jetstream::Context,
+    made: Mutex<Vec<String>>,
+}
+
+impl Nats {
+    pub(crate) async fn connect(url: &str) -> Self {
+        Self { url: url.to_owned(), jetstream: jetstream(url).await.unwrap(), made: Mutex::default() }
+    }
+
+    /// A name that no other test has, for a stream.
+    pub(crate) fn name(&self) -> String {
+        let name = Uuid::now_v7().simple().to_string();
+        self.made.lock().unwrap().push(name.clone());
+        name
+    }
+
+    /// A stream of this test alone: its subject.
+    pub(crate) async fn stream(&self, change: impl FnOnce(&mut StreamConfig)) -> String {
+        let name = self.name();
+        let subject = format!("test.{name}");
+        let mut config = StreamConfig { name, subjects: vec![subject.clone()], ..StreamConfig::default() };
+        change(&mut config);
+        self.jetstream.create_stream(config).await.unwrap();
+        subject
+    }
+
+    /// Everything that the stream of a subject has stored, in order.
+    pub(crate) async fn stored(&self, subject: &str) -> Vec<StreamMessage> {
+        let name = self.jetstream.stream_by_subject(subject).await.unwrap();
+        let stream = self.jetstream.get_stream(name).await.unwrap();
+        let state = &stream.cached_info().state;
+        let mut messages = Vec::new();
+        // A stream that has never had a message begins at 0.
+        for sequence in state.first_sequence.max(1)..=state.last_sequence {
+            messages.push(stream.get_raw_message(sequence).await.unwrap());
+        }
+        messages
+    }
+}
+
+impl Drop for Nats {
+    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing to delete,
+    /// and a name may not have been used.
+    fn drop(&mut self) {
+        let (url, made) = (std::mem::take(&mut self.url), std::mem::take(self.made.get_mut().unwrap()));
+        let deleting = async move {
+            let Ok(jetstream) = jetstream(&url).await else { return };
+            for name in made {
+                let _ = jetstream.delete_stream(name).await;
+            }
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        std::thread::spawn(move || runtime.block_on(deleting)).join().unwrap();
+    }
+}
+
+async fn jetstream(url: &str) -> Result<jetstream::Context, async_nats::ConnectError> {
     let url: async_nats::ServerAddr = url.parse().unwrap();
     let options = async_nats::ConnectOptions::new()
         .user_and_password(url.username().unwrap().to_owned(), url.password().unwrap().to_owned());
-    jetstream::new(options.connect(url).await.unwrap())
-}
-
-/// A stream of this test alone, and its subject.
-pub(crate) async fn stream(jetstream: &jetstream::Context, change: impl FnOnce(&mut StreamConfig)) -> String {
-    let name = Uuid::now_v7().simple().to_string();
-    let subject = format!("test.{name}");
-    let mut config = StreamConfig { name, subjects: vec![subject.clone()], ..StreamConfig::default() };
-    change(&mut config);
-    jetstream.create_stream(config).await.unwrap();
-    subject
-}
-
-/// Everything that the stream of a subject has stored, in order.
-pub(crate) async fn stored(
-    jetstream: &jetstream::Context,
-    subject: &str,
-) -> Vec<jetstream::message::StreamMessage> {
-    let name = jetstream.stream_by_subject(subject).await.unwrap();
-    let stream = jetstream.get_stream(name).await.unwrap();
-    let state = &stream.cached_info().state;
-    let mut messages = Vec::new();
-    for sequence in state.first_sequence..=state.last_sequence {
-        messages.push(stream.get_raw_message(sequence).await.unwrap());
-    }
-    messages
+    Ok(jetstream::new(options.connect(url).await?))
 }
 
 pub(crate) fn message(topic: &str, aggregate_id: &str, payload: impl Into<bytes::Bytes>) -> Message {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
+mod logins;
 mod outages;
 mod own;
 mod tls;
@@ -12,9 +13,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{DiscardPolicy, StorageType};
 use bytes::Bytes;
 use chrono::DateTime;
-use common::{
-    TIMEOUT, brief, config, jetstream, message, publish, publish_one, publisher, stored, stream, url,
-};
+use common::{Nats, TIMEOUT, brief, config, message, publish, publish_one, publisher, url};
 use outbox_core::{
     PublishErrorKind::{Permanent, Transient, Unavailable},
     PublishErrorScope as Scope, Publisher, Severity, Stored,
@@ -25,8 +24,8 @@ use uuid::Uuid;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_is_a_cloudevent_in_binary_mode() {
     let Some(url) = url() else { return };
-    let jetstream = jetstream(&url).await;
-    let subject = stream(&jetstream, |_| {}).await;
+    let nats = Nats::connect(&url).await;
+    let subject = nats.stream(|_| {}).await;
     let publisher = publisher(config(&url));
     let every_byte: Bytes = (0..=255).collect::<Vec<u8>>().into();
     let mut full = message(&subject, "47/11 ä", every_byte.clone());
@@ -40,7 +39,7 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
     assert_eq!(publish(&publisher, vec![full], TIMEOUT).await, [Some(Ok(()))]);
     assert_eq!(publish_one(&publisher, message(&subject, "2", "")).await, Ok(()));
 
-    let stored = stored(&jetstream, &subject).await;
+    let stored = nats.stored(&subject).await;
     assert_eq!(&*stored[0].subject, subject);
     assert_eq!(stored[0].payload, every_byte);
     let mut headers: Vec<_> = stored[0]
@@ -74,21 +73,21 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_is_sent_again_is_stored_once_and_counts_as_sent() {
     let Some(url) = url() else { return };
-    let jetstream = jetstream(&url).await;
-    let subject = stream(&jetstream, |_| {}).await;
+    let nats = Nats::connect(&url).await;
+    let subject = nats.stream(|_| {}).await;
     let publisher = publisher(config(&url));
     let once = message(&subject, "1", "{}");
     for _ in 0..3 {
         assert_eq!(publish_one(&publisher, once.clone()).await, Ok(()));
     }
-    assert_eq!(stored(&jetstream, &subject).await.len(), 1);
+    assert_eq!(nats.stored(&subject).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_message_has_done_is_its_own() {
     let Some(url) = url() else { return };
-    let jetstream = jetstream(&url).await;
-    let subject = stream(&jetstream, |stream| stream.max_message_size = 2000).await;
+    let nats = Nats::connect(&url).await;
+    let subject = nats.stream(|stream| stream.max_message_size = 2000).await;
     let publisher = publisher(config(&url));
     let nowhere = format!("test.nowhere.{}", Uuid::now_v7());
     let with = |name: &str, value: &str| {
@@ -117,25 +116,27 @@ async fn what_one_message_has_done_is_its_own() {
         assert_eq!(brief(refused), ((*code).to_owned(), *kind, *scope, Stored::No));
         assert_eq!(results.next().unwrap(), Some(Ok(())), "beside {code}");
     }
-    assert_eq!(stored(&jetstream, &subject).await.len(), cases.len());
-    assert!(publisher.capabilities().payload_bytes_max.is_some_and(|bytes| bytes >= 1 << 20));
+    assert_eq!(nats.stored(&subject).await.len(), cases.len());
+    // What a server takes by default, less 32 KiB for the headers.
+    assert_eq!(publisher.capabilities().payload_bytes_max, Some((1 << 20) - (32 << 10)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_full_refuses_until_there_is_room() {
     let Some(url) = url() else { return };
-    let jetstream = jetstream(&url).await;
-    let subject = stream(&jetstream, |stream| {
-        stream.max_messages = 1;
-        stream.discard = DiscardPolicy::New;
-    })
-    .await;
+    let nats = Nats::connect(&url).await;
+    let subject = nats
+        .stream(|stream| {
+            stream.max_messages = 1;
+            stream.discard = DiscardPolicy::New;
+        })
+        .await;
     let publisher = publisher(config(&url));
     assert_eq!(publish_one(&publisher, message(&subject, "1", "{}")).await, Ok(()));
     let refused = publish_one(&publisher, message(&subject, "2", "{}")).await;
     assert_eq!(brief(refused), ("JetStream10077".to_owned(), Transient, Scope::Message, Stored::No));
-    let name = jetstream.stream_by_subject(&*subject).await.unwrap();
-    jetstream.get_stream(name).await.unwrap().purge().await.unwrap();
+    let name = nats.jetstream.stream_by_subject(&*subject).await.unwrap();
+    nats.jetstream.get_stream(name).await.unwrap().purge().await.unwrap();
     assert_eq!(publish_one(&publisher, message(&subject, "2", "{}")).await, Ok(()));
 }
 
@@ -143,7 +144,7 @@ async fn a_stream_that_is_full_refuses_until_there_is_room() {
 async fn whoever_answers_instead_of_a_stream_is_not_believed() {
     use futures::StreamExt as _;
     let Some(url) = url() else { return };
-    let client = jetstream(&url).await.client();
+    let client = Nats::connect(&url).await.jetstream.client();
     let subject = format!("test.service.{}", Uuid::now_v7());
     let mut requests = client.subscribe(subject.clone()).await.unwrap();
     client.flush().await.unwrap();
@@ -161,27 +162,39 @@ async fn whoever_answers_instead_of_a_stream_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subject_without_a_stream_to_which_somebody_listens_is_unavailable_and_nothing_else() {
+    let Some(url) = url() else { return };
+    let client = Nats::connect(&url).await.jetstream.client();
+    let subject = format!("test.listener.{}", Uuid::now_v7());
+    let _silent = client.subscribe(subject.clone()).await.unwrap();
+    client.flush().await.unwrap();
+    let messages = vec![message(&subject, "1", "{}")];
+    let result = publish(&publisher(config(&url)), messages, Duration::from_secs(1)).await.remove(0).unwrap();
+    assert_eq!(brief(result), ("TimedOut".to_owned(), Unavailable, Scope::Destination, Stored::Unknown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_configured_stream_is_created_and_created_again_and_one_that_is_there_is_left_alone() {
     let Some(url) = url() else { return };
-    let jetstream = jetstream(&url).await;
-    let name = Uuid::now_v7().simple().to_string();
+    let nats = Nats::connect(&url).await;
+    let name = nats.name();
     let subject = format!("created.{name}.x");
     let wanted = NatsStream::new(name.clone(), [format!("created.{name}.>")]);
     let publisher = publisher(config(&url).stream(wanted));
     assert_eq!(publish_one(&publisher, message(&subject, "1", "{}")).await, Ok(()));
-    let created = jetstream.get_stream(&name).await.unwrap();
+    let created = nats.jetstream.get_stream(&name).await.unwrap();
     assert_eq!(created.cached_info().config.storage, StorageType::File);
 
-    jetstream.delete_stream(&name).await.unwrap();
+    nats.jetstream.delete_stream(&name).await.unwrap();
     let refused = publish_one(&publisher, message(&subject, "1", "{}")).await;
     assert_eq!(refused.unwrap_err().code, "StreamNotFound");
     assert_eq!(publish_one(&publisher, message(&subject, "1", "{}")).await, Ok(()));
 
     let mut config = created.cached_info().config.clone();
     config.max_messages = 7;
-    jetstream.update_stream(config).await.unwrap();
+    nats.jetstream.update_stream(config).await.unwrap();
     assert!(publisher.check(&[subject]).await.iter().all(|f| f.severity == Severity::Warning));
-    assert_eq!(jetstream.get_stream(&name).await.unwrap().cached_info().config.max_messages, 7);
+    assert_eq!(nats.jetstream.get_stream(&name).await.unwrap().cached_info().config.max_messages, 7);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,7 +209,8 @@ async fn check_names_what_is_wrong_and_creates_nothing() {
         assert_eq!(codes, ["unknown-topic", "invalid-topic"], "{findings:?}");
         assert!(findings[0].problem.contains(&missing));
     }
-    let subject = stream(&jetstream(&url).await, |stream| stream.storage = StorageType::Memory).await;
+    let nats = Nats::connect(&url).await;
+    let subject = nats.stream(|stream| stream.storage = StorageType::Memory).await;
     let codes: Vec<_> =
         publisher_.check(std::slice::from_ref(&subject)).await.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["volatile-stream", "single-copy"]);

@@ -6,16 +6,15 @@ use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Pub
 use tokio::sync::mpsc;
 
 use crate::{
-    common::{
-        TIMEOUT, brief, config, jetstream, message, publish, publish_one, publisher, stored, stream, url,
-    },
+    common::{Nats, TIMEOUT, brief, config, message, publish, publish_one, publisher, url},
     own::Own,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_crashes_is_unavailable_and_what_it_acknowledged_is_there_when_it_is_back() {
     let Some(server) = url().and_then(|_| Own::start()) else { return };
-    let subject = stream(&jetstream(&server.url()).await, |_| {}).await;
+    let nats = Nats::connect(&server.url()).await;
+    let subject = nats.stream(|_| {}).await;
     let publisher = publisher(config(&server.url()));
     let first = message(&subject, "1", "{}");
     let mut acknowledged = vec![first.event.id.to_string()];
@@ -65,7 +64,9 @@ async fn a_server_that_crashes_is_unavailable_and_what_it_acknowledged_is_there_
     } else {
         acknowledged.push(id);
     }
-    let ids: Vec<_> = stored(&jetstream(&server.url()).await, &subject)
+    let ids: Vec<_> = Nats::connect(&server.url())
+        .await
+        .stored(&subject)
         .await
         .iter()
         .map(|message| message.headers.get("ce-id").unwrap().to_string())

@@ -25,8 +25,14 @@ async fn messages_go_to_a_server_that_demands_a_certificate() {
             .stream(NatsStream::new(name.clone(), [name.clone()])),
     );
     assert_eq!(publish_one(&publisher, message(&name, "1", "{}")).await, Ok(()));
-    let codes: Vec<_> = publisher.check(&[name]).await.iter().map(|finding| finding.code).collect();
+    let findings = publisher.check(std::slice::from_ref(&name)).await;
+    let codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["single-copy"]);
+    let options = async_nats::ConnectOptions::with_user_and_password("outbox".into(), "outbox".into())
+        .add_root_certificates(certificates.join("ca.pem"))
+        .add_client_certificate(certificates.join("client.pem"), certificates.join("client.key"));
+    let beside = async_nats::jetstream::new(options.connect(url).await.unwrap());
+    beside.delete_stream(name).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,11 +81,6 @@ impl Keys {
         held.map(|(key, state)| (key.clone(), state.lease, state.from)).collect()
     }
 
-    /// Nothing is read by key.
-    pub(super) fn is_empty(&self) -> bool {
-        self.keys.values().all(|state| state.phase == Phase::Away)
-    }
-
     pub(super) fn get(&self, key: &AggregateKey) -> Option<&KeyState> {
         self.keys.get(key)
     }
@@ -322,7 +317,7 @@ mod tests {
         let mut keys = Keys::default();
         keys.outstanding(key("a"), LEASE, 10);
         keys.adopt(|_| None);
-        assert!(keys.is_empty());
+        assert!(keys.keys.values().all(|state| state.phase == Phase::Away));
         keys.adopt(|_| Some(LEASE.epoch));
         assert_eq!(keys.get(&key("a")).map(|state| state.phase), Some(Phase::Inherited));
         assert_eq!(keys.floor(3), Some(9));
@@ -360,7 +355,7 @@ mod tests {
         assert_eq!((keys.hot(true, 1_000), keys.floor(3)), (None, Some(700)));
         keys.set_full(&[]);
         assert_eq!(keys.advance_hot(true, 1_000, Progress::at(1_000)), [key("hot")]);
-        assert!(keys.is_empty());
+        assert!(keys.keys.values().all(|state| state.phase == Phase::Away));
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! What the tests share: messages, a publish call whose reports are collected, and queues to read from.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use lapin::{
     Channel, Connection, ConnectionProperties,
     message::Delivery,
-    options::{BasicGetOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    options::{
+        BasicGetOptions, ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
@@ -44,10 +50,14 @@ pub(crate) fn publisher(config: RabbitMqConfigBuilder) -> Arc<RabbitMqPublisher>
     Arc::new(RabbitMqPublisher::new(config.build().unwrap()))
 }
 
-/// A connection beside the publisher's. Kept together, because a channel ends with its connection.
+/// A connection beside the publisher's. What it has made, and what bears its names, is deleted
+/// at its end.
 pub(crate) struct Rabbit {
+    url: String,
+    // A channel ends with its connection.
     _connection: Connection,
     pub(crate) channel: Channel,
+    made: Mutex<Vec<String>>,
 }
 
 impl Rabbit {
@@ -55,7 +65,14 @@ impl Rabbit {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        Self { _connection: connection, channel }
+        Self { url: url.to_owned(), _connection: connection, channel, made: Mutex::default() }
+    }
+
+    /// A name that no other test has. What bears it, a queue or an exchange, is deleted at the end.
+    pub(crate) fn name(&self) -> String {
+        let name = format!("test.{}", Uuid::now_v7());
+        self.made.lock().unwrap().push(name.clone());
+        name
     }
 
     /// A queue of this test alone, durable.
@@ -65,11 +82,11 @@ impl Rabbit {
 
     /// A queue of this test alone, in memory, which confirms at once.
     pub(crate) async fn transient_queue(&self) -> String {
-        self.declare(&[], QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() }).await
+        self.declare(&[], QueueDeclareOptions::default()).await
     }
 
     async fn declare(&self, arguments: &[(&str, AMQPValue)], options: QueueDeclareOptions) -> String {
-        let name = format!("test.{}", Uuid::now_v7());
+        let name = self.name();
         let mut table = FieldTable::default();
         for (key, value) in arguments {
             table.insert((*key).into(), value.clone());
@@ -86,6 +103,27 @@ impl Rabbit {
             messages.push(message.delivery);
         }
         messages
+    }
+}
+
+impl Drop for Rabbit {
+    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing to delete.
+    fn drop(&mut self) {
+        let (url, made) = (std::mem::take(&mut self.url), std::mem::take(self.made.get_mut().unwrap()));
+        let deleting = async move {
+            let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
+            let channel = connection.create_channel().await?;
+            for name in made {
+                channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await?;
+                channel.exchange_delete(name.as_str().into(), ExchangeDeleteOptions::default()).await?;
+            }
+            connection.close(200, "".into()).await
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let deleted = std::thread::spawn(move || runtime.block_on(deleting)).join().unwrap();
+        if let Err(error) = deleted {
+            eprintln!("what the test made is not deleted: {error}");
+        }
     }
 }
 

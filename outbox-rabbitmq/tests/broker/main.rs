@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
 mod common;
+mod logins;
 mod outages;
 mod own;
 mod tls;
@@ -148,11 +149,23 @@ async fn a_message_that_the_broker_finds_too_large_is_known_when_it_is_alone() {
     let queue = rabbit.queue(&[]).await;
     let publisher = publisher(config(&url).payload_bytes_max(64 * 1024 * 1024));
     // The test's broker takes 16 MiB.
-    let large = message(&queue, "1", vec![b'x'; 16 * 1024 * 1024 + 1]);
-    let expected = ("PRECONDITION_FAILED".to_owned(), Permanent, Scope::Batch, Stored::Unknown);
-    assert_eq!(brief(publish_one(&publisher, large).await), expected);
-    assert_eq!(publish_one(&publisher, message(&queue, "2", "{}")).await, Ok(()));
-    assert_eq!(rabbit.take(&queue).await.len(), 1);
+    let large = message(&queue, "large", vec![b'x'; 16 * 1024 * 1024 + 1]);
+    let refused = ("PRECONDITION_FAILED".to_owned(), Permanent, Scope::Batch, Stored::Unknown);
+    // Together with others, nobody knows which one it was.
+    let others = [message(&queue, "1", "{}"), message(&queue, "2", "{}")];
+    let together = vec![others[0].clone(), large.clone(), others[1].clone()];
+    let mut results = publish(&publisher, together, TIMEOUT).await;
+    assert_eq!(brief(results.remove(1).unwrap()), refused);
+    for (other, result) in others.into_iter().zip(results) {
+        if let Err(error) = result.unwrap() {
+            assert_eq!(brief(Err(error)), refused);
+            assert_eq!(publish_one(&publisher, other).await, Ok(()));
+        }
+    }
+    assert_eq!(brief(publish_one(&publisher, large).await), refused);
+    assert_eq!(publish_one(&publisher, message(&queue, "3", "{}")).await, Ok(()));
+    let stored = rabbit.take(&queue).await;
+    assert!(stored.len() >= 3 && stored.iter().all(|message| message.data == b"{}"), "{}", stored.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,8 +200,7 @@ async fn a_queue_that_is_full_refuses_until_there_is_room() {
 async fn what_is_declared_is_made_and_made_again_and_an_exchange_that_goes_takes_nobody_along() {
     let Some(url) = url() else { return };
     let rabbit = Rabbit::connect(&url).await;
-    let id = Uuid::now_v7();
-    let (exchange, classic, quorum) = (format!("test.{id}"), format!("test.{id}.c"), format!("test.{id}.q"));
+    let (exchange, classic, quorum) = (rabbit.name(), rabbit.name(), rabbit.name());
     let other = rabbit.queue(&[]).await;
     let publisher = publisher(
         config(&url)

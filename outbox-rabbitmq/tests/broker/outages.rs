@@ -3,13 +3,31 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::types::AMQPValue;
-use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Reporter, Stored};
+use outbox_core::{
+    Message, PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Reporter, Stored,
+};
+use outbox_rabbitmq::RabbitMqPublisher;
 use tokio::sync::mpsc;
 
 use crate::{
     common::{Rabbit, TIMEOUT, brief, config, message, publish, publish_one, publisher, url},
     own::Own,
 };
+
+/// Publishes until it succeeds, each time for as long as a relay would: a broker that is just coming back may leave one
+/// attempt without an answer.
+async fn publish_at_last(publisher: &RabbitMqPublisher, message: &Message) {
+    let publishing = async {
+        loop {
+            let messages = vec![message.clone()];
+            match publish(publisher, messages, Duration::from_secs(3)).await.remove(0) {
+                Some(Ok(())) => return,
+                error => eprintln!("not yet: {error:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, publishing).await.expect("the broker is back");
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_crashes_is_unavailable_and_what_it_confirmed_is_there_when_it_is_back() {
@@ -51,12 +69,9 @@ async fn a_broker_that_crashes_is_unavailable_and_what_it_confirmed_is_there_whe
     assert_eq!(publisher.check(&[]).await[0].code, "broker-unreachable");
 
     server.up();
-    let again = async {
-        let waiting = message(&queue, "3", "{}");
-        while publish_one(&publisher, waiting.clone()).await.is_err() {}
-        confirmed.push(waiting.event.id.to_string());
-    };
-    tokio::time::timeout(TIMEOUT, again).await.expect("the broker is back");
+    let waiting = message(&queue, "3", "{}");
+    publish_at_last(&publisher, &waiting).await;
+    confirmed.push(waiting.event.id.to_string());
     let stored = Rabbit::connect(&server.url()).await.take(&queue).await;
     let ids: Vec<_> =
         stored.iter().map(|message| message.properties.message_id().clone().unwrap().to_string()).collect();
@@ -97,8 +112,7 @@ async fn a_broker_with_an_alarm_is_unavailable_and_gets_nothing_of_it_later() {
 
     server.tool(&["set_vm_memory_high_watermark", "0.4"]);
     let last = message(&queue, "last", "{}");
-    let again = async { while publish_one(&publisher, last.clone()).await.is_err() {} };
-    tokio::time::timeout(TIMEOUT, again).await.expect("the alarm is over");
+    publish_at_last(&publisher, &last).await;
     let stored = rabbit.take(&queue).await;
     assert!(stored.len() > confirmed, "{} of {confirmed} and the last", stored.len());
     let subject = AMQPValue::LongString("order/late".into());
@@ -106,4 +120,25 @@ async fn a_broker_with_an_alarm_is_unavailable_and_gets_nothing_of_it_later() {
         message.properties.headers().as_ref().unwrap().inner().get("cloudEvents:subject") == Some(&subject)
     });
     assert_eq!(late.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_hangs_is_unavailable_and_nothing_else() {
+    let Some(server) = url().and_then(|_| Own::start()) else { return };
+    let rabbit = Rabbit::connect(&server.url()).await;
+    let (hanging, well) = (rabbit.queue(&[]).await, rabbit.queue(&[]).await);
+    let of_queue = |call: &str| {
+        let find =
+            format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{hanging}\">>))");
+        server.tool(&["eval", &format!("{find}, sys:{call}(amqqueue:get_pid(Q)).")]);
+    };
+    of_queue("suspend");
+    let publisher = publisher(config(&server.url()));
+    // Alone, so that no confirm of another message says that the broker is well.
+    let second = Duration::from_secs(1);
+    let result = publish(&publisher, vec![message(&hanging, "1", "{}")], second).await.remove(0).unwrap();
+    assert_eq!(brief(result), ("TimedOut".to_owned(), Unavailable, Scope::Destination, Stored::Unknown));
+    assert_eq!(publish_one(&publisher, message(&well, "2", "{}")).await, Ok(()));
+    of_queue("resume");
+    assert_eq!(publish_one(&publisher, message(&hanging, "1", "{}")).await, Ok(()));
 }

@@ -44,6 +44,15 @@ impl Own {
         format!("amqp://outbox:outbox@127.0.0.1:{}/%2f", self.base + PORTS[0])
     }
 
+    /// The port with TLS, without a login.
+    pub(crate) fn tls_url(&self) -> String {
+        format!("amqps://127.0.0.1:{}/%2f", self.base + PORTS[1])
+    }
+
+    pub(crate) fn certificates(&self) -> PathBuf {
+        self.folder.join("data/rabbitmq/certificates")
+    }
+
     /// Ends it as a crash would.
     pub(crate) fn kill(&self) {
         assert!(self.script(&["kill", "rabbitmq"]).status.success());

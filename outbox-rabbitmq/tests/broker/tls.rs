@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use outbox_core::Publisher;
 use outbox_rabbitmq::RabbitMqQueueKind;
-use uuid::Uuid;
 
-use crate::common::{config, message, publish_one, publisher, variable};
+use crate::common::{Rabbit, config, message, publish_one, publisher, url, variable};
 
 /// The port's address, and the folder with the certificates.
 fn server() -> Option<(String, PathBuf)> {
@@ -16,10 +15,12 @@ fn server() -> Option<(String, PathBuf)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_go_to_a_server_that_demands_a_certificate() {
-    let Some((url, certificates)) = server() else { return };
-    let queue = format!("test.{}", Uuid::now_v7());
+    let Some((tls, certificates)) = server() else { return };
+    let Some(plain) = url() else { return };
+    let rabbit = Rabbit::connect(&plain).await;
+    let queue = rabbit.name();
     let publisher = publisher(
-        config(&url)
+        config(&tls)
             .ca_file(certificates.join("ca.pem"))
             .client_certificate(certificates.join("client.pem"), certificates.join("client.key"))
             .declare_queue(&queue, RabbitMqQueueKind::Classic),
