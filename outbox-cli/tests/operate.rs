@@ -277,14 +277,13 @@ fn several_outboxes_are_relayed_by_one_process_and_one_that_fails_stops_no_other
     insert("shop.db", "outbox", 0..10);
     insert("shop.db", "shop", 0..10);
     let mut relay = folder.relay(&[]);
-    relay.wait_for_log("relaying");
     let of = |source: &str| {
         let events: Vec<_> = events(&folder).into_iter().filter(|event| event["source"] == source).collect();
         arrivals(&events).remove("order/a").unwrap_or_default()
     };
     let all = |end: u64| (0..end).collect::<Vec<_>>();
     until("both are relayed", || of("/billing").len() >= 10 && of("/shop").len() >= 10);
-    relay.wait_for_log("this outbox is not relayed");
+    relay.wait_until_logged("this outbox is not relayed");
     // The one that was not there is found when it comes.
     assert_eq!(folder.run(&["migrate", "--outbox", "late"], &[]).code, Some(0));
     insert("late.db", "outbox", 0..10);

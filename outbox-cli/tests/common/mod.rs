@@ -146,6 +146,14 @@ impl Running {
         }
     }
 
+    /// Waits until a line with this text has been written, whichever lines came before it or after.
+    #[track_caller]
+    pub fn wait_until_logged(&mut self, text: &str) {
+        if !self.seen.contains(text) {
+            self.wait_for_log(text);
+        }
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.lock().unwrap().try_wait().unwrap().is_none()
     }

@@ -123,7 +123,7 @@ pub(crate) fn several_outboxes_in_one_process<D: Databases>() {
     databases.insert(0, 0, 30);
     databases.insert(1, 0, 30);
     let mut relay = folder.relay(&variables);
-    relay.wait_for_log("this outbox is not relayed");
+    relay.wait_until_logged("this outbox is not relayed");
     until("both are relayed", || of(&folder, "/a").len() >= 30 && of(&folder, "/b").len() >= 30);
     // What a tenant does to its own tables is nothing to the other.
     databases.break_it(0);
