@@ -114,3 +114,51 @@ fn no_adapter_depends_on_another() {
         assert!(own.is_empty(), "{package} depends on {own:?}");
     }
 }
+
+/// Versions by name, of every package that is locked.
+fn locked() -> BTreeMap<String, BTreeSet<String>> {
+    let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).unwrap();
+    let mut locked = BTreeMap::<String, BTreeSet<String>>::new();
+    for package in lock.split("[[package]]").skip(1) {
+        let field = |name: &str| {
+            let line = package.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim_start_matches(" = ").trim_matches('"').to_owned()
+        };
+        locked.entry(field("name")).or_default().insert(field("version"));
+    }
+    locked
+}
+
+#[test]
+fn a_second_version_of_a_package_is_listed_with_its_reason() {
+    let deny = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deny.toml")).unwrap();
+    let list = deny.split_once("\nskip = [").unwrap().1.split_once("\n]").unwrap().0;
+    let mut listed = BTreeMap::<String, BTreeSet<String>>::new();
+    for line in list.lines().filter(|line| !line.is_empty()) {
+        let [_, package, _, reason, _] = line.split('"').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        assert!(!reason.is_empty(), "{line}");
+        let (name, version) = package.split_once('@').unwrap();
+        listed.entry(name.to_owned()).or_default().insert(version.to_owned());
+    }
+    let several =
+        |(name, versions): (String, BTreeSet<String>)| (versions.len() > 1).then_some((name, versions));
+    let several: BTreeMap<_, _> = locked().into_iter().filter_map(several).collect();
+    assert_eq!(several.keys().collect::<Vec<_>>(), listed.keys().collect::<Vec<_>>(), "locked, and listed");
+    for (name, versions) in several {
+        assert!(listed[&name].is_subset(&versions), "{name} is locked as {versions:?}");
+        assert_eq!(
+            listed[&name].len(),
+            versions.len() - 1,
+            "{name} is locked as {versions:?}: list all but one"
+        );
+    }
+}
+
+#[test]
+fn there_is_one_provider_of_tls() {
+    let locked = locked();
+    assert!(locked.contains_key("ring"));
+    for other in ["aws-lc-rs", "aws-lc-sys", "native-tls", "openssl"] {
+        assert!(!locked.contains_key(other), "{other}: ring is the one provider");
+    }
+}
