@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Holds every store here against the conformance suite, on real servers, and writes what came of it into
-# docs/conformance.md.
+# Holds every store, publisher and inbox here against the conformance suite, on real servers, and writes what came of it
+# into docs/conformance.md.
 #
 #   scripts/conformance.sh         runs the suites and rewrites the tables
 #   scripts/conformance.sh FILE    only rewrites them, from a file that OUTBOX_CONFORMANCE_TABLE has named
@@ -16,6 +16,13 @@ a store|outbox-postgres||PostgreSQL
 a store|outbox-mysql|Mysql|MySQL
 a store|outbox-mysql|Mariadb|MariaDB
 a store|outbox-mongo||MongoDB
+a store|custom_store||custom
+a publisher|outbox-conformance|MemoryPublisher|memory
+a publisher|outbox-conformance|JsonLines|JSON lines
+a publisher|outbox-kafka||Kafka
+a publisher|outbox-rabbitmq||RabbitMQ
+a publisher|outbox-nats||NATS
+a publisher|webhook||webhook
 an inbox|outbox-conformance||memory
 an inbox|outbox-sqlite||SQLite
 an inbox|outbox-postgres||PostgreSQL
@@ -24,10 +31,10 @@ an inbox|outbox-mysql|Mariadb|MariaDB
 an inbox|outbox-mongo||MongoDB'
 
 run() { # run FILE: every suite, each of which appends its table to FILE
-  scripts/services.sh up postgres mysql mariadb mongodb
+  scripts/services.sh up postgres mysql mariadb mongodb kafka rabbitmq nats
   eval "$(scripts/services.sh env)"
-  OUTBOX_REQUIRE_SERVERS=1 OUTBOX_CONFORMANCE_TABLE=$1 cargo test --all-features --test conformance --test inbox \
-    --test memory -p outbox-conformance -p outbox-sqlite -p outbox-postgres -p outbox-mysql -p outbox-mongo
+  OUTBOX_REQUIRE_SERVERS=1 OUTBOX_CONFORMANCE_TABLE=$1 cargo test --workspace --all-features --test conformance \
+    --test inbox --test memory --test json_lines
 }
 
 merge() { # merge FILE HALF: one table of all of that half, with a column for each store
@@ -88,4 +95,5 @@ if [ -z "$tables" ]; then
   run "$tables"
 fi
 replace "$tables" "a store"
+replace "$tables" "a publisher"
 replace "$tables" "an inbox"

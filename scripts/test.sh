@@ -56,7 +56,8 @@ features() {
     package=$(sed -n 's/^name = "\(.*\)"$/\1/p' "$manifest" | head -n 1)
     cargo metadata --no-deps --format-version 1 | features_of "$manifest" | grep -vE -- '-(ssl|zstd)$' | while read -r feature; do
       echo "feature of $package: $feature"
-      cargo check --package "$package" --no-default-features --features "$feature"
+      cargo clippy --package "$package" --no-default-features --features "$feature" -- "${warnings_denied[@]}"
+      RUSTDOCFLAGS="${warnings_denied[*]}" cargo doc --package "$package" --no-deps --no-default-features --features "$feature"
     done
   done
 }
