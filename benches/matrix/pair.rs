@@ -18,14 +18,16 @@ use crate::{
     PATIENCE, brokers,
     databases::{self, Change, Database, End, Fate},
     gate::Gated,
+    machine,
     publishers::{Swallow, Timed, Times},
     servers::Managed,
 };
 
 const AGGREGATES: usize = 1_000;
-/// Of each aggregate, in a backlog.
-const EVENTS_EACH: usize = 30;
-const EVENTS: usize = AGGREGATES * EVENTS_EACH;
+/// In a backlog.
+const EVENTS: usize = 50_000;
+/// Of an aggregate in a row.
+const RUN: usize = 10;
 const PAYLOAD_BYTES: usize = 300;
 /// Lone events, and the pause before each.
 const LONE_EVENTS: usize = 200;
@@ -51,9 +53,10 @@ impl Pair {
         broker.create(&idle).await;
         let (p50, p99) = self.lone_events(publisher(), &idle).await;
         broker.strike(&idle).await;
-        let store_alone = self.drain(Arc::new(Swallow), &topic, || {}).await;
+        let store_alone =
+            drain(self.database, EVENTS, WhenSent::Keep, Arc::new(Swallow), &topic, || {}).await.rate;
         let broker_alone = rate_of(publisher(), &topic).await;
-        let both = self.drain(publisher(), &topic, || {}).await;
+        let both = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, || {}).await.rate;
         let ceiling = 1.0 / (1.0 / store_alone + 1.0 / broker_alone);
         let restarted = if restarts {
             let (name, address) = broker.server();
@@ -64,7 +67,7 @@ impl Pair {
                     server.up();
                 });
             };
-            k(self.drain(publisher(), &topic, restart).await)
+            k(drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, restart).await.rate)
         } else {
             "not asked".to_owned()
         };
@@ -82,37 +85,13 @@ impl Pair {
         )
     }
 
-    /// Drains a backlog; events a second. Half-way something happens.
-    async fn drain(&self, publisher: Arc<dyn Publisher>, topic: &str, half_way: impl FnOnce()) -> f64 {
-        let database = self.database.fresh().await.expect("the server is there");
-        fill(&*database).await;
-        let (open, opened) = watch::channel(false);
-        let store = Arc::new(Gated { inner: database.store_at().open().await, open: opened });
-        let partitions = usize::from(store.capabilities().partitions);
-        let (mut handle, running) = start(store, publisher, topic);
-        handle.wait_for(|status| status.partitions == partitions).await;
-        open.send_replace(true);
-        let started = Instant::now();
-        let half = async {
-            handle.wait_for(|status| status.sent >= EVENTS as u64 / 2).await;
-            half_way();
-            handle.wait_for(|status| status.sent >= EVENTS as u64).await;
-        };
-        tokio::time::timeout(DRAIN_TIME_MAX, half).await.expect("the backlog drains");
-        let rate = EVENTS as f64 / started.elapsed().as_secs_f64();
-        handle.shutdown();
-        running.await.unwrap();
-        database.strike().await;
-        rate
-    }
-
     /// From the return of the commit of a lone event to its acknowledgement: p50 and p99.
     async fn lone_events(&self, publisher: Arc<dyn Publisher>, topic: &str) -> (Duration, Duration) {
         let database = self.database.fresh().await.expect("the server is there");
         let (count, mut from) = (FIRST_EVENTS + LONE_EVENTS, 0);
         let times = Times::new(count);
         let publisher = Arc::new(Timed { inner: publisher, times: Arc::clone(&times) });
-        let (mut handle, running) = start(database.store_at().open().await, publisher, topic);
+        let (mut handle, running) = start(database.store_at().open().await, publisher, topic, WhenSent::Keep);
         handle.wait_for(|status| status.partitions > 0).await;
         for number in 0..count {
             tokio::time::sleep(LONE_PAUSE).await;
@@ -133,26 +112,114 @@ impl Pair {
     }
 }
 
+/// How a backlog was drained.
+struct Drained {
+    /// Events a second.
+    rate: f64,
+    /// The processor's time of this process, and of all others, for each event.
+    own: Duration,
+    others: Duration,
+    /// The share of the cores that was idle.
+    idle: f64,
+}
+
+/// The kernel's tick in its books.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What has been spent of the processor's time, in ticks.
+struct Spent {
+    own: u64,
+    idle: u64,
+    all: u64,
+}
+
+impl Spent {
+    fn now() -> Self {
+        let (idle, all) = machine::cores();
+        Self { own: machine::own(), idle, all }
+    }
+}
+
+/// How each store drains without a broker, with backlogs of several sizes.
+pub(crate) async fn stores(is_chosen: impl Fn(&str) -> bool) {
+    println!(
+        "| store | events waiting | sent rows | rate | relay, an event | all else, an event | cores idle |\n\
+         |---|---|---|---|---|---|---|"
+    );
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    for kind in databases::Kind::ALL.into_iter().filter(|kind| is_chosen(&format!("{kind:?}").to_lowercase()))
+    {
+        for events in [10_000, 100_000] {
+            for when_sent in [WhenSent::Keep, WhenSent::Delete] {
+                let drained = drain(kind, events, when_sent, Arc::new(Swallow), "topic", || {}).await;
+                println!(
+                    "| {kind:?} | {events} | {when_sent:?} | {} | {:.1} µs | {:.1} µs | {:.0} % |",
+                    k(drained.rate),
+                    micros(drained.own),
+                    micros(drained.others),
+                    drained.idle * 100.0,
+                );
+            }
+        }
+    }
+}
+
+/// Drains a backlog. Half-way something happens.
+async fn drain(
+    database: databases::Kind,
+    events: usize,
+    when_sent: WhenSent,
+    publisher: Arc<dyn Publisher>,
+    topic: &str,
+    half_way: impl FnOnce(),
+) -> Drained {
+    let database = database.fresh().await.expect("the server is there");
+    fill(&*database, events).await;
+    let (open, opened) = watch::channel(false);
+    let store = Arc::new(Gated { inner: database.store_at().open().await, open: opened });
+    let partitions = usize::from(store.capabilities().partitions);
+    let (mut handle, running) = start(store, publisher, topic, when_sent);
+    handle.wait_for(|status| status.partitions == partitions).await;
+    open.send_replace(true);
+    let (started, before) = (Instant::now(), Spent::now());
+    let half = async {
+        handle.wait_for(|status| status.sent >= events as u64 / 2).await;
+        half_way();
+        handle.wait_for(|status| status.sent >= events as u64).await;
+    };
+    tokio::time::timeout(DRAIN_TIME_MAX, half).await.expect("the backlog drains");
+    let (rate, spent) = (events as f64 / started.elapsed().as_secs_f64(), Spent::now());
+    handle.shutdown();
+    running.await.unwrap();
+    database.strike().await;
+    let each = |before: u64, after: u64| {
+        TICK * u32::try_from(after - before).unwrap() / u32::try_from(events).unwrap()
+    };
+    let (all, idle) = (spent.all - before.all, spent.idle - before.idle);
+    let own = each(before.own, spent.own);
+    let others = each(before.all - before.idle, spent.all - spent.idle).saturating_sub(own);
+    Drained { rate, own, others, idle: idle as f64 / all.max(1) as f64 }
+}
+
 fn start(
     store: Arc<dyn OutboxStore>,
     publisher: Arc<dyn Publisher>,
     topic: &str,
+    when_sent: WhenSent,
 ) -> (RelayHandle, JoinHandle<()>) {
     let mut config = RelayConfig::default();
     config.topic = topic.parse().unwrap();
-    config.retention.when_sent = WhenSent::Keep;
+    config.retention.when_sent = when_sent;
     let relay = Relay::new(store, publisher, config).unwrap();
     (relay.handle(), tokio::spawn(async move { drop(relay.run().await) }))
 }
 
-/// A backlog, the aggregates taking turns by ten events.
-async fn fill(database: &dyn Database) {
-    for turn in 0..EVENTS_EACH / 10 {
-        for aggregates in (0..AGGREGATES).collect::<Vec<_>>().chunks(100) {
-            let changes: Vec<Change> =
-                aggregates.iter().map(|aggregate| change(*aggregate, 10, turn * AGGREGATES)).collect();
-            commit(database, &changes).await;
-        }
+/// A backlog, the aggregates taking turns by [`RUN`] events.
+async fn fill(database: &dyn Database, events: usize) {
+    let runs: Vec<usize> = (0..events / RUN).collect();
+    for runs in runs.chunks(100) {
+        let changes: Vec<Change> = runs.iter().map(|run| change(run % AGGREGATES, RUN, run * RUN)).collect();
+        commit(database, &changes).await;
     }
 }
 

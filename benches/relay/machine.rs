@@ -55,7 +55,6 @@ impl Machine {
                 ticks.kafka += fields[11] + fields[12];
             }
         }
-        let whole = stat("/proc/self/stat").unwrap();
         for thread in fs::read_dir("/proc/self/task").unwrap().flatten() {
             let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
             let main = thread.file_name().to_string_lossy() == std::process::id().to_string();
@@ -65,7 +64,7 @@ impl Machine {
                 ticks.runtime += fields[11] + fields[12];
             }
         }
-        ticks.client = (whole[11] + whole[12]).saturating_sub(ticks.runtime);
+        ticks.client = own().saturating_sub(ticks.runtime);
         (ticks.idle, ticks.all) = cores();
         ticks
     }
@@ -112,8 +111,13 @@ impl Ticks {
     }
 }
 
+/// The ticks of this process.
+pub(crate) fn own() -> u64 {
+    stat("/proc/self/stat").map_or(0, |fields| fields[11] + fields[12])
+}
+
 /// Ticks that all cores were idle, and all ticks.
-fn cores() -> (u64, u64) {
+pub(crate) fn cores() -> (u64, u64) {
     let stat = fs::read_to_string("/proc/stat").unwrap();
     let cores: Vec<u64> = stat.lines().next().unwrap().split_whitespace().flat_map(str::parse).collect();
     (cores[3] + cores[4], cores[..8].iter().sum())

@@ -196,6 +196,9 @@ pub(crate) fn time_of(expression: &str) -> String {
     format!("TIMESTAMP'1970-01-01 00:00:00' + INTERVAL {expression} MICROSECOND")
 }
 
+/// More rows than a parameter ever has.
+const ROWS_MAX: u64 = 1_000_000_000;
+
 /// A parameter as rows: an array of arrays, in JSON. `columns` are names with their types, such as `part BIGINT, epoch
 /// BIGINT`, in the order of the inner arrays. A statement stays constant that way however many rows there are.
 ///
@@ -207,7 +210,7 @@ pub(crate) fn rows(alias: &str, columns: &str) -> String {
     let columns: Vec<String> =
         columns.split(", ").enumerate().map(|(n, column)| format!("{column} PATH '$[{n}]'")).collect();
     format!(
-        "(SELECT * FROM JSON_TABLE(?, '$[*]' COLUMNS ({})) j LIMIT 1000000000) {alias}",
+        "(SELECT * FROM JSON_TABLE(?, '$[*]' COLUMNS ({})) j LIMIT {ROWS_MAX}) {alias}",
         columns.join(", ")
     )
 }

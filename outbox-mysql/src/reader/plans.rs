@@ -100,7 +100,7 @@ async fn check(place: &mut Place, rows: usize) {
         let relay = Uuid::now_v7();
         let (steps, extras) = place
             .plan(&sent_sql(when_sent), |query| {
-                let query = query.bind("[[1,1,1],[2,2,1]]").bind(relay);
+                let query = query.bind(0_i64).bind("[[1,1,[1]],[2,1,[2]]]").bind(relay);
                 if when_sent == WhenSent::Keep { query.bind(1_i32) } else { query }
             })
             .await;
