@@ -45,19 +45,27 @@ impl Pair {
     /// A line of the table.
     pub(crate) async fn measure(&self, restarts: bool) -> String {
         let broker = self.broker.find().expect("the broker is there");
-        let topic = brokers::topic();
-        broker.create(&topic).await;
         let publisher = || broker.broker_at().open(Duration::from_secs(4));
-        // On a topic of its own, before any flood: a queue that has grown is slow for a while.
-        let idle = brokers::topic();
-        broker.create(&idle).await;
-        let (p50, p99) = self.lone_events(publisher(), &idle).await;
-        broker.strike(&idle).await;
+        // Each on a topic of its own, which is gone before the next: a queue that has grown is slow for a while.
+        let lone = brokers::topic();
+        broker.create(&lone).await;
+        let (p50, p99) = self.lone_events(publisher(), &lone).await;
+        broker.strike(&lone).await;
+
         let store_alone =
-            drain(self.database, EVENTS, WhenSent::Keep, Arc::new(Swallow), &topic, || {}).await.rate;
-        let broker_alone = rate_of(publisher(), &topic).await;
-        let both = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, || {}).await.rate;
+            drain(self.database, EVENTS, WhenSent::Keep, Arc::new(Swallow), "topic", || {}).await.rate;
+
+        let alone = brokers::topic();
+        broker.create(&alone).await;
+        let broker_alone = rate_of(publisher(), &alone).await;
+        broker.strike(&alone).await;
+
+        let together = brokers::topic();
+        broker.create(&together).await;
+        let both = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &together, || {}).await.rate;
+        broker.strike(&together).await;
         let ceiling = 1.0 / (1.0 / store_alone + 1.0 / broker_alone);
+
         let restarted = if restarts {
             let (name, address) = broker.server();
             let server = Managed::find(name, &address).expect("a broker that scripts/services.sh started");
@@ -67,11 +75,14 @@ impl Pair {
                     server.up();
                 });
             };
-            k(drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, restart).await.rate)
+            let topic = brokers::topic();
+            broker.create(&topic).await;
+            let rate = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, restart).await.rate;
+            broker.strike(&topic).await;
+            k(rate)
         } else {
             "not asked".to_owned()
         };
-        broker.strike(&topic).await;
         format!(
             "| {:?} | {:?} | {} | {} | **{}** | {:.2} | {:.1}, {:.1} ms | {restarted} |",
             self.database,
