@@ -25,7 +25,7 @@ lint:
 bench *QUESTIONS:
     cargo bench --bench relay --features postgres,kafka -- {{QUESTIONS}}
 
-# Measures every store with every broker: `just bench-matrix`, or only some pairs, such as `postgres-nats`.
+# Measures every store with every broker: `just bench-matrix restart`; some pairs: `postgres-nats`; each store alone: `stores`.
 bench-matrix *PAIRS:
     cargo bench --bench matrix --all-features -- {{PAIRS}}
 
