@@ -119,6 +119,19 @@ async fn settle_sent(
     request: &SettleRequest,
     attempts: u32,
 ) -> Result<bool, StoreError> {
+    let (base, sent) = sent_rows(request);
+    let sql = sent_sql(request.when_sent);
+    let query = sqlx::query(inner.tables().sql(&sql)).bind(base).bind(sent).bind(request.relay.0);
+    let query = match request.when_sent {
+        WhenSent::Keep | WhenSent::Archive => query.bind(attempts_code(attempts)),
+        WhenSent::Delete => query,
+    };
+    let done = query.execute(connection).await.map_err(|error| store_error("settle sent events", error))?;
+    Ok(done.rows_affected() == u64::try_from(request.settlements.len()).unwrap_or(u64::MAX))
+}
+
+/// The events as the parameters of [`sent_sql`]: the lowest sequence, and for each lease how far its events are above it.
+fn sent_rows(request: &SettleRequest) -> (Sequence, String) {
     let leases = leases(request);
     let base = request.settlements.iter().map(|settlement| settlement.sequence).min().unwrap_or_default();
     // In the order of the lease rows, which everybody locks in that order.
@@ -130,14 +143,7 @@ async fn settle_sent(
     }
     sent.values_mut().for_each(|above| above.sort_unstable());
     let sent: Vec<_> = sent.into_iter().map(|((part, epoch), above)| (part, epoch, above)).collect();
-    let sql = sent_sql(request.when_sent);
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(base).bind(json(&sent)).bind(request.relay.0);
-    let query = match request.when_sent {
-        WhenSent::Keep | WhenSent::Archive => query.bind(attempts_code(attempts)),
-        WhenSent::Delete => query,
-    };
-    let done = query.execute(connection).await.map_err(|error| store_error("settle sent events", error))?;
-    Ok(done.rows_affected() == u64::try_from(request.settlements.len()).unwrap_or(u64::MAX))
+    (base, json(&sent))
 }
 
 /// Parameters: a sequence; the leases, each with how far its events are above that; the relay, and the attempts where
@@ -325,6 +331,36 @@ fn storable(error: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// So much fits into one record of TLS; what does not waits 40 ms. The rest is left to what stands around the rows.
+    const TLS_RECORD_BYTES: usize = 16 * 1024;
+
+    #[test]
+    fn a_settle_of_the_default_size_fits_into_one_tls_record() {
+        let count = i64::try_from(outbox_core::RelayConfig::default().settle_events_max).unwrap();
+        let partition = |n: i64| Partition::try_from(n % i64::from(PARTITIONS)).unwrap();
+        let settlements = (0..count).map(|n| Settlement {
+            // Far along, and apart as among the events of many other relays.
+            sequence: (1 << 52) + n * 10_000,
+            partition: partition(n),
+            key: outbox_core::AggregateKey::new("order", "1"),
+            attempts: 1,
+            outcome: Outcome::Sent,
+        });
+        let leases = (0..i64::from(PARTITIONS)).map(|n| Lease { partition: partition(n), epoch: 1 << 32 });
+        let request = SettleRequest {
+            relay: RelayId(uuid::Uuid::nil()),
+            leases: leases.collect(),
+            settlements: settlements.collect(),
+            unholds: Vec::new(),
+            when_sent: WhenSent::Keep,
+        };
+        let (base, rows) = sent_rows(&request);
+        assert_eq!(base, 1 << 52);
+        let read: Vec<(u8, Epoch, Vec<Sequence>)> = serde_json::from_str(&rows).unwrap();
+        assert_eq!(read.iter().map(|(_, _, above)| above.len()).sum::<usize>(), request.settlements.len());
+        assert!(rows.len() < TLS_RECORD_BYTES - 1_024, "{} bytes", rows.len());
+    }
 
     #[test]
     fn an_error_is_cut_between_characters() {
