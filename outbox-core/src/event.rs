@@ -1,30 +1,11 @@
-//! The event: what a service writes beside its own change ([`Event`]) and what a relay reads back
-//! ([`StoredEvent`]).
+//! What a service writes beside its own change: [`Event`].
 
-use std::{
-    cmp::Ordering,
-    collections::BTreeMap,
-    fmt,
-    hash::{BuildHasher as _, Hash, Hasher, RandomState},
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use uuid::Uuid;
-
-/// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
-/// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
-pub type Sequence = i64;
-
-/// The share of the table an event belongs to: `hash(aggregate) mod PARTITIONS`, computed by the store.
-pub type Partition = u16;
-
-/// How many partitions a store with several relays has. A constant, so that nobody can set it differently in
-/// two processes; SQLite, which has one writer, has one partition.
-pub const PARTITIONS: u16 = 64;
 
 /// The content type of a payload whose writer named none.
 pub const CONTENT_TYPE_DEFAULT: &str = "application/json";
@@ -41,85 +22,6 @@ pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
 /// The default limit of a payload, in bytes: what Apache Kafka accepts by default (`message.max.bytes`,
 /// 1,048,588 bytes) less room for the key and the headers.
 pub const PAYLOAD_BYTES_MAX_DEFAULT: usize = 1_000_000;
-
-/// The aggregate an event belongs to, by type and id: the unit of order.
-///
-/// Cheap to clone, to compare and to hash: both names share one allocation, and their hash is kept.
-#[derive(Clone)]
-pub struct AggregateKey {
-    /// The type, and right behind it the id.
-    text: Arc<str>,
-    type_bytes: usize,
-    /// A relay looks an aggregate up a dozen times for each of its events, and would hash the names, and fetch them
-    /// from memory, each time.
-    hash: u64,
-}
-
-/// The seed of all keys' hashes: random, so that nobody can choose names that collide.
-static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-
-impl AggregateKey {
-    /// A key from its two names, which are taken as they are: byte for byte, case and all.
-    pub fn new(aggregate_type: &str, aggregate_id: &str) -> Self {
-        let mut text = String::with_capacity(aggregate_type.len() + aggregate_id.len());
-        text.push_str(aggregate_type);
-        text.push_str(aggregate_id);
-        let type_bytes = aggregate_type.len();
-        let hash = SEED.hash_one((&*text, type_bytes));
-        Self { text: text.into(), type_bytes, hash }
-    }
-
-    /// The type of the aggregate, such as `order`.
-    pub fn aggregate_type(&self) -> &str {
-        &self.text[..self.type_bytes]
-    }
-
-    /// The id of the aggregate within its type, such as `4711`.
-    pub fn aggregate_id(&self) -> &str {
-        &self.text[self.type_bytes..]
-    }
-}
-
-impl PartialEq for AggregateKey {
-    fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash
-            && self.type_bytes == other.type_bytes
-            && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
-    }
-}
-
-impl Eq for AggregateKey {}
-
-impl Hash for AggregateKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl PartialOrd for AggregateKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// By the names, never by the hash, which differs from process to process.
-impl Ord for AggregateKey {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (&self.text, self.type_bytes).cmp(&(&other.text, other.type_bytes))
-    }
-}
-
-impl fmt::Display for AggregateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.aggregate_type(), self.aggregate_id())
-    }
-}
-
-impl fmt::Debug for AggregateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// What is wrong with an event, by field. Nothing was written and the caller's transaction is still usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -397,124 +299,6 @@ fn check_bytes(field: &'static str, bytes: usize, bytes_max: usize) -> Result<()
     if bytes > bytes_max { Err(EventError::TooLong { field, bytes, bytes_max }) } else { Ok(()) }
 }
 
-/// Where an event is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Not yet acknowledged by the broker. Stored as 0.
-    Pending,
-    /// Acknowledged by the broker. Stored as 1.
-    Sent,
-    /// Given up, with a [`FailureCause`]; kept for investigation. Stored as 2.
-    Failed,
-}
-
-impl Status {
-    /// The number a store keeps for this status, the same in every store.
-    pub fn code(self) -> i16 {
-        match self {
-            Self::Pending => 0,
-            Self::Sent => 1,
-            Self::Failed => 2,
-        }
-    }
-
-    /// The status of a stored number.
-    pub fn from_code(code: i16) -> Option<Self> {
-        [Self::Pending, Self::Sent, Self::Failed].into_iter().find(|status| status.code() == code)
-    }
-}
-
-/// Why an event was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FailureCause {
-    /// Its attempts are used up.
-    Exhausted,
-    /// The broker will never take it, whatever the number of attempts.
-    Permanent,
-    /// The row cannot be read as an event, or cannot be turned into a message.
-    Undecodable,
-    /// Given up by policy or by an operator.
-    Discarded,
-    /// It grew older than the retry policy's age.
-    Expired,
-}
-
-impl FailureCause {
-    /// The word a store keeps for this cause, the same in every store.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Exhausted => "exhausted",
-            Self::Permanent => "permanent",
-            Self::Undecodable => "undecodable",
-            Self::Discarded => "discarded",
-            Self::Expired => "expired",
-        }
-    }
-
-    /// The cause of a stored word.
-    pub fn parse(word: &str) -> Option<Self> {
-        [Self::Exhausted, Self::Permanent, Self::Undecodable, Self::Discarded, Self::Expired]
-            .into_iter()
-            .find(|cause| cause.as_str() == word)
-    }
-}
-
-/// A pending row as a relay reads it.
-#[derive(Debug, Clone)]
-pub struct Row {
-    /// Its position.
-    pub sequence: Sequence,
-    /// The partition that the store computed for its aggregate.
-    pub partition: Partition,
-    /// The aggregate, as far as it can be read. A row whose aggregate is not UTF-8 has it with replacement
-    /// characters.
-    pub key: AggregateKey,
-    /// Attempts that are already recorded.
-    pub attempts: u32,
-    /// Now less `created_at`, both by the database's clock, at the time of the read. Zero if in the future.
-    pub age: Duration,
-    /// The event, or why the row is none.
-    pub content: Result<StoredEvent, String>,
-}
-
-impl Row {
-    /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer count.
-    pub fn bytes(&self) -> usize {
-        let content = match &self.content {
-            Ok(event) => {
-                event.payload.len()
-                    + event.event_type.len()
-                    + event.headers.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>()
-            }
-            Err(error) => error.len(),
-        };
-        content + std::mem::size_of::<Self>() + self.key.text.len()
-    }
-}
-
-/// The content of a pending row: all that a message is made of.
-#[derive(Debug, Clone)]
-pub struct StoredEvent {
-    /// The idempotency key.
-    pub id: Uuid,
-    /// What happened.
-    pub event_type: String,
-    /// The version of the payload's schema.
-    pub version: i32,
-    /// The payload.
-    pub payload: Bytes,
-    /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`].
-    pub content_type: Option<String>,
-    /// Headers that travel with the message.
-    pub headers: BTreeMap<String, String>,
-    /// The destination, where the writer chose one.
-    pub topic: Option<String>,
-    /// When the event was written, by the database's clock.
-    pub created_at: DateTime<Utc>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -558,21 +342,5 @@ mod tests {
             assert!(matches!(error, EventError::Header { .. }), "{name:?}: {error}");
         }
         assert!(Event::builder("t", "1", "e").header("traceparent", "00-ä").build().is_ok());
-    }
-
-    #[test]
-    fn a_key_keeps_its_two_names_apart() {
-        assert_ne!(AggregateKey::new("ab", "c"), AggregateKey::new("a", "bc"));
-        assert_eq!(AggregateKey::new("order", "1").to_string(), "order/1");
-    }
-
-    #[test]
-    fn stored_codes_and_words_are_read_back() {
-        for status in [Status::Pending, Status::Sent, Status::Failed] {
-            assert_eq!(Status::from_code(status.code()), Some(status));
-        }
-        assert_eq!(Status::from_code(7), None);
-        assert_eq!(FailureCause::parse("expired"), Some(FailureCause::Expired));
-        assert_eq!(FailureCause::parse("other"), None);
     }
 }

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 
 use super::{
     MemoryStore,
-    state::{EventRow, Hold, Life, State, Time, between, partition_of},
+    state::{EventRow, Life, partition_of},
+    time::{Time, between},
 };
 use crate::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    StoreError,
+    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, Sequence, StoreError,
+    store::Hold,
 };
 
 #[async_trait]
@@ -42,26 +43,17 @@ impl OutboxAdmin for MemoryStore {
         let failed = matching(&state.rows, filter).filter(|(_, row)| matches!(row.life, Life::Failed { .. }));
         let failed: Vec<(Sequence, AggregateKey)> =
             failed.map(|(sequence, row)| (sequence, row.key.clone())).collect();
-        let mut first: BTreeMap<&AggregateKey, Sequence> = BTreeMap::new();
+        let mut requeued: BTreeMap<&AggregateKey, Vec<Sequence>> = BTreeMap::new();
         for (sequence, key) in &failed {
-            first.entry(key).or_insert(*sequence);
+            requeued.entry(key).or_default().push(*sequence);
             state.update(*sequence, |row| {
                 row.life = Life::Pending;
                 row.attempts = 0;
                 true
             });
         }
-        // A hold of one of these events waits for nothing else than this.
-        for (sequence, key) in &failed {
-            if let Some(hold) = state.holds.get_mut(key)
-                && hold.sequence == Some(*sequence)
-            {
-                hold.until = Some(now);
-                hold.reason = HoldReason::Requeued;
-            }
-        }
-        for (key, sequence) in first {
-            state.hold_requeued(key, sequence, now);
+        for (key, sequences) in requeued {
+            state.change_hold(key, |hold| Hold::requeued(hold, &sequences, now));
         }
         Ok(failed.len() as u64)
     }
@@ -89,31 +81,27 @@ impl OutboxAdmin for MemoryStore {
                 row.life = Life::Failed { at, cause: FailureCause::Discarded };
                 true
             });
-            if let Some(hold) = state.holds.get_mut(key)
-                && hold.sequence == Some(*sequence)
-            {
-                hold.until = Some(now);
-            }
+            state.change_hold(key, |hold| hold.map(|hold| hold.discarded(*sequence, now)));
         }
         Ok(discarded.len() as u64)
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
+        let now = self.now();
         let mut state = self.lock();
         state.pauses += 1;
-        let pause = state.pauses;
-        let plain = Hold { sequence: None, until: None, reason: HoldReason::Paused, paused: None };
-        state.holds.entry(key.clone()).or_insert(plain).paused = Some(pause);
+        let number = state.pauses;
+        state.paused.insert(key.clone(), number);
+        state.change_hold(key, |hold| Some(Hold::paused(hold, now)));
         Ok(())
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
         let now = self.now();
         let mut state = self.lock();
-        let Some(hold) = state.holds.get_mut(key) else { return Ok(false) };
-        hold.paused = None;
-        hold.until = Some(now);
-        Ok(true)
+        state.paused.remove(key);
+        state.change_hold(key, |hold| hold.map(|hold| hold.resumed(now)));
+        Ok(state.holds.contains_key(key))
     }
 
     async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
@@ -124,27 +112,14 @@ impl OutboxAdmin for MemoryStore {
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
         let now = self.now();
         let mut state = self.lock();
-        for hold in state.holds.values_mut().filter(|hold| hold.reason == HoldReason::Topic) {
-            hold.until = Some(now);
+        for hold in state.holds.values_mut() {
+            *hold = hold.topic_resumed(now);
         }
         Ok(state.paused_topics.remove(topic))
     }
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         Ok(self.lock().paused_topics.iter().cloned().collect())
-    }
-}
-
-impl State {
-    fn hold_requeued(&mut self, key: &AggregateKey, sequence: Sequence, now: Time) {
-        let new =
-            Hold { sequence: Some(sequence), until: Some(now), reason: HoldReason::Requeued, paused: None };
-        let hold = self.holds.entry(key.clone()).or_insert(new);
-        match hold.sequence {
-            Some(held) if held != sequence => hold.sequence = Some(held.min(sequence)),
-            // Its own event, or none: it waits for nothing else than being put back.
-            Some(_) | None => *hold = Hold { paused: hold.paused, ..new },
-        }
     }
 }
 
@@ -170,14 +145,13 @@ fn matches(row: &EventRow, filter: &EventFilter) -> bool {
         && filter.created_before.is_none_or(|before| row.created_at < before)
 }
 
-fn to_record(key: &AggregateKey, hold: &Hold, now: Time) -> HoldRecord {
-    let paused = hold.paused.is_some();
+fn to_record(key: &AggregateKey, hold: &Hold<Time>, now: Time) -> HoldRecord {
     HoldRecord {
         key: key.clone(),
         partition: partition_of(key),
         sequence: hold.sequence,
-        due_in: hold.until.filter(|_| !paused).map(|until| between(now, until)),
+        due_in: hold.until.map(|until| between(now, until)),
         reason: hold.reason,
-        paused,
+        paused: hold.is_paused(),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     MemoryStore, MemoryTransaction,
-    state::{Time, between},
+    time::{Time, between},
 };
 use crate::{
     EventError, EventIdentity, Inbox, InboxError, Receipt, StoreError, StoreErrorKind, check_consumer,

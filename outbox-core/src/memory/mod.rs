@@ -15,6 +15,7 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+mod time;
 mod transaction;
 
 pub use inbox::MemoryInbox;

@@ -6,9 +6,13 @@ use async_trait::async_trait;
 
 use super::{
     MemoryStore,
-    state::{State, Time, between},
+    state::State,
+    time::{Time, between},
 };
-use crate::{AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Partition, Row, StoreError};
+use crate::{
+    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Partition, Row, StoreError,
+    store::Page,
+};
 
 /// The most due holds of one fetch. Bounded so that one long outage, ended at once, does not fill the memory.
 const DUE_HOLDS_MAX: usize = 256;
@@ -55,13 +59,13 @@ impl MemoryReader {
         let mut found = Vec::new();
         for (_, key, partition, sequence) in due {
             if found.len() == DUE_HOLDS_MAX || page.is_full() {
-                page.more = true;
+                page.set_more();
                 break;
             }
             let held = sequence.and_then(|sequence| Some((sequence, state.pending_due(sequence, now)?)));
             let row = held.map(|(sequence, row)| row.to_row(sequence, now));
             if let Some(row) = &row {
-                page.count(row);
+                page.take(row.bytes());
             }
             self.holds_out.insert(key.clone(), partition);
             found.push(DueHold { key: key.clone(), partition, sequence, row });
@@ -83,11 +87,11 @@ impl MemoryReader {
                 continue;
             }
             if page.is_full() {
-                page.more = true;
+                page.set_more();
                 break;
             }
             let row = row.to_row(*sequence, now);
-            page.count(&row);
+            page.take(row.bytes());
             rows.push(row);
         }
         rows
@@ -95,15 +99,16 @@ impl MemoryReader {
 
     fn paused(&mut self, state: &State) -> Vec<AggregateKey> {
         let told = std::mem::replace(&mut self.pauses_told, state.pauses);
-        let new = state.holds.iter().filter(|(_, hold)| hold.paused.is_some_and(|pause| pause > told));
+        let new = state.paused.iter().filter(|(_, number)| **number > told);
         new.map(|(key, _)| key.clone())
             .filter(|key| self.leases.contains_key(&super::state::partition_of(key)))
             .collect()
     }
 
     fn next_due(&self, state: &State, now: Time) -> Option<std::time::Duration> {
-        let waiting = state.holds.iter().filter(|(_, hold)| hold.paused.is_none());
-        let held = waiting
+        let held = state
+            .holds
+            .iter()
             .filter_map(|(key, hold)| Some((key, hold.until.filter(|until| *until > now)?)))
             .filter(|(key, _)| self.leases.contains_key(&super::state::partition_of(key)))
             .map(|(_, until)| until)
@@ -127,34 +132,11 @@ impl OutboxReader for MemoryReader {
         let now = self.store.now();
         let store = self.store.clone();
         let state = store.lock();
-        let mut page = Page {
-            events_left: request.events_max.max(1),
-            bytes_left: request.bytes_max.max(1),
-            more: false,
-        };
+        let mut page = Page::new(&request);
         // Due holds first: everything of their aggregate waits for them.
         let due_holds = self.due_holds(&state, &mut page, now);
         let rows = self.scan(&state, &request, &mut page, now);
         let paused = self.paused(&state);
-        Ok(Fetched { rows, due_holds, paused, more: page.more, next_due: self.next_due(&state, now) })
-    }
-}
-
-/// What one answer still has room for.
-struct Page {
-    events_left: usize,
-    bytes_left: usize,
-    more: bool,
-}
-
-impl Page {
-    /// Whether no further row fits. The first one always does.
-    fn is_full(&self) -> bool {
-        self.events_left == 0 || self.bytes_left == 0
-    }
-
-    fn count(&mut self, row: &Row) {
-        self.events_left = self.events_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
+        Ok(Fetched { rows, due_holds, paused, more: page.more(), next_due: self.next_due(&state, now) })
     }
 }

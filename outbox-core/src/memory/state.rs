@@ -1,22 +1,18 @@
 //! The tables of the store in memory, with their indexes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::inbox::InboxState;
-use crate::{
-    AggregateKey, Epoch, EventRecord, FailureCause, HoldReason, Lease, PARTITIONS, Partition, RelayId, Row,
-    Sequence, Status, StoredEvent,
+use super::{
+    inbox::InboxState,
+    time::{Time, between},
 };
-
-/// A time by the store's own clock.
-pub(super) type Time = DateTime<Utc>;
+use crate::{
+    AggregateKey, Epoch, EventRecord, FailureCause, Lease, PARTITIONS, Partition, RelayId, Row, Sequence,
+    Status, StoredEvent, store::Hold,
+};
 
 /// Everything the store holds. All of it is behind one lock: a method that holds the lock is a transaction.
 pub(super) struct State {
@@ -24,6 +20,8 @@ pub(super) struct State {
     pub(super) relay_last: u128,
     /// How often anything was paused, so that a reader knows which pauses it has not told of.
     pub(super) pauses: u64,
+    /// Which of these pauses each paused aggregate is held by.
+    pub(super) paused: BTreeMap<AggregateKey, u64>,
     pub(super) rows: BTreeMap<Sequence, EventRow>,
     pub(super) pending: BTreeSet<Sequence>,
     pub(super) scheduled: BTreeSet<(Time, Sequence)>,
@@ -32,7 +30,7 @@ pub(super) struct State {
     /// The ids in the table and in open transactions.
     pub(super) ids: BTreeSet<Uuid>,
     pub(super) archive: BTreeMap<Sequence, EventRow>,
-    pub(super) holds: BTreeMap<AggregateKey, Hold>,
+    pub(super) holds: BTreeMap<AggregateKey, Hold<Time>>,
     pub(super) relays: BTreeMap<RelayId, Time>,
     pub(super) partitions: Vec<PartitionRow>,
     pub(super) paused_topics: BTreeSet<String>,
@@ -46,6 +44,7 @@ impl State {
             sequence_last: 0,
             relay_last: 0,
             pauses: 0,
+            paused: BTreeMap::new(),
             rows: BTreeMap::new(),
             pending: BTreeSet::new(),
             scheduled: BTreeSet::new(),
@@ -217,23 +216,6 @@ impl EventRow {
     }
 }
 
-/// One row of the holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hold {
-    pub(super) sequence: Option<Sequence>,
-    /// `None` is without end.
-    pub(super) until: Option<Time>,
-    pub(super) reason: HoldReason,
-    /// The number of the pause, while it is paused.
-    pub(super) paused: Option<u64>,
-}
-
-impl Hold {
-    pub(super) fn is_due(&self, now: Time) -> bool {
-        self.paused.is_none() && self.until.is_some_and(|until| until <= now)
-    }
-}
-
 /// One row of the partitions.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct PartitionRow {
@@ -250,17 +232,4 @@ pub(super) fn partition_of(key: &AggregateKey) -> Partition {
     });
     // The low bits of FNV-1a are its weakest, so the high half is folded in.
     ((hash ^ (hash >> 32)) % u64::from(PARTITIONS)) as Partition
-}
-
-/// `time` and `duration` later, or the end of time.
-pub(super) fn after(time: Time, duration: Duration) -> Time {
-    TimeDelta::from_std(duration)
-        .ok()
-        .and_then(|duration| time.checked_add_signed(duration))
-        .unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-/// How long it is from `start` to `end`; zero if that is in the past.
-pub(super) fn between(start: Time, end: Time) -> Duration {
-    (end - start).to_std().unwrap_or(Duration::ZERO)
 }

@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::{
     MemoryTransaction,
     reader::MemoryReader,
-    state::{Life, PartitionRow, State, Time, after, between},
+    state::{Life, PartitionRow, State},
+    time::{Time, after, between},
 };
 use crate::{
     Claimed, Clock, Disposal, Enqueue, EnqueueError, Epoch, Event, EventRecord, Finding, Lease, Membership,

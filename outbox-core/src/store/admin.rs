@@ -7,7 +7,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::{AggregateKey, FailureCause, HoldReason, Partition, Sequence, Status, StoreError};
+use super::{FailureCause, HoldReason, Partition, Sequence, Status};
+use crate::{AggregateKey, StoreError};
 
 /// Which events an operator means. Conditions are joined by *and*; none is all events of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

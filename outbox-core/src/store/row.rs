@@ -1,0 +1,68 @@
+//! A row of the outbox as a relay reads it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::Partition;
+use crate::AggregateKey;
+
+/// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
+/// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
+pub type Sequence = i64;
+
+/// A pending row as a relay reads it.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Its position.
+    pub sequence: Sequence,
+    /// The partition that the store computed for its aggregate.
+    pub partition: Partition,
+    /// The aggregate, as far as it can be read. A row whose aggregate is not UTF-8 has it with replacement
+    /// characters.
+    pub key: AggregateKey,
+    /// Attempts that are already recorded.
+    pub attempts: u32,
+    /// Now less `created_at`, both by the database's clock, at the time of the read. Zero if in the future.
+    pub age: Duration,
+    /// The event, or why the row is none.
+    pub content: Result<StoredEvent, String>,
+}
+
+impl Row {
+    /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer count.
+    pub fn bytes(&self) -> usize {
+        let content = match &self.content {
+            Ok(event) => {
+                event.payload.len()
+                    + event.event_type.len()
+                    + event.headers.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>()
+            }
+            Err(error) => error.len(),
+        };
+        content + std::mem::size_of::<Self>() + self.key.bytes()
+    }
+}
+
+/// The content of a pending row: all that a message is made of.
+#[derive(Debug, Clone)]
+pub struct StoredEvent {
+    /// The idempotency key.
+    pub id: Uuid,
+    /// What happened.
+    pub event_type: String,
+    /// The version of the payload's schema.
+    pub version: i32,
+    /// The payload.
+    pub payload: Bytes,
+    /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`](crate::CONTENT_TYPE_DEFAULT).
+    pub content_type: Option<String>,
+    /// Headers that travel with the message.
+    pub headers: BTreeMap<String, String>,
+    /// The destination, where the writer chose one.
+    pub topic: Option<String>,
+    /// When the event was written, by the database's clock.
+    pub created_at: DateTime<Utc>,
+}

@@ -1,0 +1,195 @@
+//! What became of events, and the request that records it.
+
+use std::time::Duration;
+
+use super::{FailureCause, HoldReason, Lease, Partition, RelayId, Sequence, WhenSent};
+use crate::AggregateKey;
+
+/// What became of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The broker acknowledged this very message.
+    Sent,
+    /// To be tried again: the aggregate is held behind this event.
+    Retry {
+        /// How long to hold it, by the store's clock from the time of the settle.
+        after: Duration,
+        /// What went wrong; kept as `last_error`.
+        error: String,
+        /// Why it is held: [`HoldReason::Backoff`] or [`HoldReason::Topic`].
+        reason: HoldReason,
+    },
+    /// Given up.
+    Failed {
+        /// Why.
+        cause: FailureCause,
+        /// What went wrong; kept as `last_error`.
+        error: String,
+        /// What becomes of its successors.
+        successors: Successors,
+    },
+}
+
+/// The longest `last_error` that is kept, in bytes: a page of text, more than any driver's message, and little enough that
+/// a hundred thousand failed events stay below half a gigabyte.
+pub const ERROR_BYTES_MAX: usize = 4096;
+
+/// The text of an error as every store can keep it: at most [`ERROR_BYTES_MAX`] bytes, cut between characters, and without
+/// NUL, which PostgreSQL cannot store.
+pub fn storable_error(error: &str) -> String {
+    let mut kept = String::with_capacity(error.len().min(ERROR_BYTES_MAX));
+    for character in error.chars() {
+        let character = if character == '\0' { char::REPLACEMENT_CHARACTER } else { character };
+        if kept.len() + character.len_utf8() > ERROR_BYTES_MAX {
+            break;
+        }
+        kept.push(character);
+    }
+    kept
+}
+
+/// What becomes of the successors of an event that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Successors {
+    /// They go on.
+    Release,
+    /// They wait behind a hold without end, until an operator acts.
+    Park,
+}
+
+/// An outcome to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// The event.
+    pub sequence: Sequence,
+    /// Its partition; the lease is found by it.
+    pub partition: Partition,
+    /// Its aggregate.
+    pub key: AggregateKey,
+    /// The number of attempts to be stored. Absolute, so that settling twice counts once.
+    pub attempts: u32,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// A hold that holds nothing any more and is to be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unhold {
+    /// The aggregate.
+    pub key: AggregateKey,
+    /// Its partition.
+    pub partition: Partition,
+    /// The hold's event as it was read, so that a hold that has changed since is not removed.
+    pub sequence: Option<Sequence>,
+}
+
+/// What one settle records, all of it in one transaction.
+#[derive(Debug, Clone)]
+pub struct SettleRequest {
+    /// Who settles.
+    pub relay: RelayId,
+    /// A lease for every partition that occurs in `settlements` or `unholds`.
+    pub leases: Vec<Lease>,
+    /// What became of which event; one entry an event.
+    pub settlements: Vec<Settlement>,
+    /// Holds to be removed.
+    pub unholds: Vec<Unhold>,
+    /// What becomes of sent rows.
+    pub when_sent: WhenSent,
+}
+
+/// What a settle did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The partitions whose lease is lost. Nothing of theirs was changed; everything else was recorded.
+    pub fenced: Vec<Partition>,
+}
+
+impl SettleRequest {
+    /// Every partition that the request names, in ascending order: by a lease, a settlement or an unhold.
+    pub fn partitions(&self) -> Vec<Partition> {
+        let leases = self.leases.iter().map(|lease| lease.partition);
+        let settlements = self.settlements.iter().map(|settlement| settlement.partition);
+        let unholds = self.unholds.iter().map(|unhold| unhold.partition);
+        let mut partitions: Vec<Partition> = leases.chain(settlements).chain(unholds).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        partitions
+    }
+
+    /// The partitions that are fenced, in ascending order: those that the request names without a lease that is `held`,
+    /// by owner and epoch.
+    pub fn fenced(&self, held: impl Fn(Lease) -> bool) -> Vec<Partition> {
+        let mut ours: Vec<Partition> =
+            self.leases.iter().filter(|lease| held(**lease)).map(|lease| lease.partition).collect();
+        ours.sort_unstable();
+        let mut fenced = self.partitions();
+        fenced.retain(|partition| ours.binary_search(partition).is_err());
+        fenced
+    }
+
+    /// The settlements of partitions that are not `fenced`, in the order in which they apply: ascending, so that a retry
+    /// that comes after the end of the held event leaves its own hold behind.
+    pub fn settlements_in_order(&self, fenced: &[Partition]) -> Vec<&Settlement> {
+        let ours = |settlement: &&Settlement| !fenced.contains(&settlement.partition);
+        let mut settlements: Vec<&Settlement> = self.settlements.iter().filter(ours).collect();
+        settlements.sort_by_key(|settlement| settlement.sequence);
+        settlements
+    }
+
+    /// The unholds of partitions that are not `fenced`. They apply after the settlements.
+    pub fn unholds_of(&self, fenced: &[Partition]) -> impl Iterator<Item = &Unhold> {
+        self.unholds.iter().filter(move |unhold| !fenced.contains(&unhold.partition))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(partition: Partition) -> Lease {
+        Lease { partition, epoch: 1 }
+    }
+
+    fn settlement(sequence: Sequence, partition: Partition) -> Settlement {
+        let key = AggregateKey::new("order", "1");
+        Settlement { sequence, partition, key, attempts: 1, outcome: Outcome::Sent }
+    }
+
+    fn request() -> SettleRequest {
+        SettleRequest {
+            relay: RelayId(uuid::Uuid::nil()),
+            leases: vec![lease(4), lease(1), lease(2)],
+            settlements: vec![settlement(9, 4), settlement(3, 2), settlement(5, 7)],
+            unholds: vec![Unhold { key: AggregateKey::new("order", "2"), partition: 6, sequence: None }],
+            when_sent: WhenSent::Keep,
+        }
+    }
+
+    #[test]
+    fn what_is_named_without_a_held_lease_is_fenced() {
+        assert_eq!(request().partitions(), [1, 2, 4, 6, 7]);
+        assert_eq!(request().fenced(|lease| lease.partition != 2), [2, 6, 7]);
+    }
+
+    #[test]
+    fn what_is_not_fenced_applies_in_ascending_sequence() {
+        let request = request();
+        let sequences = |fenced: &[Partition]| -> Vec<Sequence> {
+            request.settlements_in_order(fenced).iter().map(|settlement| settlement.sequence).collect()
+        };
+        assert_eq!(sequences(&[7]), [3, 9]);
+        assert_eq!(sequences(&[2]), [5, 9]);
+        assert_eq!(request.unholds_of(&[6]).count(), 0);
+        assert_eq!(request.unholds_of(&[7]).count(), 1);
+    }
+
+    #[test]
+    fn an_error_is_cut_between_characters_and_without_nul() {
+        assert_eq!(storable_error("a\0b"), "a\u{fffd}b");
+        assert_eq!(storable_error("short"), "short");
+        assert_eq!(storable_error(&"\0".repeat(ERROR_BYTES_MAX)).len(), ERROR_BYTES_MAX / 3 * 3);
+        let text = "ä".repeat(ERROR_BYTES_MAX);
+        assert_eq!(storable_error(&format!("x{text}")).len(), ERROR_BYTES_MAX - 1);
+    }
+}
