@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use outbox::{
     Claimed, Epoch, FetchRequest, Fetched, Finding, Lease, Membership, OutboxReader, OutboxStore, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreStats,
+    StoreStats, store::QuickStats,
 };
 use tokio::sync::watch;
 
@@ -83,6 +83,10 @@ impl OutboxStore for Gated {
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
         self.inner.purge(request).await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        self.inner.quick_stats().await
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

@@ -23,7 +23,7 @@ use mongodb::{
 use outbox_core::{
     Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreErrorKind, StoreStats,
+    StoreErrorKind, StoreStats, store::QuickStats,
 };
 
 use crate::{
@@ -221,6 +221,10 @@ impl OutboxStore for MongoStore {
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
         retention::purge(&self.0, request).await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        retention::quick_stats(&self.0).await
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use outbox_core::{
     Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreErrorKind, StoreStats,
+    StoreErrorKind, StoreStats, store::QuickStats,
 };
 use sqlx::{MySql, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions, pool::PoolConnection};
 
@@ -158,6 +158,10 @@ impl OutboxStore for MysqlStore {
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
         retention::purge(&self.0, request).await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        retention::quick_stats(&self.0).await
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

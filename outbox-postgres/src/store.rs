@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use outbox_core::{
     Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreErrorKind, StoreStats,
+    StoreErrorKind, StoreStats, store::QuickStats,
 };
 use sqlx::{
     PgConnection, PgPool,
@@ -184,6 +184,10 @@ impl OutboxStore for PostgresStore {
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
         retention::purge(&self.0, request).await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        retention::quick_stats(&self.0).await
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

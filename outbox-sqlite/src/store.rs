@@ -7,6 +7,7 @@ use outbox_core::{
     Claimed, Disposal, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Owner, Partition,
     PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities,
     StoreError, StoreStats,
+    store::{COUNT_MAX, Count, QuickStats},
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
@@ -23,6 +24,9 @@ use crate::{
 /// A relay's row `r` is alive. One whose expiry is further ahead than it can have been set is left over from before the
 /// clock was set back.
 const ALIVE: &str = "r.expires_at > {now} AND r.expires_at <= {now} + 2 * r.ttl";
+
+/// How many of the oldest pending events are asked for their age: sequences ascend nearly as times do.
+const OLDEST_OF: u32 = 1_000;
 
 /// The outbox of one database file, as relays and operators use it. Cheap to clone.
 ///
@@ -216,6 +220,10 @@ impl OutboxStore for SqliteStore {
         .await
     }
 
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        self.read("count what waits", quick_stats).await
+    }
+
     async fn stats(&self) -> Result<StoreStats, StoreError> {
         self.read("count events", stats).await
     }
@@ -315,6 +323,31 @@ fn purge(
     Ok(Purged { sent: remove(1, "sent_at", request.sent)?, failed: remove(2, "failed_at", request.failed)? })
 }
 
+fn quick_stats(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<QuickStats> {
+    let count = |rows: &str| {
+        let sql = format!("SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT ?1)");
+        let counted = connection.query_row(&config.sql(&sql), [COUNT_MAX as i64 + 1], |row| row.get(0));
+        counted.map(|counted: i64| Count::up_to_max(counted.unsigned_abs()))
+    };
+    let oldest = "SELECT {now} - min(created_at) FROM (SELECT created_at FROM {p} INDEXED BY {p}_pending \
+                  WHERE status = 0 ORDER BY sequence LIMIT ?1) WHERE typeof(created_at) = 'integer'";
+    let oldest: Option<i64> = connection.query_row(&config.sql(oldest), [OLDEST_OF], |row| row.get(0))?;
+    let mut stats = QuickStats::default();
+    stats.pending = count("{p} INDEXED BY {p}_pending WHERE status = 0")?;
+    stats.oldest_pending_age = oldest.map(micros);
+    stats.failed = count("{p} INDEXED BY {p}_failed WHERE status = 2")?;
+    stats.holds = count("{p}_holds")?;
+    (stats.relays_live, stats.partitions_owned) = members(config, connection)?;
+    Ok(stats)
+}
+
+/// Live relays, and the partitions that they own.
+fn members(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<(u32, u32)> {
+    let members = membership(config, connection, RelayId(Uuid::nil()))?;
+    let owned = members.partitions.iter().filter(|view| view.owner != Owner::Free).count();
+    Ok((members.relays_live, u32::try_from(owned).unwrap_or(u32::MAX)))
+}
+
 fn stats(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<StoreStats> {
     let number = |sql: &str| connection.query_row(&config.sql(sql), [], |row| row.get::<_, i64>(0));
     let oldest: Option<i64> = connection.query_row(
@@ -330,9 +363,6 @@ fn stats(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<Sto
     stats.sent = number("SELECT count(*) FROM {p} WHERE status = 1")?.unsigned_abs();
     stats.failed = number("SELECT count(*) FROM {p} WHERE status = 2")?.unsigned_abs();
     stats.holds = number("SELECT count(*) FROM {p}_holds")?.unsigned_abs();
-    let members = membership(config, connection, RelayId(Uuid::nil()))?;
-    stats.relays_live = members.relays_live;
-    let owned = members.partitions.iter().filter(|view| view.owner != Owner::Free).count();
-    stats.partitions_owned = u32::try_from(owned).unwrap_or(u32::MAX);
+    (stats.relays_live, stats.partitions_owned) = members(config, connection)?;
     Ok(stats)
 }

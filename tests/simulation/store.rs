@@ -12,6 +12,7 @@ use outbox_core::{
     Claimed, Epoch, EventFilter, FetchRequest, Fetched, Finding, Lease, Membership, MemoryStore, OutboxAdmin,
     OutboxReader, OutboxStore, Outcome, Owner, Partition, PurgeRequest, Purged, RelayId, Row, Sequence,
     SettleRequest, Settled, Status, StoreCapabilities, StoreError, StoreErrorKind, StoreStats, StoredEvent,
+    store::QuickStats,
 };
 
 use super::{
@@ -279,6 +280,10 @@ impl OutboxStore for SimStore {
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {
         self.ask("purge", move |database| async move { database.purge(request).await }).await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        self.database.memory.quick_stats().await
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

@@ -7,6 +7,7 @@ use outbox_core::{
     Claimed, Disposal, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Owner, Partition,
     PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Status,
     StoreCapabilities, StoreError, StoreStats,
+    store::{COUNT_MAX, Count, QuickStats},
 };
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use uuid::Uuid;
@@ -180,6 +181,28 @@ impl OutboxStore for RedbStore {
             };
             let sent = purge(Status::Sent, request.sent)?;
             Ok(Purged { sent, failed: purge(Status::Failed, request.failed)? })
+        })
+        .await
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        let membership = self.membership(RelayId(Uuid::nil())).await?;
+        let owned = membership.partitions.iter().filter(|view| view.owner != Owner::Free).count();
+        self.read("count what waits", move |transaction| {
+            let (pending, events) = (transaction.open_table(PENDING)?, transaction.open_table(EVENTS)?);
+            let mut stats = QuickStats::default();
+            let oldest = pending.first()?.map(|(sequence, _)| event(&events, sequence.value()));
+            let oldest = oldest.transpose()?.flatten().map(|record| record.created_at);
+            stats.oldest_pending_age = oldest.map(|at| micros(now().saturating_sub(at)));
+            // The library keeps the length of a table; of what has failed it is counted, and no further than asked.
+            stats.pending = Count::up_to_max(pending.len()?);
+            let status = Status::Failed.code();
+            let done = transaction.open_table(DONE)?;
+            let failed = done.range((status, i64::MIN, 0)..(status + 1, i64::MIN, 0))?;
+            stats.failed = Count::up_to_max(failed.take(COUNT_MAX as usize + 1).count() as u64);
+            stats.holds = Count::up_to_max(transaction.open_table(HOLDS)?.len()?);
+            (stats.relays_live, stats.partitions_owned) = (membership.relays_live, owned as u32);
+            Ok(stats)
         })
         .await
     }

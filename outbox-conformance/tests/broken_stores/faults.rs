@@ -96,6 +96,7 @@ pub(crate) enum Fault {
     PurgeArchivesNothing,
     PurgeTakesRequeued,
     StatsCountTheDead,
+    QuickStatsCountSent,
     CheckFindsSomething,
 }
 
@@ -192,6 +193,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
         &[
             "a_claim_needs_the_epoch_that_was_seen",
             "an_aggregate_has_one_partition",
+            "quick_stats_count_what_waits",
             "stats_count_what_is_there",
             "the_membership_names_every_partition",
         ],
@@ -342,6 +344,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "an_unhold_removes_only_what_holds_nothing",
             "holds_are_listed_as_they_become_due",
             "outcomes_are_recorded_together",
+            "quick_stats_count_what_waits",
             "stats_count_what_is_there",
         ],
     ),
@@ -388,5 +391,6 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::PurgeArchivesNothing, &["a_purge_can_archive"]),
     (Fault::PurgeTakesRequeued, &["a_requeued_event_is_not_purged"]),
     (Fault::StatsCountTheDead, &["stats_count_what_is_there"]),
+    (Fault::QuickStatsCountSent, &["quick_stats_count_what_waits"]),
     (Fault::CheckFindsSomething, &["a_fresh_store_has_no_findings"]),
 ];

@@ -12,6 +12,7 @@ use outbox_core::{
     Lease, Membership, MemoryStore, OutboxAdmin, OutboxReader, OutboxStore, Outcome, Owner, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Settlement, Status, StoreCapabilities,
     StoreError, StoreStats, Successors, Unhold, WhenSent,
+    store::{Count, QuickStats},
 };
 
 use crate::{faults::Fault, reader::BrokenReader};
@@ -295,6 +296,14 @@ impl OutboxStore for Broken {
             }
         }
         Ok(purged)
+    }
+
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError> {
+        let mut stats = self.memory.quick_stats().await?;
+        if self.is(Fault::QuickStatsCountSent) {
+            stats.pending = Count::exactly(stats.pending.at_least + self.memory.stats().await?.sent);
+        }
+        Ok(stats)
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {

@@ -38,7 +38,7 @@ pub use self::{
     settle::{
         ERROR_BYTES_MAX, Outcome, SettleRequest, Settled, Settlement, Successors, Unhold, storable_error,
     },
-    stats::StoreStats,
+    stats::{COUNT_MAX, Count, QuickStats, StoreStats},
     status::{FailureCause, Status},
 };
 use crate::{Finding, StoreError};
@@ -129,7 +129,11 @@ pub trait OutboxStore: Send + Sync + 'static {
     /// that removes, so that an event that is requeued meanwhile stays.
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError>;
 
-    /// Numbers for a status page.
+    /// Numbers whose cost does not grow with the rows that were sent: each is counted up to [`COUNT_MAX`] at most, over
+    /// a bounded number of rows.
+    async fn quick_stats(&self) -> Result<QuickStats, StoreError>;
+
+    /// Numbers that count every row.
     async fn stats(&self) -> Result<StoreStats, StoreError>;
 
     /// A stream that yields when there may be something new to read, where the store has one. Spurious and missed

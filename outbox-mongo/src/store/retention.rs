@@ -1,13 +1,16 @@
 //! Retention and numbers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, doc},
     error::Error,
 };
-use outbox_core::{Disposal, PurgeRequest, Purged, Status, StoreError, StoreStats};
+use outbox_core::{
+    Disposal, PurgeRequest, Purged, Status, StoreError, StoreStats,
+    store::{COUNT_MAX, Count, QuickStats},
+};
 
 use super::{
     Inner, collect,
@@ -80,8 +83,44 @@ async fn remove(
     }
 }
 
+pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+    let what = "count what waits";
+    let mut stats = QuickStats::default();
+    stats.oldest_pending_age = oldest_pending_age(inner, what).await?;
+    within(what, async {
+        let counted = COUNT_MAX + 1;
+        let outbox = inner.outbox();
+        let pending = outbox.count_documents(pending()).hint(index(PENDING)).limit(counted).await?;
+        let failed = outbox.count_documents(doc! { "status": 2 }).hint(index(FAILED)).limit(counted).await?;
+        let holds = inner.holds().count_documents(doc! {}).limit(counted).await?;
+        stats.pending = Count::up_to_max(pending);
+        stats.failed = Count::up_to_max(failed);
+        stats.holds = Count::up_to_max(holds);
+        (stats.relays_live, stats.partitions_owned) = members(inner).await?;
+        Ok::<_, Error>(())
+    })
+    .await?;
+    Ok(stats)
+}
+
 pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let what = "count the events";
+    let mut stats = StoreStats::default();
+    stats.oldest_pending_age = oldest_pending_age(inner, what).await?;
+    within(what, async {
+        let outbox = inner.outbox();
+        stats.pending = outbox.count_documents(pending()).hint(index(PENDING)).await?;
+        stats.sent = outbox.count_documents(doc! { "status": 1 }).await?;
+        stats.failed = outbox.count_documents(doc! { "status": 2 }).hint(index(FAILED)).await?;
+        stats.holds = inner.holds().count_documents(doc! {}).await?;
+        (stats.relays_live, stats.partitions_owned) = members(inner).await?;
+        Ok::<_, Error>(())
+    })
+    .await?;
+    Ok(stats)
+}
+
+async fn oldest_pending_age(inner: &Inner, what: &str) -> Result<Option<Duration>, StoreError> {
     let now = inner.now(what).await?;
     let outbox = inner.outbox();
     let oldest = outbox.find_one(pending()).hint(index(PENDING)).sort(doc! { "sequence": 1 });
@@ -90,20 +129,14 @@ pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
         let stored = Stored::of(event);
         stored.sequence().map(|sequence| stored.created_at(sequence))
     });
-    let mut stats = StoreStats::default();
-    stats.oldest_pending_age = created_at.map(|at| (utc(now) - at).to_std().unwrap_or_default());
-    within(what, async {
-        stats.pending = inner.outbox().count_documents(pending()).hint(index(PENDING)).await?;
-        stats.sent = inner.outbox().count_documents(doc! { "status": 1 }).await?;
-        stats.failed = inner.outbox().count_documents(doc! { "status": 2 }).hint(index(FAILED)).await?;
-        stats.holds = inner.holds().count_documents(doc! {}).await?;
-        let relays = collect(inner.relays().find(doc! { "$expr": alive() }).await?).await?;
-        stats.relays_live = u32::try_from(relays.len()).unwrap_or(u32::MAX);
-        let owners: Vec<Bson> = relays.into_iter().filter_map(|mut relay| relay.remove("_id")).collect();
-        let owned = inner.partitions().count_documents(doc! { "owner": { "$in": owners } }).await?;
-        stats.partitions_owned = u32::try_from(owned).unwrap_or(u32::MAX);
-        Ok::<_, Error>(())
-    })
-    .await?;
-    Ok(stats)
+    Ok(created_at.map(|at| (utc(now) - at).to_std().unwrap_or_default()))
+}
+
+/// Live relays, and the partitions that they own.
+async fn members(inner: &Inner) -> Result<(u32, u32), Error> {
+    let relays = collect(inner.relays().find(doc! { "$expr": alive() }).await?).await?;
+    let live = u32::try_from(relays.len()).unwrap_or(u32::MAX);
+    let owners: Vec<Bson> = relays.into_iter().filter_map(|mut relay| relay.remove("_id")).collect();
+    let owned = inner.partitions().count_documents(doc! { "owner": { "$in": owners } }).await?;
+    Ok((live, u32::try_from(owned).unwrap_or(u32::MAX)))
 }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use outbox_core::{Disposal, PurgeRequest, Purged, Sequence, Status, StoreError, StoreStats};
-use sqlx::{MySqlConnection, Row as _};
+use outbox_core::{
+    Disposal, PurgeRequest, Purged, Sequence, Status, StoreError, StoreStats,
+    store::{COUNT_MAX, Count, QuickStats},
+};
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use super::{Inner, duration, json, membership::ALIVE, micros, rows, settle::ARCHIVED};
 use crate::{
@@ -90,33 +93,71 @@ async fn remove(
     Ok(query.execute(connection).await?.rows_affected())
 }
 
+pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+    let what = "count what waits";
+    let counted = COUNT_MAX + 1;
+    let sql = format!(
+        "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM {{outbox}} FORCE INDEX (pending) \
+                   WHERE status = 0 LIMIT {counted}) n) AS pending, \
+                (SELECT COUNT(*) FROM (SELECT 1 FROM {{outbox}} FORCE INDEX (pending) \
+                   WHERE status = 2 LIMIT {counted}) n) AS failed, \
+                (SELECT COUNT(*) FROM (SELECT 1 FROM {{holds}} LIMIT {counted}) n) AS holds, {}",
+        oldest_and_members()
+    );
+    let connection = &mut *inner.connection(what).await?;
+    within(what, async {
+        let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
+        let mut stats = QuickStats::default();
+        stats.pending = Count::up_to_max(count(&row, "pending")?);
+        stats.failed = Count::up_to_max(count(&row, "failed")?);
+        stats.holds = Count::up_to_max(count(&row, "holds")?);
+        stats.oldest_pending_age = row.try_get::<Option<i64>, _>("oldest")?.map(duration);
+        (stats.relays_live, stats.partitions_owned) = members(&row)?;
+        Ok(stats)
+    })
+    .await
+}
+
+fn count(row: &MySqlRow, name: &str) -> Result<u64, sqlx::Error> {
+    Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
+}
+
+/// Live relays, and the partitions that they own.
+fn members(row: &MySqlRow) -> Result<(u32, u32), sqlx::Error> {
+    let small = |name: &str| count(row, name).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    Ok((small("relays")?, small("owned")?))
+}
+
 pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let what = "count the outbox";
     let sql = format!(
         "SELECT (SELECT COUNT(*) FROM {{outbox}} WHERE status = 0) AS pending, \
                 (SELECT COUNT(*) FROM {{outbox}} WHERE status = 1) AS sent, \
                 (SELECT COUNT(*) FROM {{outbox}} WHERE status = 2) AS failed, \
-                (SELECT TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(6)) \
-                   FROM (SELECT created_at FROM {{outbox}} FORCE INDEX (pending) \
-                         WHERE status = 0 ORDER BY sequence LIMIT {OLDEST_OF}) oldest) AS oldest, \
-                (SELECT COUNT(*) FROM {{holds}}) AS holds, \
-                (SELECT COUNT(*) FROM {{relays}} r WHERE {ALIVE}) AS relays, \
-                (SELECT COUNT(*) FROM {{partitions}} p JOIN {{relays}} r ON r.relay_id = p.owner WHERE {ALIVE}) AS owned"
+                (SELECT COUNT(*) FROM {{holds}}) AS holds, {}",
+        oldest_and_members()
     );
     let connection = &mut *inner.connection(what).await?;
     within(what, async {
         let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
-        let count = |name: &str| -> Result<u64, sqlx::Error> {
-            Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
-        };
-        let small = |name: &str| count(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let oldest: Option<i64> = row.try_get("oldest")?;
         let mut stats = StoreStats::default();
-        (stats.pending, stats.sent, stats.failed) = (count("pending")?, count("sent")?, count("failed")?);
-        stats.oldest_pending_age = oldest.map(duration);
-        stats.holds = count("holds")?;
-        (stats.relays_live, stats.partitions_owned) = (small("relays")?, small("owned")?);
+        (stats.pending, stats.sent, stats.failed) =
+            (count(&row, "pending")?, count(&row, "sent")?, count(&row, "failed")?);
+        stats.oldest_pending_age = row.try_get::<Option<i64>, _>("oldest")?.map(duration);
+        stats.holds = count(&row, "holds")?;
+        (stats.relays_live, stats.partitions_owned) = members(&row)?;
         Ok(stats)
     })
     .await
+}
+
+/// The columns of both statistics that cost the same in each.
+fn oldest_and_members() -> String {
+    format!(
+        "(SELECT TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(6)) \
+            FROM (SELECT created_at FROM {{outbox}} FORCE INDEX (pending) \
+                  WHERE status = 0 ORDER BY sequence LIMIT {OLDEST_OF}) oldest) AS oldest, \
+         (SELECT COUNT(*) FROM {{relays}} r WHERE {ALIVE}) AS relays, \
+         (SELECT COUNT(*) FROM {{partitions}} p JOIN {{relays}} r ON r.relay_id = p.owner WHERE {ALIVE}) AS owned"
+    )
 }

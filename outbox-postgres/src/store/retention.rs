@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use outbox_core::{Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats};
-use sqlx::{PgConnection, Row as _};
+use outbox_core::{
+    Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats,
+    store::{COUNT_MAX, Count, QuickStats},
+};
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::{Inner, begin, membership::ALIVE, millis, settle::ARCHIVED};
 use crate::error::{store_error, within};
@@ -156,34 +159,100 @@ async fn purge_failed(
     Ok(u64::try_from(gone).unwrap_or_default())
 }
 
+/// No index names the status, since every settle would have to touch it. So pending rows are counted in three
+/// stretches of at most so many rows each: from where the first of them can be, in the order of the table; what is
+/// scheduled for later; and what was scheduled and became due lately, which may lie below the first stretch.
+pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+    let what = "count what waits";
+    let within_bounds = |rows: &str| format!("(SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT $1) n)");
+    let sql = format!(
+        "WITH low AS MATERIALIZED (SELECT least((SELECT min(floor) FROM {{partitions}}), \
+                                               (SELECT min(from_sequence) - 1 FROM {{holds}})) AS sequence, \
+                                         clock_timestamp() AS now), \
+              looked AS MATERIALIZED (SELECT status, created_at, available_at FROM {{outbox}} \
+                        WHERE sequence > (SELECT sequence FROM low) ORDER BY sequence LIMIT $1), \
+              later AS MATERIALIZED (SELECT created_at FROM {{outbox}} WHERE available_at IS NOT NULL \
+                        AND available_at > (SELECT now FROM low) AND status = 0 LIMIT $1), \
+              lately AS MATERIALIZED (SELECT status, sequence, created_at FROM {{outbox}} \
+                        WHERE available_at IS NOT NULL AND available_at <= (SELECT now FROM low) \
+                        ORDER BY available_at DESC, sequence DESC LIMIT $1), \
+              pending AS (SELECT l.created_at FROM looked l, low WHERE l.status = 0 \
+                            AND (l.available_at IS NULL OR l.available_at <= low.now) \
+                          UNION ALL SELECT created_at FROM later \
+                          UNION ALL SELECT l.created_at FROM lately l, low \
+                            WHERE l.status = 0 AND l.sequence <= low.sequence) \
+         SELECT (SELECT count(*) FROM pending) AS pending, \
+                (SELECT count(*) FROM looked) AS looked, (SELECT count(*) FROM later) AS later, \
+                (SELECT count(*) FROM lately) AS lately, \
+                {} AS failed, {} AS holds, {}, \
+                (SELECT (extract(epoch FROM low.now - min(p.created_at)) * 1000)::bigint \
+                   FROM pending p, low WHERE isfinite(p.created_at) GROUP BY low.now) AS oldest_ms",
+        within_bounds("{failed}"),
+        within_bounds("{holds}"),
+        members_columns(),
+    );
+    let connection = &mut *inner.connection(what).await?;
+    within(what, async {
+        let query = sqlx::query(inner.tables().sql(&sql)).bind(COUNT_MAX as i64 + 1);
+        let row = query.fetch_one(connection).await?;
+        let (looked, later) = (count(&row, "looked")?, count(&row, "later")?);
+        let is_all = looked.max(later).max(count(&row, "lately")?) <= COUNT_MAX;
+        let pending = count(&row, "pending")?;
+        let mut stats = QuickStats::default();
+        stats.pending =
+            if is_all { Count::up_to_max(pending) } else { Count::at_least(pending.min(COUNT_MAX)) };
+        stats.oldest_pending_age = oldest(&row)?;
+        stats.failed = Count::up_to_max(count(&row, "failed")?);
+        stats.holds = Count::up_to_max(count(&row, "holds")?);
+        (stats.relays_live, stats.partitions_owned) = members(&row)?;
+        Ok(stats)
+    })
+    .await
+}
+
+/// Columns: the relays that live, and the partitions that one of them owns.
+fn members_columns() -> String {
+    format!(
+        "(SELECT count(*) FROM {{relays}} r WHERE {ALIVE}) AS relays, \
+         (SELECT count(*) FROM {{partitions}} p JOIN {{relays}} r ON r.relay_id = p.owner WHERE {ALIVE}) AS owned"
+    )
+}
+
+fn members(row: &PgRow) -> Result<(u32, u32), sqlx::Error> {
+    let small = |name: &str| count(row, name).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    Ok((small("relays")?, small("owned")?))
+}
+
+fn count(row: &PgRow, name: &str) -> Result<u64, sqlx::Error> {
+    Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
+}
+
+fn oldest(row: &PgRow) -> Result<Option<Duration>, sqlx::Error> {
+    let oldest: Option<i64> = row.try_get("oldest_ms")?;
+    Ok(oldest.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())))
+}
+
 pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
     let what = "count the outbox";
     let sql = format!(
-        "SELECT o.*, (SELECT count(*) FROM {{holds}}) AS holds, \
-                 (SELECT count(*) FROM {{relays}} r WHERE {ALIVE}) AS relays, \
-                 (SELECT count(*) FROM {{partitions}} p JOIN {{relays}} r ON r.relay_id = p.owner \
-                    WHERE {ALIVE}) AS owned \
-               FROM (SELECT count(*) FILTER (WHERE status = 0) AS pending, \
-                            count(*) FILTER (WHERE status = 1) AS sent, \
-                            count(*) FILTER (WHERE status = 2) AS failed, \
-                            (extract(epoch FROM clock_timestamp() - min(created_at) FILTER \
-                               (WHERE status = 0 AND isfinite(created_at))) * 1000)::bigint AS oldest_ms \
-                     FROM {{outbox}}) o"
+        "SELECT o.*, (SELECT count(*) FROM {{holds}}) AS holds, {} \
+         FROM (SELECT count(*) FILTER (WHERE status = 0) AS pending, \
+                      count(*) FILTER (WHERE status = 1) AS sent, \
+                      count(*) FILTER (WHERE status = 2) AS failed, \
+                      (extract(epoch FROM clock_timestamp() - min(created_at) FILTER \
+                         (WHERE status = 0 AND isfinite(created_at))) * 1000)::bigint AS oldest_ms \
+               FROM {{outbox}}) o",
+        members_columns()
     );
     let connection = &mut *inner.connection(what).await?;
     within(what, async {
         let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
-        let count = |name: &str| -> Result<u64, sqlx::Error> {
-            Ok(u64::try_from(row.try_get::<i64, _>(name)?).unwrap_or_default())
-        };
-        let small = |name: &str| count(name).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let oldest: Option<i64> = row.try_get("oldest_ms")?;
         let mut stats = StoreStats::default();
-        (stats.pending, stats.sent, stats.failed) = (count("pending")?, count("sent")?, count("failed")?);
-        stats.oldest_pending_age =
-            oldest.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default()));
-        stats.holds = count("holds")?;
-        (stats.relays_live, stats.partitions_owned) = (small("relays")?, small("owned")?);
+        (stats.pending, stats.sent, stats.failed) =
+            (count(&row, "pending")?, count(&row, "sent")?, count(&row, "failed")?);
+        stats.oldest_pending_age = oldest(&row)?;
+        stats.holds = count(&row, "holds")?;
+        (stats.relays_live, stats.partitions_owned) = members(&row)?;
         Ok(stats)
     })
     .await

@@ -212,6 +212,8 @@ store_clauses! { $
         "an event that is requeued, before a purge or beside it, is not removed by it";
     retaining::stats_count_what_is_there
         "stats count events by status, holds, live relays and owned partitions";
+    retaining::quick_stats_count_what_waits
+        "quick stats count what is pending, failed and held, and not what was sent";
     retaining::a_fresh_store_has_no_findings
         "check finds nothing wrong with a store that was just migrated, nor with one in use";
 }

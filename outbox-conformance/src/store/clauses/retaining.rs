@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use outbox_core::{
     Disposal, EventFilter, OutboxAdmin, OutboxStore, Outcome, PurgeRequest, Purged, Row, Sequence, Status,
     StoreError, StoreErrorKind, Successors,
+    store::{Count, QuickStats},
 };
 
 use crate::{
@@ -170,6 +171,29 @@ pub(super) async fn stats_count_what_is_there(stage: &Stage<'_>) -> Verdict {
         (stats.pending, stats.sent, stats.failed, stats.holds, stats.relays_live, stats.partitions_owned);
     let partitions = u32::from(stage.store.capabilities().partitions);
     equal("pending, sent, failed, holds, relays and partitions", (2, 3, 2, 2, 1, partitions), found)?;
+    let age = stats.oldest_pending_age;
+    that(age.is_some_and(|age| age >= SHORT && age < HOUR), format!("an age of at least {SHORT:?}"), age)
+}
+
+pub(super) async fn quick_stats_count_what_waits(stage: &Stage<'_>) -> Verdict {
+    let counts = |stats: &QuickStats| (stats.pending, stats.failed, stats.holds);
+    let empty = stage.store.quick_stats().await?;
+    equal(
+        "pending, failed and holds at first",
+        (Count::default(), Count::default(), Count::default()),
+        counts(&empty),
+    )?;
+    equal("relays and partitions at first", (0, 0), (empty.relays_live, empty.partitions_owned))?;
+    equal("the age of the oldest pending event at first", None, empty.oldest_pending_age)?;
+    one_of_each(stage).await?;
+    stage.wait_short().await;
+    let mut dead = Relay::without_leases(stage).await?;
+    dead.expire().await?;
+    let stats = stage.store.quick_stats().await?;
+    let expected = (Count::exactly(2), Count::exactly(2), Count::exactly(2));
+    equal("pending, failed and holds", expected, counts(&stats))?;
+    let partitions = u32::from(stage.store.capabilities().partitions);
+    equal("live relays and owned partitions", (1, partitions), (stats.relays_live, stats.partitions_owned))?;
     let age = stats.oldest_pending_age;
     that(age.is_some_and(|age| age >= SHORT && age < HOUR), format!("an age of at least {SHORT:?}"), age)
 }
