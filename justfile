@@ -23,11 +23,11 @@ lint:
 
 # Measures relaying from PostgreSQL to Kafka on real servers: `just bench`, or only some questions of it.
 bench *QUESTIONS:
-    cargo bench --bench relay --features postgres,kafka -- {{QUESTIONS}}
+    cargo bench -p benches --bench relay -- {{QUESTIONS}}
 
 # Measures every store with every broker: `just bench-matrix restart`; some pairs: `postgres-nats`; each store alone: `stores`.
 bench-matrix *PAIRS:
-    cargo bench --bench matrix --all-features -- {{PAIRS}}
+    cargo bench -p benches --bench matrix -- {{PAIRS}}
 
 # Holds every store against the conformance suite on real servers, and rewrites docs/conformance.md.
 conformance:
