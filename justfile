@@ -29,6 +29,10 @@ bench *QUESTIONS:
 bench-matrix *PAIRS:
     cargo bench -p benches --bench matrix -- {{PAIRS}}
 
+# Measures how fast a store alone drains, without lanes and broker: `just bench-drain mysql keep 100000`.
+bench-drain STORE *NUMBERS:
+    cargo bench -p benches --bench drain -- {{STORE}} {{NUMBERS}}
+
 # Holds every store against the conformance suite on real servers, and rewrites docs/conformance.md.
 conformance:
     scripts/conformance.sh

@@ -1,59 +1,53 @@
-//! How fast the store alone drains: fetch and settle, overlapped, without a broker.
+//! How fast a store alone drains: fetch and settle, overlapped as a relay has them, without lanes and without a broker.
 //!
-//! `cargo run --release -p outbox-mongo --example drain_mongo URL [keep|delete|archive] [events] [known]`
-#![allow(
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a measurement, for people"
-)]
+//! `cargo bench -p benches --bench drain -- STORE [keep|delete|archive] [EVENTS] [KNOWN]`, where the store is `postgres`,
+//! `mysql`, `mariadb`, `sqlite` or `mongodb`, and KNOWN is how many rows are in hand at most.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot be made ends here")]
+#![allow(clippy::expect_used, reason = "as above")]
 
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use mongodb::Client;
-use outbox_core::{
-    Enqueue as _, Event, FetchRequest, Lease, OutboxStore, Outcome, RelayId, Row, Sequence, SettleRequest,
-    Settlement, WhenSent,
+use benches::backlog;
+use outbox::{
+    FetchRequest, Lease, OutboxStore, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement, WhenSent,
 };
-use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
+use testbed::databases::Kind;
 
-const AGGREGATES: usize = 1_000;
-const PAYLOAD_BYTES: usize = 300;
-const ROWS_MAX: usize = 2_000;
-/// The database that is made for the measurement, and dropped after it.
-const DATABASE: &str = "outbox_drain";
+const BYTES_MAX: usize = 16 << 20;
 
 #[tokio::main]
 async fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let url = arguments.first().expect("give the URL of a server");
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench" && argument != "--").collect();
+    let Some(name) = arguments.first() else {
+        // `cargo bench` without arguments runs every binary; this one has a question only about a store.
+        return println!("name a store: {:?}", Kind::ALL);
+    };
     let when_sent = match arguments.get(1).map(String::as_str) {
         Some("delete") => WhenSent::Delete,
         Some("archive") => WhenSent::Archive,
-        _ => WhenSent::Keep,
+        Some("keep") | None => WhenSent::Keep,
+        Some(other) => panic!("{other} is unknown: expected keep, delete or archive"),
     };
     let number = |index: usize, default| arguments.get(index).map_or(default, |text| text.parse().unwrap());
     let (events, known_max) = (number(2, 100_000), number(3, 8_000));
-    let config = MongoConfig::builder().url(url).database(DATABASE).build().unwrap();
-    let client = Client::with_uri_str(url).await.unwrap();
-    client.database(DATABASE).drop().await.unwrap();
-    let store = MongoStore::connect(&config).await.unwrap();
-    store.migrate().await.unwrap();
+    let database = Kind::named(name).fresh().await.expect("the server is there");
 
     let started = Instant::now();
-    fill(&client, &MongoOutbox::new(&config), events).await;
+    backlog::fill(&*database, events).await;
     report("enqueue", events, started);
+    let store = database.store();
     let relay = store.join(Duration::from_secs(600)).await.unwrap();
-    let seen: Vec<_> = (0..64).map(|partition| (partition, 0)).collect();
+    let seen: Vec<_> = (0..store.capabilities().partitions).map(|partition| (partition, 0)).collect();
     let claimed = store.claim(relay, &seen).await.unwrap();
     let leases: Vec<Lease> = claimed.into_iter().map(|claimed| claimed.lease).collect();
     let started = Instant::now();
-    drain(&store, relay, &leases, (when_sent, events, known_max)).await;
+    drain(store, relay, &leases, (when_sent, events, known_max)).await;
     report(&format!("drain, {when_sent:?}, {known_max} known"), events, started);
-    client.database(DATABASE).drop().await.unwrap();
+    database.strike().await;
 }
 
 fn report(what: &str, events: usize, started: Instant) {
@@ -61,28 +55,15 @@ fn report(what: &str, events: usize, started: Instant) {
     println!("{what}: {events} events in {seconds:.2} s, {:.0} a second", events as f64 / seconds);
 }
 
-async fn fill(client: &Client, outbox: &MongoOutbox, events: usize) {
-    for from in (0..events).step_by(1_000) {
-        let batch: Vec<Event> = (from..events.min(from + 1_000)).map(event).collect();
-        let mut session = client.start_session().await.unwrap();
-        session.start_transaction().await.unwrap();
-        outbox.enqueue_all(&mut session, &batch).await.unwrap();
-        session.commit_transaction().await.unwrap();
-    }
-}
-
-fn event(number: usize) -> Event {
-    let id = (number % AGGREGATES).to_string();
-    Event::builder("order", id, "order.changed").payload(vec![b'x'; PAYLOAD_BYTES]).build().unwrap()
-}
-
 /// Fetches while it settles what was fetched before, with `known_max` rows in hand as a relay has.
 async fn drain(
-    store: &MongoStore,
+    store: &dyn OutboxStore,
     relay: RelayId,
     leases: &[Lease],
     (when_sent, events, known_max): (WhenSent, usize, usize),
 ) {
+    /// Of a fetch, and of a settle.
+    const ROWS_MAX: usize = 2_000;
     let mut reader = store.reader(relay).await.unwrap();
     let mut known: BTreeSet<Sequence> = BTreeSet::new();
     let mut waiting: Vec<Row> = Vec::new();
@@ -92,7 +73,7 @@ async fn drain(
             leases: leases.to_vec(),
             known: known.iter().copied().collect(),
             events_max: ROWS_MAX.min(known_max.saturating_sub(known.len())).max(1),
-            bytes_max: 16 << 20,
+            bytes_max: BYTES_MAX,
             ..FetchRequest::default()
         };
         let batch: Vec<Row> = waiting.drain(..waiting.len().min(ROWS_MAX)).collect();
@@ -111,7 +92,9 @@ async fn drain(
                 fetched
             },
             async {
-                assert!(store.settle(&settle).await.unwrap().fenced.is_empty());
+                if !settle.settlements.is_empty() {
+                    assert!(store.settle(&settle).await.unwrap().fenced.is_empty());
+                }
                 settling += started.elapsed();
             }
         );
@@ -119,11 +102,7 @@ async fn drain(
         for row in &batch {
             known.remove(&row.sequence);
         }
-        for row in fetched.rows {
-            if known.insert(row.sequence) {
-                waiting.push(row);
-            }
-        }
+        waiting.extend(fetched.rows.into_iter().filter(|row| known.insert(row.sequence)));
     }
     println!("fetching {:.2} s, settling {:.2} s", fetching.as_secs_f64(), settling.as_secs_f64());
 }
