@@ -23,11 +23,15 @@ lint:
 
 # Measures relaying from PostgreSQL to Kafka on real servers: `just bench`, or only some questions of it.
 bench *QUESTIONS:
-    cargo bench --bench relay --features postgres,kafka -- {{QUESTIONS}}
+    cargo bench -p benches --bench relay -- {{QUESTIONS}}
 
 # Measures every store with every broker: `just bench-matrix restart`; some pairs: `postgres-nats`; each store alone: `stores`.
 bench-matrix *PAIRS:
-    cargo bench --bench matrix --all-features -- {{PAIRS}}
+    cargo bench -p benches --bench matrix -- {{PAIRS}}
+
+# Measures how fast a store alone drains, without lanes and broker: `just bench-drain mysql keep 100000`.
+bench-drain STORE *NUMBERS:
+    cargo bench -p benches --bench drain -- {{STORE}} {{NUMBERS}}
 
 # Holds every store against the conformance suite on real servers, and rewrites docs/conformance.md.
 conformance:

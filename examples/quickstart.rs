@@ -8,8 +8,6 @@
 //! exits with 1 if a guarantee did not hold.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
 
-pub(crate) mod shop;
-
 use std::{
     collections::BTreeSet,
     io::Write,

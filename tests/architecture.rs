@@ -33,7 +33,18 @@ const DRIVERS: [&str; 18] = [
 ];
 
 /// Packages that may know several adapters, or the facade as a stranger does.
-const COMPOSITION: [&str; 4] = ["order_system", "outbox", "outbox-cli", "webhook"];
+const COMPOSITION: [&str; 10] = [
+    "benches",
+    "consumers",
+    "end_to_end",
+    "order_system",
+    "outbox",
+    "outbox-cli",
+    "postgres_kafka",
+    "simulation",
+    "testbed",
+    "webhook",
+];
 
 /// Packages of the workspace that are no adapter.
 const SHARED: [&str; 2] = ["outbox-core", "outbox-conformance"];
@@ -70,6 +81,14 @@ fn the_workspace_is_seen() {
     assert!(
         is_driver("sqlx") && is_driver("sqlx-postgres") && is_driver("rdkafka") && !is_driver("serde_json")
     );
+}
+
+/// Everything that a newcomer's first command builds. What needs a driver is a package of its own.
+#[test]
+fn the_facade_needs_no_driver_but_that_of_its_quickstart() {
+    let workspace = workspace();
+    let drivers: Vec<_> = workspace["outbox"].iter().filter(|(name, _)| is_driver(name)).collect();
+    assert_eq!(drivers, [&("rusqlite".to_owned(), "dev".to_owned())]);
 }
 
 #[test]

@@ -1,31 +1,18 @@
 //! Every store with every broker: how fast a backlog drains beside what each of the two does alone, how long a lone
-//! event takes, and what a broker that restarts in the middle costs. `cargo bench --bench matrix --all-features`.
+//! event takes, and what a broker that restarts in the middle costs. `cargo bench -p benches --bench matrix`.
 //!
 //! Arguments choose pairs by parts of their names, such as `postgres`, `nats` or `mysql-kafka`; `restart` asks for the
 //! restarts as well, which stops the brokers that `scripts/services.sh` started. `stores` asks instead how the stores
 //! drain alone, by the size of the backlog, and who spends the processor's time. Prints Markdown tables.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot be made ends here")]
-#![allow(clippy::print_stderr, clippy::expect_used, dead_code, reason = "as above, and the tests use more")]
+#![allow(clippy::expect_used, reason = "as above")]
 
-#[path = "../../tests/end_to_end/brokers/mod.rs"]
-mod brokers;
-#[path = "../../tests/end_to_end/checker.rs"]
-mod checker;
-#[path = "../../tests/end_to_end/databases/mod.rs"]
-mod databases;
-#[path = "../relay/gate.rs"]
-mod gate;
-#[path = "../relay/machine.rs"]
-mod machine;
 mod pair;
-#[path = "../relay/publishers.rs"]
-mod publishers;
-#[path = "../../tests/end_to_end/servers.rs"]
-mod servers;
 
 use std::time::Duration;
 
 use pair::Pair;
+use testbed::{brokers, databases};
 
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,30 +5,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox::{
-    AggregateKey, Event, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter,
-    StoredEvent, WhenSent,
+use benches::{
+    backlog::{AGGREGATES, change, commit, fill, payload},
+    gate::Gated,
+    machine,
+    publishers::{Swallow, Timed, Times},
 };
+use outbox::{
+    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, StoredEvent,
+    WhenSent,
+};
+use testbed::{brokers, databases, servers::Managed};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
 
-use crate::{
-    PATIENCE, brokers,
-    databases::{self, Change, Database, End, Fate},
-    gate::Gated,
-    machine,
-    publishers::{Swallow, Timed, Times},
-    servers::Managed,
-};
+use crate::PATIENCE;
 
-const AGGREGATES: usize = 1_000;
 /// In a backlog.
 const EVENTS: usize = 50_000;
-/// Of an aggregate in a row.
-const RUN: usize = 10;
-const PAYLOAD_BYTES: usize = 300;
 /// Lone events, and the pause before each.
 const LONE_EVENTS: usize = 200;
 /// Those before them, not counted: the first on a new topic wait until the broker has made it ready.
@@ -223,36 +219,6 @@ fn start(
     config.retention.when_sent = when_sent;
     let relay = Relay::new(store, publisher, config).unwrap();
     (relay.handle(), tokio::spawn(async move { drop(relay.run().await) }))
-}
-
-/// A backlog, the aggregates taking turns by [`RUN`] events.
-async fn fill(database: &dyn Database, events: usize) {
-    let runs: Vec<usize> = (0..events / RUN).collect();
-    for runs in runs.chunks(100) {
-        let changes: Vec<Change> = runs.iter().map(|run| change(run % AGGREGATES, RUN, run * RUN)).collect();
-        commit(database, &changes).await;
-    }
-}
-
-async fn commit(database: &dyn Database, changes: &[Change]) {
-    let fate = database.transact(changes, Duration::ZERO, End::Commit).await;
-    assert_eq!(fate, Ok(Fate::Committed));
-}
-
-fn change(aggregate: usize, events: usize, number: usize) -> Change {
-    let account = format!("a-{aggregate}");
-    let event = |_| {
-        let event = Event::builder("account", &account, "account.changed").payload(payload(number));
-        event.build().unwrap()
-    };
-    Change { events: (0..events).map(event).collect(), account: account.clone(), topic: None }
-}
-
-/// The number in the digits that [`Times`] reads, and filling.
-fn payload(number: usize) -> Vec<u8> {
-    let mut payload = format!("{number:016x}").into_bytes();
-    payload.resize(PAYLOAD_BYTES, b'x');
-    payload
 }
 
 /// How many messages of the same shape the publisher takes without a store, in a second: calls of 500, 2,000 out.

@@ -8,19 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use benches::{
+    gate::Gated,
+    machine::{Machine, Ticks},
+    publishers::Swallow,
+};
 use outbox::{
     AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, StoredEvent,
     WhenSent,
+    kafka::{KafkaConfig, KafkaPublisher},
+    postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows},
 };
-use outbox_kafka::{KafkaConfig, KafkaPublisher};
-use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::{mpsc, watch};
-
-use crate::{
-    gate::Gated,
-    machine::{Machine, Ticks},
-};
 
 /// The type of all aggregates, and so the topic.
 pub(crate) const TOPIC: &str = "outbox_bench";
@@ -193,8 +193,7 @@ impl Bed {
         let (open, opened) = watch::channel(false);
         let mut running = Vec::new();
         for _ in 0..relays {
-            let publisher: Arc<dyn Publisher> =
-                if broker { self.kafka() } else { Arc::new(crate::publishers::Swallow) };
+            let publisher: Arc<dyn Publisher> = if broker { self.kafka() } else { Arc::new(Swallow) };
             let store = Arc::new(Gated { inner: place.another().await, open: opened.clone() });
             running.push(Running::start(store, publisher, self.config(place.when_sent)));
         }

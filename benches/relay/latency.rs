@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
+use benches::publishers::{Timed, Times};
 use outbox::{Enqueue as _, WhenSent};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     bed::{Bed, Place, Running, run},
-    publishers::{Timed, Times},
     questions::event,
 };
 
@@ -153,7 +153,7 @@ async fn measure(bed: &Bed, place: &Place, load: Load, seconds: u64, held: bool)
 
 async fn write(
     mut connection: PgConnection,
-    outbox: outbox_postgres::PostgresOutbox,
+    outbox: outbox::postgres::PostgresOutbox,
     load: Load,
     times: &Times,
     stop: &AtomicBool,

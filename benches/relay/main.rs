@@ -1,4 +1,4 @@
-//! How fast events get from PostgreSQL to Kafka, and what that costs: `cargo bench --bench relay --features postgres,kafka`.
+//! How fast events get from PostgreSQL to Kafka, and what that costs: `cargo bench -p benches --bench relay`.
 //!
 //! Without arguments all questions are asked; the names of questions choose among them. `--full` adds backlogs of a
 //! million; `NAME=NUMBER` changes a setting of the relay (see `Bed::config`). Needs the servers that
@@ -7,10 +7,7 @@
 #![allow(clippy::print_stderr, clippy::expect_used, reason = "as above")]
 
 mod bed;
-mod gate;
 mod latency;
-mod machine;
-mod publishers;
 mod questions;
 
 use bed::Bed;
