@@ -24,6 +24,19 @@ pub struct Message {
     pub event: StoredEvent,
 }
 
+impl Message {
+    /// The first attempt of an event.
+    pub fn new(
+        topic: impl Into<Arc<str>>,
+        key: AggregateKey,
+        sequence: Sequence,
+        source: impl Into<Arc<str>>,
+        event: StoredEvent,
+    ) -> Self {
+        Self { topic: topic.into(), key, sequence, attempt: 1, source: source.into(), event }
+    }
+}
+
 /// What a caller should do about a [`PublishError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PublishErrorKind {

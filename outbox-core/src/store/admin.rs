@@ -38,6 +38,66 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
+    /// Only these ids; none is any.
+    #[must_use]
+    pub fn with_ids(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
+        Self { ids: ids.into_iter().collect(), ..self }
+    }
+
+    /// Only this status.
+    #[must_use]
+    pub fn with_status(self, status: Status) -> Self {
+        Self { status: Some(status), ..self }
+    }
+
+    /// Only failures of this cause.
+    #[must_use]
+    pub fn with_cause(self, cause: FailureCause) -> Self {
+        Self { cause: Some(cause), ..self }
+    }
+
+    /// Only aggregates of this type.
+    #[must_use]
+    pub fn with_aggregate_type(self, aggregate_type: impl Into<String>) -> Self {
+        Self { aggregate_type: Some(aggregate_type.into()), ..self }
+    }
+
+    /// Only aggregates of this id.
+    #[must_use]
+    pub fn with_aggregate_id(self, aggregate_id: impl Into<String>) -> Self {
+        Self { aggregate_id: Some(aggregate_id.into()), ..self }
+    }
+
+    /// Only events of this type.
+    #[must_use]
+    pub fn with_event_type(self, event_type: impl Into<String>) -> Self {
+        Self { event_type: Some(event_type.into()), ..self }
+    }
+
+    /// Only events written at this time or later.
+    #[must_use]
+    pub fn with_created_from(self, from: DateTime<Utc>) -> Self {
+        Self { created_from: Some(from), ..self }
+    }
+
+    /// Only events written before this time.
+    #[must_use]
+    pub fn with_created_before(self, before: DateTime<Utc>) -> Self {
+        Self { created_before: Some(before), ..self }
+    }
+
+    /// Events of the archive instead of those of the table.
+    #[must_use]
+    pub fn in_archive(self) -> Self {
+        Self { archived: true, ..self }
+    }
+
+    /// Only events after this one, for the next page.
+    #[must_use]
+    pub fn after(self, sequence: Sequence) -> Self {
+        Self { after: Some(sequence), ..self }
+    }
+
     /// The event with this id.
     pub fn id(id: Uuid) -> Self {
         Self { ids: vec![id], ..Self::default() }
@@ -97,6 +157,37 @@ pub struct EventRecord {
     pub sent_at: Option<DateTime<Utc>>,
 }
 
+impl EventRecord {
+    /// A record of what every row has; the fields that a row may lack are empty, the version is 1.
+    pub fn new(
+        sequence: Sequence,
+        partition: Partition,
+        key: AggregateKey,
+        status: Status,
+        created_at: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            id: None,
+            sequence,
+            partition,
+            key,
+            event_type: String::new(),
+            version: 1,
+            payload: Bytes::new(),
+            content_type: None,
+            headers: BTreeMap::new(),
+            topic: None,
+            created_at,
+            available_at: None,
+            status,
+            attempts: 0,
+            last_error: None,
+            cause: None,
+            sent_at: None,
+        }
+    }
+}
+
 /// A hold as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldRecord {
@@ -112,6 +203,18 @@ pub struct HoldRecord {
     pub reason: HoldReason,
     /// An operator paused it.
     pub paused: bool,
+}
+
+impl HoldRecord {
+    /// A hold without end that is not paused.
+    pub fn new(
+        key: AggregateKey,
+        partition: Partition,
+        sequence: Option<Sequence>,
+        reason: HoldReason,
+    ) -> Self {
+        Self { key, partition, sequence, due_in: None, reason, paused: false }
+    }
 }
 
 /// What an operator does to events and aggregates. Every call is one transaction, takes effect within the relay's next

@@ -28,6 +28,13 @@ pub struct FetchRequest {
     pub bytes_max: usize,
 }
 
+impl FetchRequest {
+    /// A request for rows of these leases of which the relay holds none yet.
+    pub fn new(leases: Vec<Lease>, events_max: usize, bytes_max: usize) -> Self {
+        Self { leases, events_max, bytes_max, ..Self::default() }
+    }
+}
+
 /// What became of a due hold that a reader returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldEnd {
@@ -38,6 +45,13 @@ pub struct HoldEnd {
     /// True: the hold was removed by a settle that has committed, and everything of this aggregate that is pending must be returned
     /// from now on, what lies behind the read position first. False: the aggregate is held again.
     pub removed: bool,
+}
+
+impl HoldEnd {
+    /// That a settle has removed the hold, or that the aggregate is held again.
+    pub fn new(key: AggregateKey, partition: Partition, removed: bool) -> Self {
+        Self { key, partition, removed }
+    }
 }
 
 /// A hold whose time has come.
@@ -51,6 +65,18 @@ pub struct DueHold {
     pub sequence: Option<Sequence>,
     /// That event, if it is still pending and its time has come; else the hold holds nothing and is to be removed.
     pub row: Option<Row>,
+}
+
+impl DueHold {
+    /// A due hold of `sequence`, with its event if that is still to be delivered.
+    pub fn new(
+        key: AggregateKey,
+        partition: Partition,
+        sequence: Option<Sequence>,
+        row: Option<Row>,
+    ) -> Self {
+        Self { key, partition, sequence, row }
+    }
 }
 
 /// What one fetch found.

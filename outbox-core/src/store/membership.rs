@@ -47,6 +47,13 @@ pub struct PartitionView {
     pub owner: Owner,
 }
 
+impl PartitionView {
+    /// The partition as it is seen.
+    pub fn new(partition: Partition, epoch: Epoch, owner: Owner) -> Self {
+        Self { partition, epoch, owner }
+    }
+}
+
 /// What a relay sees of the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -65,4 +72,11 @@ pub struct Claimed {
     pub lease: Lease,
     /// The previous owner did not release it: it expired, so it may have died of one of the events.
     pub owner_died: bool,
+}
+
+impl Claimed {
+    /// A claim that was won.
+    pub fn new(lease: Lease, owner_died: bool) -> Self {
+        Self { lease, owner_died }
+    }
 }

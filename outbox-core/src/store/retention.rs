@@ -34,6 +34,13 @@ pub struct PurgeRequest {
     pub rows_max: u32,
 }
 
+impl PurgeRequest {
+    /// A request that removes nothing yet.
+    pub fn new(rows_max: u32) -> Self {
+        Self { sent: None, failed: None, rows_max }
+    }
+}
+
 /// What a purge did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Purged {

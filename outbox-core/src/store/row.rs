@@ -32,6 +32,16 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row without recorded attempts, written just now.
+    pub fn new(
+        sequence: Sequence,
+        partition: Partition,
+        key: AggregateKey,
+        content: Result<StoredEvent, String>,
+    ) -> Self {
+        Self { sequence, partition, key, attempts: 0, age: Duration::ZERO, content }
+    }
+
     /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer count.
     pub fn bytes(&self) -> usize {
         let content = match &self.content {
@@ -65,4 +75,25 @@ pub struct StoredEvent {
     pub topic: Option<String>,
     /// When the event was written, by the database's clock.
     pub created_at: DateTime<Utc>,
+}
+
+impl StoredEvent {
+    /// An event of version 1 without a content type, headers and a topic of its own.
+    pub fn new(
+        id: Uuid,
+        event_type: impl Into<String>,
+        payload: impl Into<Bytes>,
+        created_at: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            id,
+            event_type: event_type.into(),
+            version: 1,
+            payload: payload.into(),
+            content_type: None,
+            headers: BTreeMap::new(),
+            topic: None,
+            created_at,
+        }
+    }
 }

@@ -72,6 +72,19 @@ pub struct Settlement {
     pub outcome: Outcome,
 }
 
+impl Settlement {
+    /// The outcome of attempt number `attempts` of an event.
+    pub fn new(
+        sequence: Sequence,
+        partition: Partition,
+        key: AggregateKey,
+        attempts: u32,
+        outcome: Outcome,
+    ) -> Self {
+        Self { sequence, partition, key, attempts, outcome }
+    }
+}
+
 /// A hold that holds nothing any more and is to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unhold {
@@ -81,6 +94,13 @@ pub struct Unhold {
     pub partition: Partition,
     /// The hold's event as it was read, so that a hold that has changed since is not removed.
     pub sequence: Option<Sequence>,
+}
+
+impl Unhold {
+    /// The removal of a hold as it was read.
+    pub fn new(key: AggregateKey, partition: Partition, sequence: Option<Sequence>) -> Self {
+        Self { key, partition, sequence }
+    }
 }
 
 /// What one settle records, all of it in one transaction.
@@ -105,7 +125,19 @@ pub struct Settled {
     pub fenced: Vec<Partition>,
 }
 
+impl Settled {
+    /// A settle that found these leases lost, and recorded everything else.
+    pub fn with_fenced(fenced: Vec<Partition>) -> Self {
+        Self { fenced }
+    }
+}
+
 impl SettleRequest {
+    /// A request that records nothing yet and keeps sent rows.
+    pub fn new(relay: RelayId, leases: Vec<Lease>) -> Self {
+        Self { relay, leases, settlements: Vec::new(), unholds: Vec::new(), when_sent: WhenSent::Keep }
+    }
+
     /// Every partition that the request names, in ascending order: by a lease, a settlement or an unhold.
     pub fn partitions(&self) -> Vec<Partition> {
         let leases = self.leases.iter().map(|lease| lease.partition);
