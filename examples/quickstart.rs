@@ -135,7 +135,7 @@ impl Shop {
 
 fn event(order: &str, state: &str) -> Result<Event, Error> {
     let payload = serde_json::json!({ "order": order, "state": state });
-    Ok(Event::builder("order", order, format!("order.{state}")).json(&payload)?.build()?)
+    Ok(Event::builder("order", order, format!("order.{state}")).json(&payload).build()?)
 }
 
 /// Prints JSON lines, and refuses the first event of one order twice, as brokers do on bad days.

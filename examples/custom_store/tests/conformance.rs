@@ -123,8 +123,7 @@ async fn a_relay_delivers_and_another_takes_over_from_one_that_was_killed() {
     let place = async |n: u64| {
         let mut transaction = store.database().begin_write().unwrap();
         transaction.open_table(ORDERS).unwrap().insert(n, "placed").unwrap();
-        let event =
-            Event::builder("order", (n % 7).to_string(), "order.placed").json(&n).unwrap().build().unwrap();
+        let event = Event::builder("order", (n % 7).to_string(), "order.placed").json(&n).build().unwrap();
         store.enqueue(&mut transaction, &event).await.unwrap();
         transaction.commit().unwrap();
     };

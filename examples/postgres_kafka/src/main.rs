@@ -134,7 +134,7 @@ impl Shop {
             let upsert = "INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET state = $2";
             sqlx::query(upsert).bind(order).bind(state).execute(&mut *transaction).await?;
             let event = Event::builder("order", order, format!("order.{state}"))
-                .json(&serde_json::json!({ "order": order, "state": state }))?
+                .json(&serde_json::json!({ "order": order, "state": state }))
                 .build()?;
             self.outbox.enqueue(&mut transaction, &event).await?;
         }

@@ -40,7 +40,6 @@ impl Shop {
                 let traceparent = format!("00-{:032x}-{:016x}-01", order + 1, order + 1);
                 let event = Event::builder("order", &key, "order.placed")
                     .json(&serde_json::json!({ "total": total }))
-                    .unwrap()
                     .header("traceparent", &traceparent)
                     .build()
                     .unwrap();
