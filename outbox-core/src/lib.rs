@@ -2,6 +2,7 @@
 
 mod clock;
 pub mod cloudevents;
+mod dyn_enqueue;
 mod enqueue;
 mod error;
 mod event;
@@ -17,9 +18,12 @@ mod replay;
 mod retry;
 mod routing;
 pub mod store;
+mod trace;
+mod typed;
 mod with;
 
 pub use clock::{Clock, Monotonic, Task, TokioClock};
+pub use dyn_enqueue::DynEnqueue;
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind};
 pub use event::{
@@ -49,3 +53,9 @@ pub use store::{
     SettleRequest, Settled, Settlement, Status, StoreCapabilities, StoreStats, StoredEvent, Successors,
     Unhold, WhenSent,
 };
+pub use trace::check_traceparent;
+pub use typed::{DecodeError, EventKind, OutboxEvent};
+
+/// Implements [`OutboxEvent`](trait@OutboxEvent) for a serde type (feature `derive`).
+#[cfg(feature = "derive")]
+pub use outbox_derive::OutboxEvent;
