@@ -18,6 +18,8 @@ mod replay;
 mod retry;
 mod routing;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 mod typed;
 mod with;

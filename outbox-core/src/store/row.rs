@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Partition;
-use crate::{AggregateKey, with::with};
+use crate::{AggregateKey, Event, with::with};
 
 /// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
 /// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
@@ -93,6 +93,20 @@ impl StoredEvent {
             content_type: None,
             headers: BTreeMap::new(),
             topic: None,
+            created_at,
+        }
+    }
+
+    /// An event as it is read back from a store that wrote it at `created_at`.
+    pub fn of(event: &Event, created_at: DateTime<Utc>) -> Self {
+        Self {
+            id: event.id(),
+            event_type: event.event_type().to_owned(),
+            version: event.version(),
+            payload: event.payload().clone(),
+            content_type: Some(event.content_type().to_owned()),
+            headers: event.headers().clone(),
+            topic: event.topic().map(str::to_owned),
             created_at,
         }
     }
