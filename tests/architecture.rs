@@ -33,7 +33,8 @@ const DRIVERS: [&str; 18] = [
 ];
 
 /// Packages that may know several adapters, or the facade as a stranger does.
-const COMPOSITION: [&str; 10] = [
+const COMPOSITION: [&str; 12] = [
+    "axum_orders",
     "benches",
     "consumers",
     "end_to_end",
@@ -41,6 +42,7 @@ const COMPOSITION: [&str; 10] = [
     "outbox",
     "outbox-cli",
     "postgres_kafka",
+    "saga",
     "simulation",
     "testbed",
     "webhook",
