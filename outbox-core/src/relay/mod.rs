@@ -4,11 +4,15 @@
 //! it; `run` has the loops, `steward` the membership.
 
 mod config;
+mod decided;
 mod engine;
+mod flights;
 mod full;
 mod handle;
 mod lanes;
+mod leases;
 mod polling;
+mod reading;
 mod run;
 mod scopes;
 mod share;

@@ -1,51 +1,28 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::collections::HashSet;
 
 use super::{Command, Engine};
 use crate::relay::lanes::LaneState;
 use crate::{
-    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, SettleRequest, Settled, Settlement,
-    Successors, Unhold,
+    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold,
 };
 
 impl Engine {
     /// What is to be recorded now.
     pub(crate) fn next_settle(&mut self) -> Option<Command> {
-        let relay = self.relay?;
-        if self.settling.is_some() || (self.outcomes.is_empty() && self.unholds.is_empty()) {
-            return None;
-        }
-        let count = self.outcomes.len().min(self.config.settle_events_max);
-        let settlements: Vec<Settlement> = self.outcomes.drain(..count).collect();
-        let unholds = std::mem::take(&mut self.unholds);
-        let partitions: BTreeSet<Partition> = settlements
-            .iter()
-            .map(|settlement| settlement.partition)
-            .chain(unholds.iter().map(|unhold| unhold.partition))
-            .collect();
-        let leases = partitions
-            .iter()
-            .filter_map(|partition| self.leases.get(partition))
-            .map(|state| state.lease)
-            .collect();
-        let when_sent = self.config.retention.when_sent;
-        let request = Arc::new(SettleRequest { relay, leases, settlements, unholds, when_sent });
-        self.settling = Some(Arc::clone(&request));
-        Some(Command::Settle(request))
+        let relay = self.leases.relay()?;
+        self.decided.next(relay, |partition| self.leases.of(partition)).map(Command::Settle)
     }
 
     /// The settle has committed.
     pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled) {
-        let Some(request) = self.settling.take() else { return };
+        let Some(request) = self.decided.settled() else { return };
         let owned: HashSet<Lease> = request
             .leases
             .iter()
             .copied()
-            .filter(|lease| self.owns(*lease) && !settled.fenced.contains(&lease.partition))
+            .filter(|lease| self.leases.owns(*lease) && !settled.fenced.contains(&lease.partition))
             .collect();
         let fenced: Vec<Lease> = request
             .leases
@@ -58,19 +35,19 @@ impl Engine {
         for settlement in &request.settlements {
             if owned.contains(&settlement.partition) {
                 self.lanes.forget(settlement.sequence, 0);
-                self.deactivate(settlement.partition);
+                self.leases.deactivate(settlement.partition);
                 self.committed(settlement);
             }
         }
         for Unhold { key, partition, .. } in &request.unholds {
             if owned.contains(partition) {
-                self.deactivate(*partition);
+                self.leases.deactivate(*partition);
                 self.release_lane(key, true);
             }
         }
         self.lost(&fenced);
-        if !self.ended_holds.is_empty() {
-            self.polling.wake(now);
+        if self.reading.has_ended_holds() {
+            self.reading.wake(now);
         }
     }
 
