@@ -1,11 +1,12 @@
 //! What is decided and not yet recorded: [`Decided`].
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
-use crate::{Lease, Partition, RelayId, SettleRequest, Settlement, Unhold, WhenSent};
+use super::GivenUp;
+use crate::{Lease, Partition, RelayId, Sequence, SettleRequest, Settlement, Unhold, WhenSent};
 
 /// Outcomes on their way into the store.
 #[derive(Debug)]
@@ -16,12 +17,15 @@ pub(crate) struct Decided {
     unholds: Vec<Unhold>,
     /// What the store is being asked to record.
     settling: Option<Arc<SettleRequest>>,
+    /// What is told of the events that are to be recorded as failed.
+    failing: BTreeMap<Sequence, (Partition, GivenUp)>,
 }
 
 impl Decided {
     /// Nothing is decided. At most `events_max` outcomes are recorded at once.
     pub(crate) fn new(events_max: usize, when_sent: WhenSent) -> Self {
-        Self { events_max, when_sent, outcomes: Vec::new(), unholds: Vec::new(), settling: None }
+        let (outcomes, unholds, failing) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { events_max, when_sent, outcomes, unholds, settling: None, failing }
     }
 
     /// How many events have an outcome that is not recorded.
@@ -40,6 +44,16 @@ impl Decided {
 
     pub(crate) fn settle(&mut self, settlement: Settlement) {
         self.outcomes.push(settlement);
+    }
+
+    /// The event is to be recorded as failed, which its [`settle`](Self::settle) says as well.
+    pub(crate) fn fail(&mut self, partition: Partition, event: GivenUp) {
+        self.failing.insert(event.sequence, (partition, event));
+    }
+
+    /// The event is recorded as failed.
+    pub(crate) fn failed(&mut self, sequence: Sequence) -> Option<GivenUp> {
+        self.failing.remove(&sequence).map(|(_, event)| event)
     }
 
     pub(crate) fn unhold(&mut self, unhold: Unhold) {
@@ -85,5 +99,6 @@ impl Decided {
     pub(crate) fn lose(&mut self, gone: &HashSet<Partition>) {
         self.outcomes.retain(|outcome| !gone.contains(&outcome.partition));
         self.unholds.retain(|unhold| !gone.contains(&unhold.partition));
+        self.failing.retain(|_, (partition, _)| !gone.contains(partition));
     }
 }

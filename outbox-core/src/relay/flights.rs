@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::lanes::Item;
-use crate::{Epoch, Lease, Message, Partition};
+use crate::{Epoch, Lease, Message, Monotonic, Partition};
 
 /// A message that is with the publisher.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ impl Flight {
 struct Call {
     flights: Vec<Option<Flight>>,
     left: usize,
+    began_at: Monotonic,
 }
 
 /// The messages that are with the publisher, by call, and the one that must go alone.
@@ -61,7 +62,11 @@ impl Flights {
     }
 
     /// These go out as one call: its number and its messages. `None` if there are none.
-    pub(crate) fn begin(&mut self, flights: Vec<Flight>) -> Option<(u64, Vec<Arc<Message>>)> {
+    pub(crate) fn begin(
+        &mut self,
+        began_at: Monotonic,
+        flights: Vec<Flight>,
+    ) -> Option<(u64, Vec<Arc<Message>>)> {
         if flights.is_empty() {
             return None;
         }
@@ -69,14 +74,19 @@ impl Flights {
         self.calls_made += 1;
         self.count += flights.len();
         let left = flights.len();
-        self.calls.insert(self.calls_made, Call { flights: flights.into_iter().map(Some).collect(), left });
+        let flights = flights.into_iter().map(Some).collect();
+        self.calls.insert(self.calls_made, Call { flights, left, began_at });
         Some((self.calls_made, messages))
     }
 
     /// This one goes out, and nothing beside it.
-    pub(crate) fn begin_alone(&mut self, flight: Flight) -> Option<(u64, Vec<Arc<Message>>)> {
+    pub(crate) fn begin_alone(
+        &mut self,
+        began_at: Monotonic,
+        flight: Flight,
+    ) -> Option<(u64, Vec<Arc<Message>>)> {
         self.alone = true;
-        self.begin(vec![flight])
+        self.begin(began_at, vec![flight])
     }
 
     /// The flight's attempt is being recorded.
@@ -89,27 +99,28 @@ impl Flights {
         self.attempting.take()
     }
 
-    /// The message of a call that has an outcome. `None` for a second report of a message, or for one that is not
+    /// The message of a call that has an outcome, and when the call began. `None` for a second report of a message, or for one that is not
     /// of the call: the first report counts.
-    pub(crate) fn landed(&mut self, call: u64, index: usize) -> Option<Flight> {
+    pub(crate) fn landed(&mut self, call: u64, index: usize) -> Option<(Flight, Monotonic)> {
         let state = self.calls.get_mut(&call)?;
         let flight = state.flights.get_mut(index).and_then(Option::take)?;
+        let began_at = state.began_at;
         state.left -= 1;
         if state.left == 0 {
             self.calls.remove(&call);
         }
         self.land(&flight);
-        Some(flight)
+        Some((flight, began_at))
     }
 
-    /// The call has ended: those of its messages that have no outcome.
-    pub(crate) fn ended(&mut self, call: u64) -> Vec<Flight> {
-        let Some(state) = self.calls.remove(&call) else { return Vec::new() };
+    /// The call has ended: those of its messages that have no outcome, and when it began.
+    pub(crate) fn ended(&mut self, call: u64) -> (Vec<Flight>, Monotonic) {
+        let Some(state) = self.calls.remove(&call) else { return (Vec::new(), Monotonic::ZERO) };
         let left: Vec<Flight> = state.flights.into_iter().flatten().collect();
         for flight in &left {
             self.land(flight);
         }
-        left
+        (left, state.began_at)
     }
 
     fn land(&mut self, flight: &Flight) {

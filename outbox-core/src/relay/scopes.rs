@@ -48,10 +48,6 @@ impl Scopes {
         self.broker.until
     }
 
-    pub(crate) fn broker_is_up(&self) -> bool {
-        self.broker.failures == 0
-    }
-
     pub(crate) fn broker_failed(&mut self, now: Monotonic, random: f64) {
         self.broker.failed(now, self.delay_min, self.delay_max, random);
     }
@@ -68,11 +64,14 @@ impl Scopes {
         self.broker.succeeded();
     }
 
-    /// The broker took a message that went to this topic.
-    pub(crate) fn topic_succeeded(&mut self, topic: &str) {
-        if !self.topics.is_empty() {
-            self.topics.remove(topic);
-        }
+    /// The broker took a message that went to this topic. True if the topic was unavailable.
+    pub(crate) fn topic_succeeded(&mut self, topic: &str) -> bool {
+        !self.topics.is_empty() && self.topics.remove(topic).is_some()
+    }
+
+    /// The topic was unavailable when it was last tried.
+    pub(crate) fn is_shut(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
     }
 
     /// Whether a message may go to the topic now. If the topic was unavailable, the message is its probe.

@@ -1,9 +1,10 @@
 //! Reading: what comes in goes into lanes, and when to ask for more.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{Command, Engine};
 use crate::relay::{
+    ObservedFetch, StoreWork,
     lanes::{HoldTaken, Item},
     reading::Fetching,
 };
@@ -15,7 +16,9 @@ impl Engine {
         self.reading.wake(now);
     }
 
-    pub(crate) fn fetched(&mut self, now: Monotonic, fetched: Fetched) {
+    /// A fetch has returned, after so long.
+    pub(crate) fn fetched(&mut self, now: Monotonic, fetched: Fetched, took: Duration) {
+        self.account.store_answered(StoreWork::Reading);
         let Some(Fetching { leases, all, .. }) = self.reading.end() else { return };
         let valid: HashSet<Partition> = leases
             .iter()
@@ -24,15 +27,21 @@ impl Engine {
             .collect();
         let mut found = false;
         let rows = fetched.rows.len();
+        let mut observed = ObservedFetch { rows: 0, bytes: 0, more: fetched.more, took };
         self.lanes.full.take_crowded();
         for hold in fetched.due_holds {
             if valid.contains(&hold.partition) {
+                let bytes = hold.row.as_ref().map(Row::bytes);
+                observed.rows += usize::from(bytes.is_some());
+                observed.bytes += bytes.unwrap_or_default();
                 found |= self.take_hold(now, hold);
             }
         }
         for row in fetched.rows {
             if valid.contains(&row.partition) {
                 let item = self.item(now, row);
+                observed.rows += 1;
+                observed.bytes += item.bytes;
                 found |= self.lanes.insert(item);
             }
         }
@@ -48,10 +57,8 @@ impl Engine {
         }
         self.lanes.fetch_ended();
         self.reading.read(now, found, fetched.more, fetched.next_due);
-        self.status.fetches += 1;
-        if !found && !fetched.more && all && self.lanes.known_count() == 0 {
-            self.status.idle_reads += 1;
-        }
+        let idle = !found && !fetched.more && all && self.lanes.known_count() == 0;
+        self.account.fetched(&observed, idle);
     }
 
     /// The fetch failed; its reader is gone, and the next one starts anew.

@@ -1,26 +1,45 @@
 //! What the steward says: leases that come and go.
 
 use super::Engine;
-use crate::{Claimed, Lease, Monotonic, Partition, RelayId};
+use crate::{Claimed, Lease, Monotonic, Partition, Purged, RelayId, StoreError, relay::StoreWork};
 
 impl Engine {
     /// The relay has a row under this id.
     pub(crate) fn joined(&mut self, relay: RelayId, lease_until: Monotonic) {
         self.leases.joined(relay, lease_until);
-        self.status.relay = Some(relay);
+        self.account.store_answered(StoreWork::Membership);
+        self.account.joined(relay, lease_until);
     }
 
     /// The row was renewed by a beat that was sent `lease_ttl` before this.
     pub(crate) fn renewed(&mut self, lease_until: Monotonic) {
         self.leases.renewed(lease_until);
+        self.account.store_answered(StoreWork::Membership);
+        self.account.renewed(lease_until);
+    }
+
+    /// The partitions and their owners were looked at, for the first time or after trouble.
+    pub(crate) fn looked(&mut self) {
+        self.account.store_answered(StoreWork::Membership);
+        self.account.membership_seen();
+    }
+
+    /// Retention removed rows.
+    pub(crate) fn purged(&mut self, purged: &Purged) {
+        self.account.store_answered(StoreWork::Retention);
+        self.account.purged(purged);
+    }
+
+    /// The store did not do what it was asked; it is asked again.
+    pub(crate) fn store_failed(&mut self, now: Monotonic, work: StoreWork, error: &StoreError) {
+        self.account.store_failed(now, work, error);
     }
 
     /// The row is gone: nothing is owned any more.
     pub(crate) fn buried(&mut self) {
         self.lost(&self.leases.all());
         self.leases.buried();
-        self.status.relay = None;
-        self.status.buried += 1;
+        self.account.buried();
     }
 
     pub(crate) fn claimed(&mut self, now: Monotonic, claimed: &[Claimed]) {
@@ -30,21 +49,32 @@ impl Engine {
             }
             self.leases.claimed(now, claimed);
         }
-        self.status.partitions = self.leases.count();
+        let partitions = claimed.iter().map(|claimed| claimed.lease.partition).collect();
+        self.account.claimed(partitions, self.leases.count());
         self.reading.wake(now);
     }
 
     /// These leases belong to another relay by now.
     pub(crate) fn lost(&mut self, leases: &[Lease]) {
+        let partitions = self.lose(leases);
+        if !partitions.is_empty() {
+            self.account.lost(partitions, self.leases.count());
+        }
+    }
+
+    /// Forgets all about these leases: the partitions that were owned until now.
+    pub(super) fn lose(&mut self, leases: &[Lease]) -> Vec<Partition> {
         let gone = self.leases.lose(leases);
         if gone.is_empty() {
-            return;
+            return Vec::new();
         }
         self.flights.lose(leases);
         self.lanes.lose_partitions(|partition| gone.contains(&partition));
         self.decided.lose(&gone);
         self.reading.forget_holds(|partition| gone.contains(&partition));
-        self.status.partitions = self.leases.count();
+        let mut gone: Vec<Partition> = gone.into_iter().collect();
+        gone.sort_unstable();
+        gone
     }
 
     /// Others should have these partitions: finish what is in flight, then release them.
@@ -56,6 +86,7 @@ impl Engine {
     }
 
     pub(crate) fn paused_topics(&mut self, topics: Vec<String>) {
+        self.account.topics_paused(&topics);
         self.scopes.pause(topics);
     }
 }

@@ -10,7 +10,7 @@
 //! - what a crash can duplicate is bounded by `in_flight_max`.
 //!
 //! What a relay knows stands in parts, each with fields that only it touches: [`Leases`], [`Lanes`], [`Flights`],
-//! [`Decided`], [`Reading`] and [`Scopes`]. The chapters of the engine say how one follows from the other.
+//! [`Decided`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine say how one follows from the other.
 
 mod fetching;
 mod membership;
@@ -21,8 +21,8 @@ mod settling;
 use std::sync::Arc;
 
 use super::{
-    RelayConfig, RelayStatus, decided::Decided, flights::Flights, lanes::Lanes, leases::Leases,
-    reading::Reading, scopes::Scopes,
+    Observer, Phase, RelayConfig, RelayStatus, account::Account, decided::Decided, flights::Flights,
+    lanes::Lanes, leases::Leases, reading::Reading, scopes::Scopes,
 };
 use crate::{FetchRequest, Lease, Message, Monotonic, RelayId, Sequence, SettleRequest};
 
@@ -59,11 +59,11 @@ pub(crate) struct Engine {
     reading: Reading,
     scopes: Scopes,
     stopping: bool,
-    pub(crate) status: RelayStatus,
+    account: Account,
 }
 
 impl Engine {
-    pub(crate) fn new(config: RelayConfig, seed: u64) -> Self {
+    pub(crate) fn new(config: RelayConfig, seed: u64, observer: Option<Arc<dyn Observer>>) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             leases: Leases::default(),
@@ -73,13 +73,19 @@ impl Engine {
             reading: Reading::new(&config),
             scopes: Scopes::new(config.unavailable_delay),
             stopping: false,
-            status: RelayStatus::default(),
+            account: Account::new(observer),
             config,
         }
     }
 
+    /// The relay runs.
+    pub(crate) fn start(&mut self) {
+        self.account.phase(Phase::Running);
+    }
+
     /// Nothing new is begun from now on.
     pub(crate) fn stop(&mut self) {
+        self.account.phase(Phase::Draining);
         self.stopping = true;
         self.decided.drop_unholds();
         self.lanes.drain_partitions(|_| true);
@@ -98,7 +104,8 @@ impl Engine {
         if done.is_empty() {
             return None;
         }
-        self.lost(&done);
+        self.lose(&done);
+        self.account.released(&done, self.leases.count());
         Some(Command::Release(done))
     }
 
@@ -110,10 +117,19 @@ impl Engine {
         read_at.into_iter().chain(send_at).filter(|at| *at > now).min()
     }
 
-    pub(crate) fn refresh_status(&mut self) {
-        self.status.buffered = self.lanes.known_count();
-        self.status.in_flight = self.flights.count();
-        self.status.broker_available = self.scopes.broker_is_up();
+    /// All that has happened is dealt with: tells what was gathered meanwhile.
+    pub(crate) fn turn_ended(&mut self) {
+        self.account.turn_ended(self.lanes.known_count(), self.flights.count());
+    }
+
+    /// The relay has ended.
+    pub(crate) fn ended(&mut self) {
+        self.turn_ended();
+        self.account.phase(Phase::Stopped);
+    }
+
+    pub(crate) fn status(&self) -> &RelayStatus {
+        self.account.status()
     }
 }
 
@@ -156,12 +172,12 @@ mod tests {
     fn fetch(engine: &mut Engine, fetched: Fetched) -> FetchRequest {
         engine.wake(NOW);
         let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
-        engine.fetched(NOW, fetched);
+        engine.fetched(NOW, fetched, Duration::ZERO);
         request
     }
 
     fn engine() -> Engine {
-        let mut engine = Engine::new(RelayConfig::default(), 1);
+        let mut engine = Engine::new(RelayConfig::default(), 1, None);
         engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
         engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
         engine
@@ -176,7 +192,7 @@ mod tests {
             }
         }
         while let Some(Command::Settle(_)) = engine.next_settle() {
-            engine.settled(NOW, &crate::Settled::default());
+            engine.settled(NOW, &crate::Settled::default(), Duration::ZERO);
         }
     }
 
@@ -190,6 +206,7 @@ mod tests {
         engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
         assert!(published(&mut engine).is_empty(), "2 was dropped, so 3 must not go");
     }
+
     #[test]
     fn a_hot_aggregate_is_named_until_it_has_drained_to_half_and_then_read_on() {
         let mut engine = engine();
@@ -213,10 +230,28 @@ mod tests {
         engine.wake(NOW);
         assert!(matches!(engine.next_fetch(NOW), Some(Command::Fetch(..))));
         drain(&mut engine, 0);
-        engine.fetched(NOW, Fetched::default());
-        assert_eq!((engine.lanes.known_count(), engine.status.idle_reads), (0, 0));
+        engine.fetched(NOW, Fetched::default(), Duration::ZERO);
+        assert_eq!((engine.lanes.known_count(), engine.status().idle_reads), (0, 0));
         fetch(&mut engine, Fetched::default());
-        assert_eq!(engine.status.idle_reads, 1);
+        assert_eq!(engine.status().idle_reads, 1);
+    }
+
+    #[test]
+    fn what_a_broker_says_is_recorded_as_every_store_can_keep_it() {
+        let mut engine = engine();
+        fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
+        assert_eq!(published(&mut engine), vec![1]);
+        let error = crate::PublishError::permanent("TooLarge", "\0".repeat(10_000));
+        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Err(error) });
+        let Some(Command::Settle(request)) = engine.next_settle() else { panic!("it does not settle") };
+        let crate::Outcome::Failed { error, .. } = &request.settlements[0].outcome else {
+            panic!("{request:?}")
+        };
+        assert!(
+            error.len() <= crate::store::ERROR_BYTES_MAX && !error.contains('\0'),
+            "{} bytes",
+            error.len()
+        );
     }
 
     #[test]
@@ -229,7 +264,11 @@ mod tests {
             engine.wake(NOW);
             let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
             let rows = (0..request.events_max).map(|row| row_of(&id, 10_000 * lanes + row as Sequence));
-            engine.fetched(NOW, Fetched { rows: rows.collect(), more: true, ..Fetched::default() });
+            engine.fetched(
+                NOW,
+                Fetched { rows: rows.collect(), more: true, ..Fetched::default() },
+                Duration::ZERO,
+            );
         }
         // With fetches of the same size it would be four.
         assert!(lanes >= 20, "{lanes} lanes fill it");

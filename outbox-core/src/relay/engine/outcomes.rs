@@ -1,6 +1,6 @@
 //! Outcomes: what the broker said of each message, and what follows from it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::Engine;
 use crate::relay::{
@@ -16,19 +16,21 @@ impl Engine {
     /// One message of a call has an outcome.
     pub(crate) fn reported(&mut self, now: Monotonic, report: Report) {
         let Report { call, index, result } = report;
-        if let Some(flight) = self.flights.landed(call, index as usize) {
-            self.outcome(now, flight, result);
+        if let Some((flight, began_at)) = self.flights.landed(call, index as usize) {
+            self.outcome(now, flight, now.saturating_sub(began_at), result);
         }
     }
 
     /// The call has ended: whatever was not reported has an unknown outcome.
     pub(crate) fn call_ended(&mut self, now: Monotonic, call: u64, why: &'static str) {
-        for flight in self.flights.ended(call) {
-            self.outcome(now, flight, Err(PublishError::transient("NoOutcome", why)));
+        let (flights, began_at) = self.flights.ended(call);
+        for flight in flights {
+            let unknown = Err(PublishError::transient("NoOutcome", why));
+            self.outcome(now, flight, now.saturating_sub(began_at), unknown);
         }
     }
 
-    pub(super) fn outcome(&mut self, now: Monotonic, flight: Flight, result: Result<(), PublishError>) {
+    fn outcome(&mut self, now: Monotonic, flight: Flight, took: Duration, result: Result<(), PublishError>) {
         self.probe_ended(&flight.item);
         let owned = self.leases.owns(flight.lease());
         let Flight { item, alone, .. } = flight;
@@ -36,6 +38,7 @@ impl Engine {
             self.stray_ended(&item);
             return;
         }
+        self.account.published(item.content.as_ref().ok(), took, &result);
         match result {
             Ok(()) => self.acknowledged(item),
             Err(error) => self.refused(now, item, alone, &error),
@@ -44,10 +47,12 @@ impl Engine {
 
     pub(super) fn acknowledged(&mut self, item: Item) {
         self.scopes.broker_succeeded();
-        if let Ok(message) = &item.content {
-            self.scopes.topic_succeeded(&message.topic);
+        self.account.broker_available();
+        if let Ok(message) = &item.content
+            && self.scopes.topic_succeeded(&message.topic)
+        {
+            self.account.topic_available(Arc::clone(&message.topic));
         }
-        self.status.published += 1;
         let key = item.key.clone();
         let attempts = item.attempts.saturating_add(1);
         if let Some(lane) = self.lanes.get_mut(&key) {
@@ -60,17 +65,19 @@ impl Engine {
     }
 
     pub(super) fn refused(&mut self, now: Monotonic, item: Item, alone: bool, error: &PublishError) {
-        self.status.refused += 1;
-        self.status.last_publish_error = Some(error.to_string());
         match (error.kind, error.scope) {
             (PublishErrorKind::Unavailable, PublishErrorScope::Broker | PublishErrorScope::Batch) => {
                 self.scopes.broker_failed(now, self.rng.f64());
+                self.account.broker_unavailable(now, error);
                 self.put_back(item, false);
             }
             (PublishErrorKind::Unavailable, PublishErrorScope::Destination) => {
                 let random = self.rng.f64();
                 let topic =
                     item.content.as_ref().map(|message| Arc::clone(&message.topic)).unwrap_or_default();
+                if !self.scopes.is_shut(&topic) {
+                    self.account.topic_unavailable(Arc::clone(&topic), error);
+                }
                 let after = self.scopes.topic_failed(now, topic, random);
                 let attempts = item.attempts;
                 let outcome = Outcome::Retry { after, error: error.to_string(), reason: HoldReason::Topic };

@@ -1,12 +1,18 @@
 //! Publishing: what may go out now, what alone, and what not at all.
 
+use std::sync::Arc;
+
 use super::{Command, Engine};
 use crate::relay::{
+    GivenUp, StoreWork,
     flights::Flight,
     lanes::{Item, LaneState},
     scopes::Passage,
 };
-use crate::{AggregateKey, FailureCause, HoldReason, Monotonic, Outcome, Settlement, Unhold};
+use crate::{
+    AggregateKey, FailureCause, HoldReason, Monotonic, Outcome, Settlement, Successors, Unhold,
+    store::storable_error,
+};
 
 impl Engine {
     /// True if a publish that starts now ends, with a margin, before the lease can.
@@ -37,7 +43,7 @@ impl Engine {
                 break;
             }
         }
-        self.flights.begin(flights).map(Command::publish)
+        self.flights.begin(now, flights).map(Command::publish)
     }
 
     /// Events that are published or decided and not yet settled.
@@ -52,7 +58,7 @@ impl Engine {
             let Some(mut flight) = self.take_flight(now, &key) else { continue };
             flight.alone = true;
             if !suspect {
-                return self.flights.begin_alone(flight).map(Command::publish);
+                return self.flights.begin_alone(now, flight).map(Command::publish);
             }
             self.flights.suspect_passes();
             let lease = flight.lease();
@@ -65,6 +71,7 @@ impl Engine {
 
     /// The attempt is recorded, or its lease is lost: publish the event alone, or drop it.
     pub(crate) fn attempt_begun(&mut self, now: Monotonic, recorded: bool) -> Option<Command> {
+        self.account.store_answered(StoreWork::Settling);
         let flight = self.flights.attempted()?;
         let lease = flight.lease();
         let publishes = recorded && self.leases.owns(lease) && self.lease_suffices(now) && !self.stopping;
@@ -84,7 +91,7 @@ impl Engine {
             self.put_back(flight.item, true);
             return None;
         }
-        self.flights.begin_alone(flight).map(Command::publish)
+        self.flights.begin_alone(now, flight).map(Command::publish)
     }
 
     /// If the message was its topic's probe, another may follow.
@@ -191,9 +198,37 @@ impl Engine {
     }
 
     pub(super) fn settle_later(&mut self, item: Item, attempts: u32, outcome: Outcome) {
-        let Item { sequence, partition, key, bytes, .. } = item;
+        let Item { sequence, partition, key, bytes, content, .. } = item;
+        let outcome = storable(outcome);
+        if let Outcome::Failed { cause, error, successors } = &outcome {
+            let message = content.ok();
+            let event = GivenUp {
+                id: message.as_ref().map(|message| message.event.id),
+                sequence,
+                key: key.clone(),
+                topic: message.as_ref().map(|message| Arc::clone(&message.topic)),
+                attempts,
+                cause: *cause,
+                error: error.clone(),
+                parked: *successors == Successors::Park,
+            };
+            self.decided.fail(partition, event);
+        }
         // The bytes are free now; the sequence stays known until the store has it.
         self.lanes.free_bytes(bytes);
         self.decided.settle(Settlement { sequence, partition, key, attempts, outcome });
+    }
+}
+
+/// The outcome with an error's text as every store can keep it, whatever a broker has said.
+fn storable(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Sent => Outcome::Sent,
+        Outcome::Retry { after, error, reason } => {
+            Outcome::Retry { after, error: storable_error(&error), reason }
+        }
+        Outcome::Failed { cause, error, successors } => {
+            Outcome::Failed { cause, error: storable_error(&error), successors }
+        }
     }
 }

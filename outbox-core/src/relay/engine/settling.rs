@@ -1,9 +1,9 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use super::{Command, Engine};
-use crate::relay::lanes::LaneState;
+use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState};
 use crate::{
     AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold,
 };
@@ -15,8 +15,9 @@ impl Engine {
         self.decided.next(relay, |partition| self.leases.of(partition)).map(Command::Settle)
     }
 
-    /// The settle has committed.
-    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled) {
+    /// The settle has committed, after so long.
+    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled, took: Duration) {
+        self.account.store_answered(StoreWork::Settling);
         let Some(request) = self.decided.settled() else { return };
         let owned: HashSet<Lease> = request
             .leases
@@ -30,12 +31,21 @@ impl Engine {
             .copied()
             .filter(|lease| settled.fenced.contains(&lease.partition))
             .collect();
-        self.status.fenced += fenced.len() as u64;
+        let mut observed = ObservedSettle { fenced: fenced.len() as u64, took, ..ObservedSettle::default() };
+        let mut given_up = Vec::new();
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
         for settlement in &request.settlements {
             if owned.contains(&settlement.partition) {
                 self.lanes.forget(settlement.sequence, 0);
                 self.leases.deactivate(settlement.partition);
+                match &settlement.outcome {
+                    Outcome::Sent => observed.sent += 1,
+                    Outcome::Retry { .. } => observed.retried += 1,
+                    Outcome::Failed { .. } => {
+                        observed.failed += 1;
+                        given_up.extend(self.decided.failed(settlement.sequence));
+                    }
+                }
                 self.committed(settlement);
             }
         }
@@ -45,6 +55,7 @@ impl Engine {
                 self.release_lane(key, true);
             }
         }
+        self.account.settled(&observed, &given_up);
         self.lost(&fenced);
         if self.reading.has_ended_holds() {
             self.reading.wake(now);
@@ -59,23 +70,11 @@ impl Engine {
             }
         };
         match outcome {
-            Outcome::Sent => {
-                self.status.sent += 1;
+            Outcome::Sent => self.release_held_event(key, *sequence),
+            Outcome::Retry { .. } | Outcome::Failed { successors: Successors::Park, .. } => held_back(self),
+            Outcome::Failed { successors: Successors::Release, .. } => {
                 self.release_held_event(key, *sequence);
-            }
-            Outcome::Retry { .. } => {
-                self.status.retried += 1;
-                held_back(self);
-            }
-            Outcome::Failed { successors, .. } => {
-                self.status.failed += 1;
-                match successors {
-                    Successors::Release => {
-                        self.release_held_event(key, *sequence);
-                        self.release_lane(key, false);
-                    }
-                    Successors::Park => held_back(self),
-                }
+                self.release_lane(key, false);
             }
         }
     }
