@@ -22,8 +22,8 @@ pub trait Clock: Send + Sync + 'static {
     /// Runs a task beside the others. Dropping the returned handle ends it.
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Task;
 
-    /// Runs a task to its end although the one who asks is about to go, as well as that can be done: called from
-    /// destructors, where the runtime may be gone. Does nothing by default, as when a process is killed.
+    /// Runs a task to its end although the one who asks is about to go, as well as that can be done: called
+    /// from destructors, where the runtime may be gone. Does nothing by default, as when a process is killed.
     fn detach(&self, task: BoxFuture<'static, ()>) {
         drop(task);
     }

@@ -2,9 +2,10 @@
 
 use std::{error::Error, fmt};
 
-/// Prints an error and its causes, for logs and people: `reading the events: connection refused`. An error of this
-/// crate prints its own text alone and leaves its cause to [`Error::source`]. Drivers' errors often print their causes
-/// as well: of two that follow each other, a text that stands in the other one is not printed.
+/// Prints an error and its causes, for logs and people: `reading the events: connection refused`. An error of
+/// this crate prints its own text alone and leaves its cause to [`Error::source`]. Drivers' errors often
+/// print their causes as well: of two that follow each other, a text that stands in the other one is not
+/// printed.
 ///
 /// ```
 /// use outbox_core::{StoreError, StoreErrorKind, chain};

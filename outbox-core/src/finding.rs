@@ -7,8 +7,9 @@ use std::fmt;
 pub enum Severity {
     /// Works, but not as well or as safely as it could.
     Warning,
-    /// A guarantee would not hold, or nothing would work. `outbox relay` refuses to start; [`Relay::run`](crate::Relay::run)
-    /// does not ask, so that a service decides itself what it does about it.
+    /// A guarantee would not hold, or nothing would work. `outbox relay` refuses to start;
+    /// [`Relay::run`](crate::Relay::run) does not ask, so that a service decides itself what it does about
+    /// it.
     Error,
 }
 

@@ -1,4 +1,5 @@
-//! What a handle says of a relay that begins, cannot, ends or is dropped; and what the observer is told of it all.
+//! What a handle says of a relay that begins, cannot, ends or is dropped; and what the observer is told of it
+//! all.
 #![allow(clippy::expect_used, reason = "a test that fails should panic, and say so")]
 #![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 

@@ -36,8 +36,8 @@ fn config(broker: &Broker) -> Result<RelayConfig, Error> {
     Ok(RelayConfig::default()
         .with_topic(broker.topic.parse()?)
         .with_source(Arc::from(SOURCE))
-        // A relay that is killed keeps its orders back for this long, then another takes over. The default is 15 s;
-        // the reader of this example is less patient.
+        // A relay that is killed keeps its orders back for this long, then another takes over. The default is
+        // 15 s; the reader of this example is less patient.
         .with_lease_ttl(Duration::from_secs(4))
         .with_beat_interval(Duration::from_millis(500))
         .with_publish_timeout(Duration::from_secs(2))

@@ -70,9 +70,10 @@ pub struct RelayConfig {
     pub buffer_bytes_max: usize,
     /// Events read at once. Default 2,000.
     pub fetch_events_max: usize,
-    /// Outcomes recorded at once: as many as [`publish_max`](Self::publish_max), so that what was in flight together is
-    /// recorded together. Default 2,000. A store may ask for fewer
-    /// ([`StoreCapabilities::settle_events_max`](crate::StoreCapabilities::settle_events_max)), and then has fewer.
+    /// Outcomes recorded at once: as many as [`publish_max`](Self::publish_max), so that what was in flight
+    /// together is recorded together. Default 2,000. A store may ask for fewer
+    /// ([`StoreCapabilities::settle_events_max`](crate::StoreCapabilities::settle_events_max)), and then has
+    /// fewer.
     pub settle_events_max: usize,
     /// The pause between two reads of a table that had something new within the last half second. Default 3 ms.
     pub poll_min: Duration,

@@ -65,8 +65,8 @@ impl Decided {
         self.unholds.clear();
     }
 
-    /// What is to be recorded next, under the leases that `lease_of` knows. `None` if there is nothing, or if the
-    /// last is still being recorded.
+    /// What is to be recorded next, under the leases that `lease_of` knows. `None` if there is nothing, or if
+    /// the last is still being recorded.
     pub(crate) fn next(
         &mut self,
         relay: RelayId,

@@ -40,8 +40,8 @@ pub(crate) struct Flights {
     alone: bool,
     /// How many more events may be what a dead relay died of.
     suspects_left: usize,
-    /// Messages in flight whose lease is gone. Their partitions, should they come back, are not read before these
-    /// have ended: else one event could be in flight twice.
+    /// Messages in flight whose lease is gone. Their partitions, should they come back, are not read before
+    /// these have ended: else one event could be in flight twice.
     strays: HashMap<Partition, usize>,
 }
 
@@ -99,8 +99,8 @@ impl Flights {
         self.attempting.take()
     }
 
-    /// The message of a call that has an outcome, and when the call began. `None` for a second report of a message, or for one that is not
-    /// of the call: the first report counts.
+    /// The message of a call that has an outcome, and when the call began. `None` for a second report of a
+    /// message, or for one that is not of the call: the first report counts.
     pub(crate) fn landed(&mut self, call: u64, index: usize) -> Option<(Flight, Monotonic)> {
         let state = self.calls.get_mut(&call)?;
         let flight = state.flights.get_mut(index).and_then(Option::take)?;
@@ -130,8 +130,8 @@ impl Flights {
         }
     }
 
-    /// A partition was claimed whose owner died with at most `in_flight_max` events in flight, at the heads of their
-    /// lanes.
+    /// A partition was claimed whose owner died with at most `in_flight_max` events in flight, at the heads
+    /// of their lanes.
     pub(crate) fn suspect(&mut self, in_flight_max: usize) {
         self.suspects_left = in_flight_max;
     }

@@ -88,8 +88,8 @@ pub struct RelayStatus {
     pub buried: u64,
     /// Reads of the table.
     pub fetches: u64,
-    /// Reads that found nothing while nothing was in memory. When this rises, everything that was visible and due at
-    /// the time of the read has been dealt with or is held.
+    /// Reads that found nothing while nothing was in memory. When this rises, everything that was visible and
+    /// due at the time of the read has been dealt with or is held.
     pub idle_reads: u64,
     /// Errors of the store, each waited out.
     pub store_errors: u64,
@@ -185,8 +185,8 @@ impl RelayHandle {
         self.wake.notify_one();
     }
 
-    /// Asks the relay to finish what is in flight, give its partitions back and end. `Relay::run` returns then. It
-    /// needs the store and the broker for that: close them afterwards.
+    /// Asks the relay to finish what is in flight, give its partitions back and end. `Relay::run` returns
+    /// then. It needs the store and the broker for that: close them afterwards.
     pub fn shutdown(&self) {
         self.stop.send_replace(true);
     }
@@ -196,9 +196,9 @@ impl RelayHandle {
         self.status.borrow().clone()
     }
 
-    /// Whether the relay can relay now: it runs, has joined, the store answers, and it has seen which partitions
-    /// there are. That others own all of them is no obstacle, and neither is a broker that is away, which is waited for:
-    /// [`RelayStatus::broker`] tells.
+    /// Whether the relay can relay now: it runs, has joined, the store answers, and it has seen which
+    /// partitions there are. That others own all of them does not matter, and neither does a broker that is
+    /// away, which is waited for: [`RelayStatus::broker`] tells.
     ///
     /// # Errors
     /// Why it cannot.
@@ -231,16 +231,17 @@ impl RelayHandle {
         &mut self,
         mut wanted: impl FnMut(&RelayStatus) -> bool,
     ) -> Result<RelayStatus, RelayEnded> {
-        // The relay may be gone before its last status is seen, or its status be over before the relay is gone.
+        // The relay may be gone before its last status is seen, or its status be over before the relay is
+        // gone.
         let seen = self.status.wait_for(|status| wanted(status) || status.phase.is_over()).await;
         let status = seen.map(|status| status.clone()).unwrap_or_else(|_| self.status.borrow().clone());
         if wanted(&status) { Ok(status) } else { Err(RelayEnded::new(&status)) }
     }
 
-    /// Waits until everything that was committed before this call, in the partitions that this relay owns, is sent,
-    /// failed or held: until two reads one after the other have found nothing left to do. Where other relays own
-    /// partitions, ask each of them. A relay that owns no partition, or whose store or broker is away, does not catch up
-    /// meanwhile: bound the wait with a timeout of your own. Cancel safe.
+    /// Waits until everything that was committed before this call, in the partitions that this relay owns, is
+    /// sent, failed or held: until two reads one after the other have found nothing left to do. Where other
+    /// relays own partitions, ask each of them. A relay that owns no partition, or whose store or broker is
+    /// away, does not catch up meanwhile: bound the wait with a timeout of your own. Cancel safe.
     ///
     /// # Errors
     /// The relay has ended, or was dropped.

@@ -80,8 +80,8 @@ impl std::fmt::Debug for Relay {
 }
 
 impl Relay {
-    /// A relay from `store` to `publisher`, on Tokio. Both are taken as they are, or in an `Arc` or a `Box`, of a type
-    /// or of the trait.
+    /// A relay from `store` to `publisher`, on Tokio. Both are taken as they are, or in an `Arc` or a `Box`,
+    /// of a type or of the trait.
     ///
     /// # Errors
     /// Every problem of the settings at once.
@@ -149,12 +149,13 @@ impl Relay {
         findings
     }
 
-    /// Relays until the handle asks for a shutdown. A store or broker that goes away is waited for. It checks nothing
-    /// beforehand: see [`check`](Self::check).
+    /// Relays until the handle asks for a shutdown. A store or broker that goes away is waited for. It checks
+    /// nothing beforehand: see [`check`](Self::check).
     ///
-    /// Dropping the returned future ends the relay at once. What is in flight then may be published again. Its
-    /// partitions are given back in the background, as soon as no message is in flight, if the runtime still runs; else
-    /// they are free when its lease expires. [`run_until`](Self::run_until) ends it without any repetition.
+    /// Dropping the returned future ends the relay at once. What is in flight then may be published again.
+    /// Its partitions are given back in the background, as soon as no message is in flight, if the runtime
+    /// still runs; else they are free when its lease expires. [`run_until`](Self::run_until) ends it without
+    /// any repetition.
     pub async fn run(mut self) -> RelayStatus {
         let seed = self.parts.config.seed.unwrap_or_else(random_seed);
         // The relay itself holds a handle, so that it goes on when the caller has dropped the others.

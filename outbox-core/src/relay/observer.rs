@@ -11,9 +11,9 @@ use crate::{
 
 /// Takes what a relay tells: counts of each batch, and each change of its state, once and in order.
 ///
-/// It is the only way out of the engine but for the store and the publisher: metrics, traces, logs and findings are
-/// made of it. Every method does nothing by default. They are called from the relay's own loop, once per batch, so that
-/// they must neither wait nor panic: count, or put what is told into a channel.
+/// It is the only way out of the engine but for the store and the publisher: metrics, traces, logs and
+/// findings are made of it. Every method does nothing by default. They are called from the relay's own loop,
+/// once per batch, so that they must neither wait nor panic: count, or put what is told into a channel.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};

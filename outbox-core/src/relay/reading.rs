@@ -111,8 +111,8 @@ impl Reading {
         self.polling.not_before(retry_at);
     }
 
-    /// How much the next fetch may bring; `None` if there is no room. Small reads cost as much as large ones, so a
-    /// full buffer is emptied by a part before it is filled again.
+    /// How much the next fetch may bring; `None` if there is no room. Small reads cost as much as large ones,
+    /// so a full buffer is emptied by a part before it is filled again.
     pub(crate) fn room(&self, lanes: &Lanes) -> Option<Size> {
         let events = self.buffer_events_max.saturating_sub(lanes.known_count());
         let bytes = self.buffer_bytes_max.saturating_sub(lanes.bytes());
@@ -134,9 +134,10 @@ impl Reading {
         (max >> self.narrowed).max(full.bytes_max()).min(max)
     }
 
-    /// A fetch may bring many more rows of one aggregate than its lane has room for, since it is named only afterwards.
-    /// Where one such aggregate stands behind the other in the table, a few fetches would fill the buffer with a few
-    /// lanes. So a fetch that brought mostly such rows is followed by one half as large.
+    /// A fetch may bring many more rows of one aggregate than its lane has room for, since it is named only
+    /// afterwards. Where one such aggregate stands behind the other in the table, a few fetches would fill
+    /// the buffer with a few lanes. So a fetch that brought mostly such rows is followed by one half as
+    /// large.
     pub(crate) fn narrow(&mut self, rows: usize, full: &mut Full) {
         let crowded = full.take_crowded();
         if 2 * crowded <= rows {

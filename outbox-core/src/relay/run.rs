@@ -39,13 +39,13 @@ pub(crate) struct Parts {
 
 /// The running relay.
 ///
-/// Its channels have no limit of their own: each is bounded by what the engine asks for at a time, and by the pauses
-/// after errors.
+/// Its channels have no limit of their own: each is bounded by what the engine asks for at a time, and by the
+/// pauses after errors.
 pub(crate) struct Loop {
     parts: Parts,
     engine: Engine,
-    /// One answer of the reader, one of the settler, one end of each call (`publish_max`), and what the steward and
-    /// retention say, who pause after each statement.
+    /// One answer of the reader, one of the settler, one end of each call (`publish_max`), and what the
+    /// steward and retention say, who pause after each statement.
     happenings: mpsc::UnboundedReceiver<Happening>,
     tell: mpsc::UnboundedSender<Happening>,
     /// One for each message in flight: `publish_max`.
@@ -170,7 +170,8 @@ impl Loop {
         while let Some(command) = self.engine.next_publish(now) {
             self.order(command);
         }
-        // Once more: an event that must not be published, such as one whose topic is paused, was decided just now.
+        // Once more: an event that must not be published, such as one whose topic is paused, was decided just
+        // now.
         while let Some(command) = self.engine.next_settle() {
             self.order(command);
         }
@@ -261,14 +262,15 @@ impl Loop {
 }
 
 impl Drop for Loop {
-    /// The future was dropped, or a panic ends it: other relays should not have to wait for the leases to expire.
+    /// The future was dropped, or a panic ends it: other relays should not have to wait for the leases to
+    /// expire.
     fn drop(&mut self) {
         let Some(relay) = self.engine.status().relay.filter(|_| !self.left) else { return };
         self.tasks.clear();
         let (parts, calls) = (self.parts.clone(), std::mem::take(&mut self.calls));
         self.parts.clock.detach(Box::pin(async move {
-            // What is on its way ends first, each call within the publish time-out: a successor that another relay
-            // sends must not overtake it.
+            // What is on its way ends first, each call within the publish time-out: a successor that another
+            // relay sends must not overtake it.
             for call in calls.into_values() {
                 call.await;
             }
@@ -277,7 +279,8 @@ impl Drop for Loop {
     }
 }
 
-/// Gives the leases back, so that the next relay need not wait for them to expire; should this fail, it does just that.
+/// Gives the leases back, so that the next relay need not wait for them to expire; should this fail, it does
+/// just that.
 async fn leave(parts: &Parts, relay: RelayId) {
     let leave = parts.store.leave(relay);
     let timeout = parts.clock.sleep(parts.config.publish_timeout);

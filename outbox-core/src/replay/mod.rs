@@ -69,8 +69,9 @@ pub struct ReplayConfig {
     pub in_flight_max: usize,
     /// How long a publish may take before its outcome counts as unknown. Default 5 s.
     pub publish_timeout: Duration,
-    /// How often and after which delays a refused event is tried again. [`RetryPolicy::give_up`] is ignored: an event
-    /// that is given up is reported, and the replay continues. The age of an event is ignored as well.
+    /// How often and after which delays a refused event is tried again. [`RetryPolicy::give_up`] is ignored:
+    /// an event that is given up is reported, and the replay continues. The age of an event is ignored as
+    /// well.
     pub retry: RetryPolicy,
     /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to 5 s.
     pub unavailable_delay: (Duration, Duration),
@@ -228,8 +229,8 @@ impl std::fmt::Debug for Replay {
 }
 
 impl Replay {
-    /// A replay from the store of `admin` to `publisher`, on Tokio. Both are taken as they are, or in an `Arc` or a
-    /// `Box`, of a type or of the trait.
+    /// A replay from the store of `admin` to `publisher`, on Tokio. Both are taken as they are, or in an
+    /// `Arc` or a `Box`, of a type or of the trait.
     ///
     /// # Errors
     /// Every problem of the settings at once.

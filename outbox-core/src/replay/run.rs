@@ -22,11 +22,11 @@ const QUEUE_LOW: usize = 256;
 const READS_MAX: u32 = 10;
 
 impl Replay {
-    /// Sends the events, until there is no further one or the handle asks for a shutdown; what is in flight then is
-    /// waited for, for at most the publish time-out.
+    /// Sends the events, until there is no further one or the handle asks for a shutdown; what is in flight
+    /// then is waited for, for at most the publish time-out.
     ///
-    /// A broker that is away is waited for, until the shutdown; a store that is away for ten tries. Dropping the returned
-    /// future ends the replay at once: what is in flight may arrive or not.
+    /// A broker that is away is waited for, until the shutdown; a store that is away for ten tries. Dropping
+    /// the returned future ends the replay at once: what is in flight may arrive or not.
     pub async fn run(self) -> (ReplayProgress, ReplayEnd) {
         let mut state = State::new(&self);
         let mut stop = std::pin::pin!(self.signals.stopped().fuse());
@@ -53,8 +53,8 @@ impl Replay {
         }
     }
 
-    /// Sends the events, until there is no further one, `stop` completes or the handle asks for a shutdown, and waits
-    /// for what is in flight.
+    /// Sends the events, until there is no further one, `stop` completes or the handle asks for a shutdown,
+    /// and waits for what is in flight.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> (ReplayProgress, ReplayEnd) {
         let handle = self.handle();
         let mut running = std::pin::pin!(self.run());

@@ -49,8 +49,8 @@ use crate::{Finding, StoreError};
 pub struct StoreCapabilities {
     /// How many partitions there are: [`PARTITIONS`](crate::PARTITIONS), or 1 where only one relay makes sense.
     pub partitions: u16,
-    /// The most settlements that one settle should have, where more would be slower: a relay keeps to it. `None`, the
-    /// default, leaves it to the relay's settings.
+    /// The most settlements that one settle should have, where more would be slower: a relay keeps to it.
+    /// `None`, the default, leaves it to the relay's settings.
     pub settle_events_max: Option<usize>,
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use outbox::{
-    AggregateKey, Clock, Disposal, Event, EventFilter, GiveUp, MemoryStore, OutboxAdmin, Relay, RelayConfig,
-    RelayHandle, Retention, RetryPolicy, Status, WhenSent,
+    AggregateKey, Clock, Disposal, Event, EventFilter, GiveUp, MemoryStore, OutboxAdmin, Phase, Relay,
+    RelayConfig, RelayHandle, Retention, RetryPolicy, Status, WhenSent,
 };
 use uuid::Uuid;
 
@@ -43,8 +43,8 @@ pub(crate) struct Run {
     pub deliveries: usize,
 }
 
-/// The relays that run, by process.
-type Relays = Arc<Mutex<BTreeMap<Process, RelayHandle>>>;
+/// The relays that run, by process, each with the task of its run.
+type Relays = Arc<Mutex<BTreeMap<Process, (RelayHandle, u64)>>>;
 
 #[derive(Clone)]
 struct World {
@@ -193,14 +193,28 @@ impl World {
         let unknown_is_success = self.database.bug == Some(Bug::UnknownIsSuccess);
         let publisher = SimPublisher { broker: Arc::clone(&self.broker), process, unknown_is_success };
         let relay = Relay::with_clock(store, publisher, config, clock).expect("valid settings");
-        self.relays.lock().expect("relays").insert(process, relay.handle());
         self.sim.note(|| format!("relay {process} starts"));
         let (sim, relays) = (self.sim.clone(), Arc::clone(&self.relays));
-        self.sim.spawn(process, async move {
+        let handle = relay.handle();
+        let task = self.sim.spawn(process, async move {
             let status = relay.run().await;
             relays.lock().expect("relays").remove(&process);
             sim.note(|| format!("relay {process} has ended: {} sent", status.sent));
         });
+        self.relays.lock().expect("relays").insert(process, (handle, task));
+    }
+
+    /// The relay's process is killed, or its future dropped while the process goes on.
+    fn end_relay(&self, process: Process, killed: bool) {
+        let ended = self.relays.lock().expect("relays").remove(&process);
+        if killed {
+            self.sim.note(|| format!("relay {process} is killed"));
+            self.sim.kill(process);
+        } else if let Some((handle, task)) = ended {
+            self.sim.note(|| format!("relay {process} is dropped"));
+            self.sim.end_task(task);
+            assert_eq!(handle.status().phase, Phase::Dropped, "a relay that was dropped says so");
+        }
     }
 
     fn key(&self, aggregates: u64) -> AggregateKey {
@@ -322,10 +336,8 @@ impl World {
             };
             match self.sim.pick(0..9) {
                 _ if process == WORLD => self.start_relay(),
-                0 | 1 => {
-                    self.sim.note(|| format!("relay {process} is killed"));
-                    self.sim.kill(process);
-                    self.relays.lock().expect("relays").remove(&process);
+                how @ (0 | 1) => {
+                    self.end_relay(process, how == 0);
                     self.sim.sleep(self.sim.millis(0..1000)).await;
                     self.start_relay();
                 }
@@ -336,7 +348,7 @@ impl World {
                 }
                 4 => {
                     self.sim.note(|| format!("relay {process} is asked to end"));
-                    if let Some(handle) = self.relays.lock().expect("relays").get(&process) {
+                    if let Some((handle, _)) = self.relays.lock().expect("relays").get(&process) {
                         handle.shutdown();
                     }
                     self.start_relay();

@@ -46,7 +46,8 @@ impl Engine {
             }
         }
         self.reading.narrow(rows, &mut self.lanes.full);
-        // After the rows: those that came with the news of a pause were read before it, and stand behind what is dropped.
+        // After the rows: those that came with the news of a pause were read before it, and stand behind what
+        // is dropped.
         for key in &fetched.paused {
             let partition = self.lanes.get_mut(key).map(|lane| lane.partition);
             if self.lanes.paused(key)

@@ -9,8 +9,9 @@
 //! - an unknown outcome is never success;
 //! - what a crash can duplicate is bounded by `in_flight_max`.
 //!
-//! What a relay knows stands in parts, each with fields that only it touches: [`Leases`], [`Lanes`], [`Flights`],
-//! [`Decided`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine say how one follows from the other.
+//! What a relay knows stands in parts, each with fields that only it touches: [`Leases`], [`Lanes`],
+//! [`Flights`], [`Decided`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine
+//! say how one follows from the other.
 
 mod fetching;
 mod membership;
