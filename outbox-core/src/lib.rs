@@ -27,7 +27,7 @@ mod with;
 pub use clock::{Clock, Monotonic, Task, TokioClock};
 pub use dyn_enqueue::DynEnqueue;
 pub use enqueue::Enqueue;
-pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind};
+pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind, chain};
 pub use event::{
     CONTENT_TYPE_DEFAULT, Event, EventBuilder, EventError, HEADERS_BYTES_MAX, NAME_BYTES_MAX,
     PAYLOAD_BYTES_MAX_DEFAULT, check_headers,
@@ -44,8 +44,14 @@ pub use publisher::{
     Reporter, SharedPublisher, Stored,
 };
 pub use received::{ReceivedEvent, ReceivedEventError};
-pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
-pub use replay::{REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress};
+pub use relay::{
+    Availability, Change, ConfigError, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle,
+    Observer, Phase, Relay, RelayConfig, RelayEnded, RelayHandle, RelayStatus, Retention, StoreWork,
+};
+pub use replay::{
+    REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayEnded, ReplayHandle, ReplayPlan,
+    ReplayProgress,
+};
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{

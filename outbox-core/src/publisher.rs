@@ -211,15 +211,43 @@ pub trait Publisher: Send + Sync + 'static {
     async fn close(&self) {}
 }
 
+macro_rules! forward_publisher {
+    ($pointer:ident) => {
+        // A method that is added to the trait, with a default or not, must be forwarded.
+        #[deny(clippy::missing_trait_methods)]
+        #[async_trait]
+        impl<T: Publisher + ?Sized> Publisher for $pointer<T> {
+            fn capabilities(&self) -> PublisherCapabilities {
+                (**self).capabilities()
+            }
+
+            async fn check(&self, topics: &[String]) -> Vec<Finding> {
+                (**self).check(topics).await
+            }
+
+            async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
+                (**self).publish(messages, timeout, reporter).await;
+            }
+
+            async fn close(&self) {
+                (**self).close().await;
+            }
+        }
+    };
+}
+
+forward_publisher!(Arc);
+forward_publisher!(Box);
+
 /// One publisher for several relays: forwards everything but [`close`](Publisher::close), which each relay calls at its
 /// end. Whoever made the publisher closes it after the last of them.
 #[derive(Clone)]
 pub struct SharedPublisher(Arc<dyn Publisher>);
 
 impl SharedPublisher {
-    /// Shares `publisher`.
-    pub fn new(publisher: Arc<dyn Publisher>) -> Self {
-        Self(publisher)
+    /// Shares `publisher`, as it is or in an `Arc`.
+    pub fn new(publisher: impl Publisher) -> Self {
+        Self(Arc::new(publisher))
     }
 }
 
@@ -229,6 +257,7 @@ impl fmt::Debug for SharedPublisher {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl Publisher for SharedPublisher {
     fn capabilities(&self) -> PublisherCapabilities {

@@ -180,7 +180,7 @@ impl IntoResponse for Refusal {
             Self::Unknown => (StatusCode::NOT_FOUND, "there is no such order"),
             Self::Conflict => (StatusCode::CONFLICT, "the order is another one, or in another step"),
             Self::Failed(error) => {
-                eprintln!("order-service: {error}");
+                eprintln!("order-service: {}", outbox::chain(&*error));
                 (StatusCode::INTERNAL_SERVER_ERROR, "the order service has failed: ask again")
             }
         };

@@ -336,8 +336,8 @@ mod tests {
     const TLS_RECORD_BYTES: usize = 16 * 1024;
 
     #[test]
-    fn a_settle_of_the_default_size_fits_into_one_tls_record() {
-        let count = i64::try_from(outbox_core::RelayConfig::default().settle_events_max).unwrap();
+    fn a_settle_of_the_largest_size_fits_into_one_tls_record() {
+        let count = i64::try_from(crate::store::SETTLE_EVENTS_MAX).unwrap();
         let partition = |n: i64| Partition::try_from(n % i64::from(PARTITIONS)).unwrap();
         let settlements = (0..count).map(|n| Settlement {
             // Far along, and apart as among the events of many other relays.
