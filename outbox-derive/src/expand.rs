@@ -174,14 +174,14 @@ mod tests {
         let errors = [
             error(&parse_quote! { #[outbox(event_type = "e")] struct A { #[outbox(aggregate_id)] id: u64 } }),
             error(
-                parse_quote! { #[outbox(aggregate_type = "a")] struct A { #[outbox(aggregate_id)] id: u64 } },
+                &parse_quote! { #[outbox(aggregate_type = "a")] struct A { #[outbox(aggregate_id)] id: u64 } },
             ),
             error(&parse_quote! { #[outbox(aggregate_type = "a", event_type = "e")] struct A { id: u64 } }),
             error(
-                parse_quote! { #[outbox(aggregate_type = "a")] enum A { One { #[outbox(aggregate_id)] id: u64 } } },
+                &parse_quote! { #[outbox(aggregate_type = "a")] enum A { One { #[outbox(aggregate_id)] id: u64 } } },
             ),
             error(
-                parse_quote! { #[outbox(aggregate_type = "a")] enum A { #[outbox(event_type = "e")] One(u64) } },
+                &parse_quote! { #[outbox(aggregate_type = "a")] enum A { #[outbox(event_type = "e")] One(u64) } },
             ),
         ];
         let no_id = |name| {

@@ -116,7 +116,7 @@ async fn emptied(store: &SqliteStore, handle: &mut RelayHandle) -> Result<(), Er
         if store.stats().await?.pending == 0 {
             return Ok(());
         }
-        handle.wait_for(|status| status.sent > sent).await;
+        handle.wait_for(|status| status.sent > sent).await?;
     }
 }
 

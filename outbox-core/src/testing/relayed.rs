@@ -103,12 +103,12 @@ async fn all_sent(
         if seen.phase == Phase::Stopped {
             return Err(NotRelayed::Ended(*first));
         }
-        handle
-            .wait_for(|status| {
-                let counts = |status: &crate::RelayStatus| (status.sent, status.failed, status.idle_reads);
-                counts(status) != counts(&seen) || status.phase != seen.phase
-            })
-            .await;
+        let moved = handle.wait_for(|status| {
+            let counts = |status: &crate::RelayStatus| (status.sent, status.failed, status.idle_reads);
+            counts(status) != counts(&seen) || status.phase != seen.phase
+        });
+        // A relay that has ended is looked at once more: it may have settled the events before.
+        let _ = moved.await;
     }
 }
 
