@@ -145,7 +145,7 @@ impl Flights {
         self.suspects_left = self.suspects_left.saturating_sub(1);
     }
 
-    /// These leases are lost: what is in flight under them has gone astray.
+    /// These leases are lost, each of them for the first time: what is in flight under them has gone astray.
     pub(crate) fn lose(&mut self, leases: &[Lease]) {
         let flights =
             self.calls.values().flat_map(|call| call.flights.iter().flatten()).chain(&self.attempting);

@@ -1,9 +1,6 @@
 //! What the relay owns, and for how long: [`Leases`].
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{Claimed, Lease, Monotonic, Partition, RelayId};
 
@@ -66,12 +63,14 @@ impl Leases {
         self.states.insert(lease.partition, LeaseState { lease, died_at, draining: false, active: 0 });
     }
 
-    /// Others have these leases by now: the partitions that were owned until now.
-    pub(crate) fn lose(&mut self, leases: &[Lease]) -> HashSet<Partition> {
-        let gone: HashSet<Partition> =
-            leases.iter().filter(|lease| self.owns(**lease)).map(|lease| lease.partition).collect();
-        if !gone.is_empty() {
-            self.states.retain(|partition, _| !gone.contains(partition));
+    /// Others have these leases by now: those of them that were owned until now.
+    pub(crate) fn lose(&mut self, leases: &[Lease]) -> Vec<Lease> {
+        let mut gone = Vec::new();
+        for lease in leases {
+            if self.owns(*lease) {
+                self.states.remove(&lease.partition);
+                gone.push(*lease);
+            }
         }
         gone
     }

@@ -449,6 +449,6 @@ impl Publisher for Silent {
     }
 
     async fn publish(&self, _messages: Vec<Arc<Message>>, _timeout: Duration, _reporter: Reporter) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -1,5 +1,7 @@
 //! What the steward says: leases that come and go.
 
+use std::collections::HashSet;
+
 use super::Engine;
 use crate::{Claimed, Lease, Monotonic, Partition, Purged, RelayId, StoreError, relay::StoreWork};
 
@@ -64,11 +66,13 @@ impl Engine {
 
     /// Forgets all about these leases: the partitions that were owned until now.
     pub(super) fn lose(&mut self, leases: &[Lease]) -> Vec<Partition> {
-        let gone = self.leases.lose(leases);
-        if gone.is_empty() {
+        // A lease can be lost twice, once by a settle that was fenced and once by what the steward sees.
+        let lost = self.leases.lose(leases);
+        if lost.is_empty() {
             return Vec::new();
         }
-        self.flights.lose(leases);
+        let gone: HashSet<Partition> = lost.iter().map(|lease| lease.partition).collect();
+        self.flights.lose(&lost);
         self.lanes.lose_partitions(|partition| gone.contains(&partition));
         self.decided.lose(&gone);
         self.reading.forget_holds(|partition| gone.contains(&partition));

@@ -238,6 +238,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_is_found_lost_twice_has_its_strays_once() {
+        let mut engine = engine();
+        let (first, other) = (Lease { partition: 0, epoch: 1 }, Lease { partition: 1, epoch: 1 });
+        engine.claimed(NOW, &[Claimed { lease: other, owner_died: false }]);
+        fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
+        assert_eq!(published(&mut engine), vec![1]);
+        // A settle was fenced; then the steward sees the same, and another loss.
+        engine.lost(&[first]);
+        engine.lost(&[first, other]);
+        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
+        let again = Lease { partition: 0, epoch: 3 };
+        engine.claimed(NOW, &[Claimed { lease: again, owner_died: false }]);
+        assert_eq!(fetch(&mut engine, Fetched::default()).leases, vec![again]);
+    }
+
+    #[test]
     fn what_a_broker_says_is_recorded_as_every_store_can_keep_it() {
         let mut engine = engine();
         fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
