@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::{
-    Phase, RelayHandle, StoreError,
+    RelayHandle, StoreError,
     store::{EventFilter, EventRecord, FailureCause, OutboxAdmin, Status},
 };
 
@@ -100,7 +100,7 @@ async fn all_sent(
             found.iter().any(|record| record.id == Some(*id) && record.status == Status::Pending)
         });
         let Some(first) = ids.first() else { return Ok(()) };
-        if seen.phase == Phase::Stopped {
+        if seen.phase.is_over() {
             return Err(NotRelayed::Ended(*first));
         }
         let moved = handle.wait_for(|status| {
