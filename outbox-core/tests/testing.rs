@@ -1,6 +1,7 @@
 //! The testing kit, as a service uses it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+#![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 
 use std::{marker::PhantomData, rc::Rc, sync::Arc, time::Duration};
 
@@ -114,7 +115,7 @@ fn config() -> RelayConfig {
 impl World {
     fn start<P: outbox_core::Publisher>(publisher: P) -> Self {
         let store = memory();
-        let relay = Relay::new(Arc::new(store.clone()), Arc::new(publisher), config()).unwrap();
+        let relay = Relay::new(store.clone(), publisher, config()).unwrap();
         let (handle, relay) = (relay.handle(), tokio::spawn(relay.run()));
         Self { store, handle, relay }
     }
