@@ -196,6 +196,19 @@ async fn an_event_that_is_not_relayed_says_why() {
 }
 
 #[tokio::test]
+async fn an_event_is_not_waited_for_when_the_relay_was_dropped() {
+    let publisher = ScriptedPublisher::new();
+    let mut world = World::start(publisher.clone());
+    publisher.hang_next(1);
+    let event = event("1", "placed");
+    world.commit(&event);
+    publisher.hanging_at_least(1).await;
+    world.relay.abort();
+    let error = world.relayed(&event).await.unwrap_err();
+    assert!(matches!(error, NotRelayed::Ended(id) if id == event.id()), "{error}");
+}
+
+#[tokio::test]
 async fn a_publisher_fails_as_told_in_the_order_in_which_it_was_told() {
     let publisher = ScriptedPublisher::new();
     let mut world = World::start(publisher.clone());

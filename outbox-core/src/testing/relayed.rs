@@ -69,9 +69,10 @@ pub async fn relayed(
     if let Ok(sent) = waited {
         return sent;
     }
-    match find(admin, &ids, false).await?.into_iter().find(|record| record.status == Status::Pending) {
+    match find(admin, &ids, false).await?.iter().find(|record| record.status != Status::Sent) {
         None => Ok(()),
-        Some(record) => Err(pending(&record, handle, patience)),
+        Some(record) if record.status == Status::Failed => Err(failed(record)),
+        Some(record) => Err(pending(record, handle, patience)),
     }
 }
 
@@ -94,8 +95,7 @@ async fn all_sent(
             return Err(NotRelayed::NotThere(*id));
         }
         if let Some(record) = found.iter().find(|record| record.status == Status::Failed) {
-            let error = record.last_error.clone().unwrap_or_default();
-            return Err(NotRelayed::Failed { id: id_of(record), cause: record.cause, error });
+            return Err(failed(record));
         }
         ids.retain(|id| {
             found.iter().any(|record| record.id == Some(*id) && record.status == Status::Pending)
@@ -116,6 +116,11 @@ async fn find(admin: &dyn OutboxAdmin, ids: &[Uuid], archived: bool) -> Result<V
     }
     let filter = EventFilter { ids: ids.to_vec(), archived, ..EventFilter::default() };
     admin.list(&filter, u32::try_from(ids.len()).unwrap_or(u32::MAX)).await
+}
+
+fn failed(record: &EventRecord) -> NotRelayed {
+    let error = record.last_error.clone().unwrap_or_default();
+    NotRelayed::Failed { id: id_of(record), cause: record.cause, error }
 }
 
 fn pending(record: &EventRecord, handle: &RelayHandle, patience: Duration) -> NotRelayed {
