@@ -1,6 +1,7 @@
 //! The testing kit, as a service uses it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+#![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 
 use std::{marker::PhantomData, rc::Rc, sync::Arc, time::Duration};
 
