@@ -1,4 +1,5 @@
-//! The traits, the event and the relay engine of the outbox framework. Names no database and no broker.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod clock;
 pub mod cloudevents;

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod check;
 mod config;
@@ -9,6 +10,10 @@ mod producer;
 mod publisher;
 mod record;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
 mod tls;
 
 pub use config::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError};

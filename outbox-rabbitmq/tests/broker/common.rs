@@ -24,11 +24,11 @@ use uuid::Uuid;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The value of a variable, or a line that says which server is missing.
-pub(crate) fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str, server: &str) -> Option<String> {
     let value = std::env::var(name).ok();
     if value.is_none() {
         let text = format!(
-            "RabbitMQ is not there: {name} is not set; run `scripts/services.sh up rabbitmq` and \
+            "RabbitMQ is not there: {name} is not set; run `scripts/services.sh up {server}` and \
              `eval \"$(scripts/services.sh env)\"`"
         );
         assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
@@ -39,7 +39,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 
 /// The server's address, or nothing where none is meant to be there.
 pub(crate) fn url() -> Option<String> {
-    variable("OUTBOX_TEST_AMQP_URL")
+    variable("OUTBOX_TEST_AMQP_URL", "rabbitmq")
 }
 
 pub(crate) fn config(url: &str) -> RabbitMqConfigBuilder {
