@@ -17,6 +17,7 @@ mod replay;
 mod retry;
 mod routing;
 pub mod store;
+mod with;
 
 pub use clock::{Clock, Monotonic, Task, TokioClock};
 pub use enqueue::Enqueue;

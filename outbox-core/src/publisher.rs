@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::{AggregateKey, Finding, Sequence, StoredEvent};
+use crate::{AggregateKey, Finding, Sequence, StoredEvent, with::with};
 
 /// What a broker is given: an event with its destination.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ impl Message {
         Self { topic: topic.into(), key, sequence, attempt: 1, source: source.into(), event }
     }
 }
+
+with!(Message { with_attempt attempt: u32, with_topic topic: Arc<str>, with_event event: StoredEvent });
 
 /// What a caller should do about a [`PublishError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Partition;
-use crate::AggregateKey;
+use crate::{AggregateKey, with::with};
 
 /// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
 /// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
@@ -97,3 +97,12 @@ impl StoredEvent {
         }
     }
 }
+
+with!(Row { with_attempts attempts: u32, with_age age: Duration });
+
+with!(StoredEvent {
+    with_version version: i32,
+    with_content_type content_type: Option<String>,
+    with_headers headers: BTreeMap<String, String>,
+    with_topic topic: Option<String>,
+});
