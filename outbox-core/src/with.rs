@@ -7,8 +7,9 @@ macro_rules! with {
             $(
                 #[doc = concat!("The same with this `", stringify!($field), "`.")]
                 #[must_use]
-                pub fn $with(self, $field: $value) -> Self {
-                    Self { $field, ..self }
+                pub fn $with(mut self, $field: $value) -> Self {
+                    self.$field = $field;
+                    self
                 }
             )+
         }
