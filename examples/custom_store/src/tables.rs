@@ -5,7 +5,7 @@ use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use crate::{
     SCHEMA_VERSION,
-    record::{Hold, PARTITION, Record, from_bytes, to_bytes},
+    record::{Hold, KeptHold, PARTITION, Record, from_bytes, to_bytes},
 };
 
 pub(crate) type Bytes = &'static [u8];
@@ -91,7 +91,8 @@ pub(crate) fn holds(
     for entry in holds.iter()? {
         let (key, bytes) = entry?;
         let (aggregate_type, aggregate_id) = key.value();
-        found.push((AggregateKey::new(aggregate_type, aggregate_id), from_bytes(bytes.value())?));
+        let hold: KeptHold = from_bytes(bytes.value())?;
+        found.push((AggregateKey::new(aggregate_type, aggregate_id), hold.into()));
     }
     Ok(found)
 }
@@ -174,14 +175,19 @@ impl<'t> Tables<'t> {
 
     pub(crate) fn hold(&self, key: &AggregateKey) -> Result<Option<Hold>, redb::Error> {
         let bytes = self.holds.get((key.aggregate_type(), key.aggregate_id()))?;
-        bytes.map(|bytes| from_bytes(bytes.value())).transpose()
+        let kept = bytes.map(|bytes| from_bytes::<KeptHold>(bytes.value())).transpose()?;
+        Ok(kept.map(Hold::from))
     }
 
-    /// Writes a hold, or removes it.
-    pub(crate) fn set_hold(&mut self, key: &AggregateKey, hold: Option<&Hold>) -> Result<(), redb::Error> {
+    /// Puts what a rule makes of an aggregate's hold in its place.
+    pub(crate) fn change_hold(
+        &mut self,
+        key: &AggregateKey,
+        rule: impl FnOnce(Option<Hold>) -> Option<Hold>,
+    ) -> Result<(), redb::Error> {
         let names = (key.aggregate_type(), key.aggregate_id());
-        match hold {
-            Some(hold) => _ = self.holds.insert(names, to_bytes(hold)?.as_slice())?,
+        match rule(self.hold(key)?) {
+            Some(hold) => _ = self.holds.insert(names, to_bytes(&KeptHold::from(hold))?.as_slice())?,
             None => _ = self.holds.remove(names)?,
         }
         Ok(())
