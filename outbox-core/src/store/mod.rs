@@ -18,6 +18,7 @@ mod membership;
 mod page;
 mod retention;
 mod row;
+mod schema;
 mod settle;
 mod stats;
 mod status;
@@ -35,6 +36,7 @@ pub use self::{
     page::Page,
     retention::{Disposal, PurgeRequest, Purged, WhenSent},
     row::{Row, Sequence, StoredEvent},
+    schema::Schema,
     settle::{
         ERROR_BYTES_MAX, Outcome, SettleRequest, Settled, Settlement, Successors, Unhold, storable_error,
     },
