@@ -292,25 +292,11 @@ mod tests {
     use super::*;
 
     fn record() -> EventRecord {
-        EventRecord {
-            id: Some(Uuid::from_u128(7)),
-            sequence: 5,
-            partition: 0,
-            key: AggregateKey::new("order", "1"),
-            event_type: "order.placed".to_owned(),
-            version: 1,
-            payload: Bytes::new(),
-            content_type: None,
-            headers: BTreeMap::new(),
-            topic: None,
-            created_at: DateTime::from_timestamp(100, 0).unwrap(),
-            available_at: None,
-            status: Status::Failed,
-            attempts: 0,
-            last_error: None,
-            cause: Some(FailureCause::Expired),
-            sent_at: None,
-        }
+        let (key, at) = (AggregateKey::new("order", "1"), DateTime::from_timestamp(100, 0).unwrap());
+        EventRecord::new(5, 0, key, Status::Failed, at)
+            .with_id(Some(Uuid::from_u128(7)))
+            .with_event_type("order.placed".to_owned())
+            .with_cause(Some(FailureCause::Expired))
     }
 
     #[test]
