@@ -102,16 +102,12 @@ impl OutboxAdmin for MysqlStore {
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
-        let pause = |hold: Option<Hold>, now| {
-            let plain = Hold { sequence: None, until: None, reason: HoldReason::Paused, paused_at: None };
-            let hold = hold.unwrap_or(plain);
-            Some(Hold { until: None, paused_at: Some(now), ..hold })
-        };
+        let pause = |hold, now| Some(Hold::paused(hold, now));
         change_hold(self.database(), "pause an aggregate", key, pause).await.map(drop)
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
-        let resume = |hold: Option<Hold>, now| Some(Hold { until: Some(now), paused_at: None, ..hold? });
+        let resume = |hold: Option<Hold>, now| Some(hold?.resumed(now));
         change_hold(self.database(), "resume an aggregate", key, resume).await
     }
 
@@ -198,7 +194,7 @@ fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
         partition: Partition::from(part),
         sequence: row.try_get("sequence")?,
         due_in: due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }),
-        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        reason: HoldReason::of(&reason),
         paused: row.try_get("paused")?,
     })
 }
