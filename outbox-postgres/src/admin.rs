@@ -190,7 +190,8 @@ async fn requeue(
     if sequences.is_empty() {
         return Ok(0);
     }
-    // A hold of one of these events waits for nothing else than this; a pause stays a pause.
+    // The rule of `Hold::requeued`: a hold of one of these events waits for nothing else than this, and a pause stays a
+    // pause.
     let sql = "WITH u AS (UPDATE {outbox} SET status = 0, attempts = 0, cause = NULL \
                  WHERE sequence = ANY ($1::bigint[]) AND status = 2 \
                  RETURNING sequence, part, aggregate_type, aggregate_id), \
@@ -303,7 +304,7 @@ fn hold(row: &PgRow) -> Result<HoldRecord, sqlx::Error> {
         partition: partition_of(row.try_get("part")?),
         sequence: row.try_get("sequence")?,
         due_in: due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())),
-        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        reason: HoldReason::of(&reason),
         paused: row.try_get("paused")?,
     })
 }
