@@ -5,14 +5,14 @@
 mod changes;
 mod filter;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Partition,
-    Status, StoreError,
+    Status, StoreError, store::readable_headers,
 };
 use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
 
@@ -162,7 +162,7 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
         version: row.try_get("version")?,
         payload: Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()),
         content_type: text("content_type")?,
-        headers: bytes("headers")?.map(texts).unwrap_or_default(),
+        headers: bytes("headers")?.map(readable_headers).unwrap_or_default(),
         topic: text("topic")?,
         created_at: time("created_at_micros")?.unwrap_or_default(),
         available_at: time("available_at_micros")?,
@@ -173,16 +173,6 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
         cause: text("cause")?.and_then(|cause| FailureCause::parse(&cause)),
         sent_at: time("sent_at_micros")?,
     })
-}
-
-/// The headers that are texts.
-fn texts(json: &[u8]) -> BTreeMap<String, String> {
-    let Ok(serde_json::Value::Object(headers)) = serde_json::from_slice(json) else { return BTreeMap::new() };
-    let text = |(name, value)| match value {
-        serde_json::Value::String(text) => Some((name, text)),
-        _ => None,
-    };
-    headers.into_iter().filter_map(text).collect()
 }
 
 fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {

@@ -3,14 +3,14 @@
 //! Whoever makes a hold locks the lease row first and reads its floor afterwards: a settle that removes a hold of the
 //! same aggregate lowers that floor, and the new hold must begin no later than the old one did.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    Status, StoreError,
+    Status, StoreError, store::readable_headers,
 };
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
@@ -268,7 +268,7 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
         version: row.try_get("version")?,
         payload: Bytes::from(row.try_get::<Vec<u8>, _>("payload")?),
         content_type: row.try_get("content_type")?,
-        headers: headers.map(texts).unwrap_or_default(),
+        headers: headers.map(|json| readable_headers(json.to_string().as_bytes())).unwrap_or_default(),
         topic: row.try_get("topic")?,
         created_at: time("created_at")?.unwrap_or_default(),
         available_at: time("available_at")?,
@@ -279,16 +279,6 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
         cause: cause.and_then(|cause| FailureCause::parse(&cause)),
         sent_at: time("sent_at")?,
     })
-}
-
-/// The headers that are texts.
-fn texts(headers: serde_json::Value) -> BTreeMap<String, String> {
-    let serde_json::Value::Object(headers) = headers else { return BTreeMap::new() };
-    let text = |(name, value)| match value {
-        serde_json::Value::String(text) => Some((name, text)),
-        _ => None,
-    };
-    headers.into_iter().filter_map(text).collect()
 }
 
 /// An infinity is the end of the calendar.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use outbox_core::{
     AggregateKey, Event, EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent,
-    check_headers,
+    check_headers, store::readable_headers,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -130,7 +130,7 @@ impl Record {
             version: version.unwrap_or(1),
             payload: Bytes::copy_from_slice(payload),
             content_type: text("content_type"),
-            headers: serde_json::from_value(headers).unwrap_or_default(),
+            headers: readable_headers(headers.to_string().as_bytes()),
             topic: text("topic"),
             created_at: utc(self.created_at),
             available_at: self.available_at.map(utc),

@@ -13,6 +13,7 @@
 
 mod admin;
 mod fetch;
+mod headers;
 mod hold;
 mod membership;
 mod page;
@@ -31,6 +32,7 @@ use futures::stream::BoxStream;
 pub use self::{
     admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin},
     fetch::{DueHold, FULL_MAX, FetchRequest, Fetched, HoldEnd},
+    headers::{decode_headers, readable_headers},
     hold::{Hold, HoldReason},
     membership::{Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId},
     page::Page,
