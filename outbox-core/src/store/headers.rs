@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::check_headers;
 
@@ -22,16 +22,10 @@ pub fn decode_headers(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
 
 /// The headers that can be read, for [`EventRecord::headers`](super::EventRecord::headers): those whose value is a text.
 pub fn readable_headers(json: &[u8]) -> BTreeMap<String, String> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Value {
-        Text(String),
-        Other(serde::de::IgnoredAny),
-    }
     let headers: BTreeMap<String, Value> = serde_json::from_slice(json).unwrap_or_default();
     let text = |(name, value)| match value {
-        Value::Text(text) => Some((name, text)),
-        Value::Other(_) => None,
+        Value::String(text) => Some((name, text)),
+        _ => None,
     };
     headers.into_iter().filter_map(text).collect()
 }
