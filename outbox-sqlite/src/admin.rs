@@ -94,8 +94,9 @@ impl OutboxAdmin for SqliteStore {
         self.database()
             .write(WHAT, move |config, transaction| {
                 // A hold does not say of which topic it is: those of another one that is still paused are held again.
-                let due = config
-                    .sql("UPDATE {p}_holds SET until = iif(paused_at IS NULL, {now}, NULL) WHERE reason = ?1");
+                let due = config.sql(
+                    "UPDATE {p}_holds SET until = iif(paused_at IS NULL, {now}, NULL) WHERE reason = ?1",
+                );
                 transaction.execute(&due, [HoldReason::Topic.as_str()]).doing(WHAT)?;
                 let resume = config.sql("DELETE FROM {p}_topics WHERE topic = ?1");
                 Ok(transaction.execute(&resume, [topic]).doing(WHAT)? > 0)

@@ -25,7 +25,6 @@ use crate::{
     schema::ARCHIVED,
 };
 
-
 pub(super) async fn begin_attempt(
     database: &Database,
     relay: RelayId,
