@@ -132,7 +132,7 @@ impl Outbox {
         let relay = Relay::with_clock(store, publisher, self.config.relay.clone(), Arc::new(clock));
         relay.map_err(|error| {
             let finding = |problem| Finding::error("settings", problem, "correct it in [relay]");
-            error.problems.into_iter().map(finding).collect()
+            error.problems().iter().map(ToString::to_string).map(finding).collect()
         })
     }
 

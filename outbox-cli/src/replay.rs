@@ -87,7 +87,7 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
     let new = || {
         Replay::new(Arc::clone(&admin), Arc::clone(&publisher), settings.clone()).map_err(|error| {
             let finding = |problem| Finding::error("settings", problem, "change the command");
-            error.problems.into_iter().map(finding).collect::<Vec<_>>()
+            error.problems().iter().map(ToString::to_string).map(finding).collect::<Vec<_>>()
         })
     };
     let (replay, plan) = (new()?, new()?);

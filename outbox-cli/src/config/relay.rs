@@ -102,7 +102,7 @@ fn parse_range(text: &str) -> Option<(Duration, Duration)> {
 /// Each problem that the relay itself finds with its settings, with where those that it names came from.
 fn report_what_does_not_fit(reader: &mut Reader, relay: &RelayConfig) {
     let Err(error) = relay.validate() else { return };
-    for problem in error.problems {
+    for problem in error.problems().iter().map(ToString::to_string) {
         let keys = keys_named_in(reader, &problem);
         // A default that stands in for a value that was refused is not the user's.
         if keys.iter().any(|key| reader.is_refused(key)) {
