@@ -10,7 +10,7 @@
 //!     .property("compression.type", "lz4")
 //!     .build()?;
 //! let publisher = KafkaPublisher::new(config)?;
-//! # Ok::<(), outbox_kafka::KafkaConfigError>(())
+//! # Ok::<(), outbox_core::ConfigError>(())
 //! ```
 //!
 //! # What is sent
@@ -41,6 +41,7 @@
 //! `zstd` that compression. For the system's OpenSSL or Kerberos, depend on `rdkafka` as well, with its features
 //! `ssl` or `gssapi`: cargo joins the features of both.
 
+mod adapter;
 mod check;
 mod config;
 mod error;
@@ -48,5 +49,6 @@ mod producer;
 mod publisher;
 mod record;
 
-pub use config::{KafkaConfig, KafkaConfigBuilder, KafkaConfigError, KafkaKey};
+pub use adapter::KafkaAdapter;
+pub use config::{KafkaConfig, KafkaConfigBuilder, KafkaKey};
 pub use publisher::KafkaPublisher;

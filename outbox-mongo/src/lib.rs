@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adapter;
 mod admin;
 mod codec;
 mod config;
@@ -12,7 +13,8 @@ mod reader;
 mod schema;
 mod store;
 
-pub use config::{MongoConfig, MongoConfigBuilder, MongoConfigError};
+pub use adapter::MongoAdapter;
+pub use config::{MongoConfig, MongoConfigBuilder};
 pub use enqueue::MongoOutbox;
 pub use inbox::{MongoInbox, inbox_migration_script};
 pub use schema::migration_script;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adapter;
 mod check;
 mod config;
 mod error;
@@ -7,5 +8,6 @@ mod producer;
 mod publisher;
 mod record;
 
-pub use config::{NatsConfig, NatsConfigBuilder, NatsConfigError, NatsStream};
+pub use adapter::NatsAdapter;
+pub use config::{NatsConfig, NatsConfigBuilder, NatsStream};
 pub use publisher::NatsPublisher;

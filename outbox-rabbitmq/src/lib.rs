@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adapter;
 mod check;
 mod config;
 mod declare;
@@ -11,6 +12,7 @@ mod record;
 mod session;
 mod tls;
 
-pub use config::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError};
+pub use adapter::RabbitMqAdapter;
+pub use config::{RabbitMqConfig, RabbitMqConfigBuilder};
 pub use declare::{RabbitMqExchangeKind, RabbitMqQueueKind};
 pub use publisher::RabbitMqPublisher;

@@ -26,6 +26,7 @@
 //! [`SqliteInbox`] tells a consumer whose effects are in SQLite which messages it has handled, in the consumer's own
 //! transaction. Its tables ([`inbox_migration_sql`]) need no outbox beside them.
 
+mod adapter;
 mod admin;
 mod codec;
 mod config;
@@ -37,7 +38,8 @@ mod reader;
 mod schema;
 mod store;
 
-pub use config::{BUSY_TIMEOUT_DEFAULT, ConfigError, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};
+pub use adapter::SqliteAdapter;
+pub use config::{BUSY_TIMEOUT_DEFAULT, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};
 pub use enqueue::SqliteOutbox;
 pub use inbox::{INBOX_SCHEMA_VERSION, SqliteInbox, inbox_migration_sql};
 pub use schema::{SCHEMA_VERSION, migrate, migration_sql};

@@ -27,7 +27,8 @@ pub struct Adapter {
     /// Its settings beside the URL.
     pub settings: &'static [Setting],
     /// How much of the log of its client is wanted unless somebody asks for more: targets and levels, such as
-    /// `librdkafka=error`. While a broker is away, a client may warn several times a second of what the relay says once.
+    /// `librdkafka=error`. While a broker is away, a client may warn several times a second of what the relay
+    /// says once.
     pub log: Option<&'static str>,
 }
 
@@ -68,7 +69,8 @@ pub trait StoreAdapter: Send + Sync {
     /// What it is, and its settings.
     fn adapter(&self) -> &'static Adapter;
 
-    /// Validates a URL and settings, without looking at a server. `relay` is what the relay will do with the store.
+    /// Validates a URL and settings, without looking at a server. `relay` is what the relay will do with the
+    /// store.
     ///
     /// # Errors
     /// Every problem at once, by the keys of the [`Adapter`]'s table and [`URL`], none with a password.
@@ -123,7 +125,8 @@ pub trait PublisherAdapter: Send + Sync {
     /// What it is, and its settings.
     fn adapter(&self) -> &'static Adapter;
 
-    /// Validates a URL and settings, without looking at a server. `relay` is what the relay will do with the publisher.
+    /// Validates a URL and settings, without looking at a server. `relay` is what the relay will do with the
+    /// publisher.
     ///
     /// # Errors
     /// Every problem at once, by the keys of the [`Adapter`]'s table and [`URL`], none with a password.

@@ -4,8 +4,8 @@ use std::{borrow::Cow, fmt, fs, path::Path};
 
 use crate::{StoreError, StoreErrorKind};
 
-/// The longest table prefix, schema or database that [`check_identifier`] accepts, in bytes. With the longest suffix it
-/// stays below PostgreSQL's 63 and MySQL's 64.
+/// The longest table prefix, schema or database that [`check_identifier`] accepts, in bytes. With the longest
+/// suffix it stays below PostgreSQL's 63 and MySQL's 64.
 pub const IDENTIFIER_BYTES_MAX: usize = 40;
 
 /// One mistake in the settings. Its text never holds a value that may be secret.
@@ -53,12 +53,31 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
+    /// An error of these problems.
+    pub fn new(problems: Vec<Problem>) -> Self {
+        Self { problems }
+    }
+
     /// An error if there are problems.
     ///
     /// # Errors
     /// All of them.
     pub fn check(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    }
+
+    /// What was built, unless there are problems.
+    ///
+    /// # Errors
+    /// These problems and those of the build, at once.
+    pub fn join<T>(mut problems: Vec<Problem>, built: Result<T, Self>) -> Result<T, Self> {
+        match built {
+            Ok(built) => Self::check(problems).map(|()| built),
+            Err(error) => {
+                problems.extend(error.problems);
+                Err(Self { problems })
+            }
+        }
     }
 
     /// Each problem, in the order in which they were found.
@@ -71,8 +90,8 @@ impl ConfigError {
         self.problems
     }
 
-    /// The same with other names, for an adapter whose builder calls a setting otherwise than its table: pairs of the
-    /// builder's name and the key.
+    /// The same with other names, for an adapter whose builder calls a setting otherwise than its table:
+    /// pairs of the builder's name and the key.
     #[must_use]
     pub fn renamed(mut self, names: &[(&str, &'static str)]) -> Self {
         let renamed = |setting: &mut Cow<'static, str>| {
@@ -116,8 +135,8 @@ impl From<ConfigError> for StoreError {
     }
 }
 
-/// Names a problem of a schema, database or table prefix that is not an identifier. Such a name goes into statements as
-/// it is, so only letters, digits and underscores may pass.
+/// Names a problem of a schema, database or table prefix that is not an identifier. Such a name goes into
+/// statements as it is, so only letters, digits and underscores may pass.
 pub fn check_identifier(setting: &'static str, name: &str, problems: &mut Vec<Problem>) {
     let head = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     let tail = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -155,6 +174,15 @@ mod tests {
         let error = ConfigError::check(vec![problem("a"), problem("b")]).unwrap_err();
         assert_eq!(error.to_string(), "the settings do not work: [1] a is 0; give 1, [2] b is 0; give 1");
         assert_eq!(StoreError::from(error).kind(), StoreErrorKind::Misuse);
+    }
+
+    #[test]
+    fn what_was_built_is_given_only_without_problems() {
+        let problem = || vec![Problem::new("a", "is 0", "give 1")];
+        assert_eq!(ConfigError::join(Vec::new(), Ok(7)), Ok(7));
+        assert_eq!(ConfigError::join(problem(), Ok(7)).unwrap_err().problems(), problem());
+        let built: Result<(), _> = ConfigError::check(problem());
+        assert_eq!(ConfigError::join(problem(), built).unwrap_err().problems().len(), 2);
     }
 
     #[test]

@@ -73,10 +73,11 @@ pub enum Kind {
         /// Whether a text has the form.
         is_valid: fn(&str) -> bool,
     },
-    /// All other keys of the table, which are names of somebody else, such as a client library's own settings. The key
-    /// of such a setting is `*`.
+    /// All other keys of the table, which are names of somebody else, such as a client library's own
+    /// settings. The key of such a setting is `*`.
     Rest {
-        /// Names of it that end with `_file` where the environment has them, and are not files with the value.
+        /// Names of it that end with `_file` where the environment has them, and are not files with the
+        /// value.
         file_names: &'static [&'static str],
         /// Lines of a file that show some.
         examples: &'static [&'static str],
@@ -163,8 +164,8 @@ impl Setting {
         }
     }
 
-    /// Reads what was given. An empty text of a setting without a default counts as absent, as an empty variable of the
-    /// environment does: an example can then show the setting.
+    /// Reads what was given. An empty text of a setting without a default counts as absent, as an empty
+    /// variable of the environment does: an example can then show the setting.
     ///
     /// # Errors
     /// The problem, which shows the value unless it may be secret.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 /// A URL as it may be shown: without the password, and without the parameters, which may hold one.
 ///
-/// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up to the
-/// last `@` counts as the user's part.
+/// A password that should have been percent-encoded can contain any of the URL's own marks, so everything up
+/// to the last `@` counts as the user's part.
 ///
 /// ```
 /// let shown = outbox_core::settings::shown_url("postgres://me:hu@sh@h:5432/shop?sslpassword=hush");

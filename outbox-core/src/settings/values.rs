@@ -24,7 +24,8 @@ impl From<&str> for Value {
     }
 }
 
-/// The values of an adapter's settings that were given, by key. What was not given has its default by the adapter.
+/// The values of an adapter's settings that were given, by key. What was not given has its default by the
+/// adapter.
 #[derive(Clone, Default)]
 pub struct Values {
     given: BTreeMap<&'static str, Value>,
