@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod check;
 mod config;
 mod error;
@@ -8,5 +9,6 @@ mod producer;
 mod publisher;
 mod record;
 
-pub use config::{KafkaConfig, KafkaConfigBuilder, KafkaConfigError, KafkaKey};
+pub use adapter::KafkaAdapter;
+pub use config::{KafkaConfig, KafkaConfigBuilder, KafkaKey};
 pub use publisher::KafkaPublisher;

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod check;
 mod config;
 mod declare;
@@ -16,6 +17,7 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 
-pub use config::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError};
+pub use adapter::RabbitMqAdapter;
+pub use config::{RabbitMqConfig, RabbitMqConfigBuilder};
 pub use declare::{RabbitMqExchangeKind, RabbitMqQueueKind};
 pub use publisher::RabbitMqPublisher;
