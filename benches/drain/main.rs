@@ -12,7 +12,8 @@ use std::{
 
 use benches::backlog;
 use outbox::{
-    FetchRequest, Lease, OutboxStore, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement, WhenSent,
+    OutboxStore, WhenSent,
+    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
 };
 use testbed::databases::Kind;
 

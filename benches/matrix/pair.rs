@@ -12,8 +12,9 @@ use benches::{
     publishers::{Swallow, Timed, Times},
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
-    StoredEvent, WhenSent,
+    AggregateKey, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Retention, WhenSent,
+    publisher::{Message, Reporter},
+    store::StoredEvent,
 };
 use testbed::{brokers, databases, servers::Managed};
 use tokio::{

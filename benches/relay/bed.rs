@@ -14,10 +14,11 @@ use benches::{
     publishers::Swallow,
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
-    StoredEvent, WhenSent,
+    AggregateKey, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Retention, WhenSent,
     kafka::{KafkaConfig, KafkaPublisher},
     postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows},
+    publisher::{Message, Reporter},
+    store::StoredEvent,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::{mpsc, watch};

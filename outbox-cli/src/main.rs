@@ -14,7 +14,7 @@ mod table;
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outbox_core::{EventFilter, Finding, OutboxAdmin, Sequence, Severity};
+use outbox_core::{EventFilter, Finding, OutboxAdmin, Severity, store::Sequence};
 
 use self::{
     config::{Config, Needs},

@@ -6,8 +6,10 @@ use chrono::Utc;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_core::{
-    EventFilter, Finding, Publisher, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress,
-    Sequence, TopicTemplate, chain, settings::Problem,
+    EventFilter, Finding, Publisher, Replay, ReplayConfig, TopicTemplate, chain,
+    replay::{Refusal, ReplayEnd, ReplayPlan, ReplayProgress},
+    settings::Problem,
+    store::Sequence,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -79,7 +81,7 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
         .with_unavailable_delay(outbox.relay.unavailable_delay);
     let publisher = match publisher {
         Some(publisher) if !args.dry_run => publisher.open()?,
-        _ => Arc::new(outbox_core::MemoryPublisher::new()),
+        _ => Arc::new(outbox_core::memory::MemoryPublisher::new()),
     };
     let topics = settings.topic.topics();
     let admin = outbox.store.open().await?.admin;

@@ -8,14 +8,14 @@ mod enqueue;
 mod error;
 mod event;
 mod finding;
-mod inbox;
-mod jsonlines;
+pub mod inbox;
+pub mod jsonlines;
 mod key;
-mod memory;
-mod publisher;
+pub mod memory;
+pub mod publisher;
 mod received;
-mod relay;
-mod replay;
+pub mod relay;
+pub mod replay;
 mod retry;
 mod routing;
 pub mod settings;
@@ -26,44 +26,23 @@ mod trace;
 mod typed;
 mod with;
 
-pub use clock::{Clock, Monotonic, Task, TokioClock};
+// What a service types. What an implementer needs beside it stands in the modules.
 pub use dyn_enqueue::DynEnqueue;
 pub use enqueue::Enqueue;
 pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind, chain};
-pub use event::{
-    CONTENT_TYPE_DEFAULT, Event, EventBuilder, EventError, HEADERS_BYTES_MAX, NAME_BYTES_MAX,
-    PAYLOAD_BYTES_MAX_DEFAULT, check_headers,
-};
+pub use event::{Event, EventBuilder, EventError};
 pub use finding::{Finding, Severity};
-pub use inbox::{
-    EventIdentity, Inbox, PURGE_AGE_MIN, Receipt, check_consumer, check_purge_age, consume_once,
-};
-pub use jsonlines::{FileAdapter, JsonLinesPublisher, StdoutAdapter};
+pub use inbox::{Inbox, Receipt, consume_once};
+pub use jsonlines::JsonLinesPublisher;
 pub use key::AggregateKey;
-pub use memory::{MemoryInbox, MemoryPublisher, MemoryStore, MemoryTransaction};
-pub use publisher::{
-    Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, PublisherCapabilities, Report,
-    Reporter, SharedPublisher, Stored,
-};
+pub use publisher::Publisher;
 pub use received::{ReceivedEvent, ReceivedEventError};
-pub use relay::{
-    Availability, Change, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle, Observer, Phase,
-    Relay, RelayConfig, RelayEnded, RelayHandle, RelayStatus, Retention, StoreWork,
-};
-pub use replay::{
-    REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayEnded, ReplayHandle, ReplayPlan,
-    ReplayProgress,
-};
-pub use retry::{GiveUp, RetryDecision, RetryPolicy};
-pub use routing::{RoutingError, TemplateError, TopicTemplate};
+pub use relay::{Observer, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
+pub use replay::{Replay, ReplayConfig};
+pub use retry::RetryPolicy;
+pub use routing::TopicTemplate;
 pub use settings::ConfigError;
-pub use store::{
-    Claimed, Disposal, DueHold, Epoch, EventFilter, EventRecord, FULL_MAX, FailureCause, FetchRequest,
-    Fetched, HoldEnd, HoldReason, HoldRecord, Lease, Membership, OutboxAdmin, OutboxReader, OutboxStore,
-    Outcome, Owner, PARTITIONS, Partition, PartitionView, PurgeRequest, Purged, RelayId, Row, Sequence,
-    SettleRequest, Settled, Settlement, Status, StoreCapabilities, StoreStats, StoredEvent, Successors,
-    Unhold, WhenSent,
-};
+pub use store::{Disposal, EventFilter, OutboxAdmin, OutboxStore, WhenSent};
 pub use trace::check_traceparent;
 pub use typed::{DecodeError, EventKind, OutboxEvent};
 

@@ -10,7 +10,8 @@ use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
 };
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, Status, StoreError,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, HoldReason, HoldRecord, Sequence, Status},
 };
 
 use crate::{

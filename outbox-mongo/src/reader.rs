@@ -35,7 +35,10 @@ use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use mongodb::{ClientSession, bson::DateTime as BsonDateTime};
-use outbox_core::{AggregateKey, FetchRequest, Fetched, OutboxReader, StoreError, store::Page};
+use outbox_core::{
+    AggregateKey, StoreError,
+    store::{FetchRequest, Fetched, OutboxReader, Page},
+};
 
 use self::{news::News, page::Rows, position::Position, snapshot::Snapshot};
 use crate::{

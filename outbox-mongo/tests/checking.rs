@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, Timestamp, doc};
 use outbox_core::{
-    Disposal, Enqueue as _, EventFilter, FailureCause, Finding, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, SettleRequest, Severity, Status, Successors, WhenSent,
+    Disposal, Enqueue as _, EventFilter, Finding, OutboxAdmin as _, OutboxStore as _, Severity, WhenSent,
+    store::{FailureCause, HoldReason, Outcome, PurgeRequest, SettleRequest, Status, Successors},
 };
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 use support::{Place, account, event, key, remove_account, request, settle};

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, Timestamp, doc};
 use outbox_core::{
-    AggregateKey, Disposal, Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, Unhold, WhenSent,
+    AggregateKey, Disposal, Enqueue as _, Event, OutboxAdmin as _, OutboxStore as _, WhenSent,
+    store::{FetchRequest, HoldEnd, HoldReason, Outcome, PurgeRequest, Unhold},
 };
 use outbox_mongo::{MongoConfig, MongoStore};
 use support::{Place, event, key, request, sequences, settle};

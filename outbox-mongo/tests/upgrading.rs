@@ -8,8 +8,9 @@ use std::{sync::Arc, time::Duration};
 use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
 use outbox_core::{
-    EventFilter, FailureCause, HoldReason, MemoryPublisher, OutboxAdmin as _, OutboxStore as _, Relay,
-    RelayConfig, Sequence, Status,
+    EventFilter, OutboxAdmin as _, OutboxStore as _, Relay, RelayConfig,
+    memory::MemoryPublisher,
+    store::{FailureCause, HoldReason, Sequence, Status},
 };
 use outbox_mongo::MongoStore;
 use support::Place;
@@ -186,7 +187,7 @@ async fn assert_in_use(store: &MongoStore) {
     handle.shutdown();
     running.await.unwrap();
     let arrived = |id: &str| -> Vec<i64> {
-        let of = |message: &&Arc<outbox_core::Message>| message.key.aggregate_id() == id;
+        let of = |message: &&Arc<outbox_core::publisher::Message>| message.key.aggregate_id() == id;
         publisher.delivered().iter().filter(of).map(|message| count(message.sequence)).collect()
     };
     assert_eq!(

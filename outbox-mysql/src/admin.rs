@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Partition,
-    Status, StoreError, store::readable_headers,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldReason, HoldRecord, Partition, Status, readable_headers},
 };
 use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
 

@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, Enqueue as _, EventFilter, FailureCause, Finding, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, SettleRequest, Severity, Status, Successors, WhenSent,
+    Disposal, Enqueue as _, EventFilter, Finding, OutboxAdmin as _, OutboxStore as _, Severity, WhenSent,
+    store::{FailureCause, HoldReason, Outcome, PurgeRequest, SettleRequest, Status, Successors},
 };
 use outbox_mysql::{MysqlConfig, MysqlStore};
 use sqlx::{MySqlPool, mysql::MySqlPoolOptions};

@@ -6,8 +6,11 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, Event, EventFilter, FULL_MAX, FailureCause, FetchRequest, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, Sequence, SettleRequest, StoreErrorKind, Successors, WhenSent,
+    Disposal, Event, EventFilter, OutboxAdmin as _, OutboxStore as _, StoreErrorKind, WhenSent,
+    store::{
+        FULL_MAX, FailureCause, FetchRequest, HoldReason, Outcome, PurgeRequest, Sequence, SettleRequest,
+        Successors,
+    },
 };
 use outbox_mysql::MysqlStore;
 use sqlx::{Connection as _, MySqlConnection, Row as _, mysql::MySqlPoolOptions};
@@ -180,7 +183,7 @@ async fn a_hold_that_is_out_is_not_returned_again_but_to_a_new_reader(server: Se
     place.store.settle(&settle(relay, &leases, &rows[..1], &Outcome::Sent)).await.unwrap();
     let fetched = reader.fetch(request(&leases)).await.unwrap();
     assert_eq!((fetched.rows.len(), fetched.more), (0, true));
-    let end = outbox_core::HoldEnd { key: key("1"), partition: rows[0].partition, removed: true };
+    let end = outbox_core::store::HoldEnd { key: key("1"), partition: rows[0].partition, removed: true };
     let told = FetchRequest { ended_holds: vec![end], ..request(&leases) };
     assert_eq!(sequences(&reader.fetch(told).await.unwrap().rows), [2]);
     place.drop().await;

@@ -6,8 +6,9 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    EventFilter, FailureCause, HoldReason, MemoryPublisher, OutboxAdmin as _, OutboxStore as _, Relay,
-    RelayConfig, Status,
+    EventFilter, OutboxAdmin as _, OutboxStore as _, Relay, RelayConfig,
+    memory::MemoryPublisher,
+    store::{FailureCause, HoldReason, Status},
 };
 use outbox_mysql::{MysqlStore, migration_sql};
 use support::{Place, Server, on_both};
@@ -165,7 +166,7 @@ async fn assert_in_use(store: &MysqlStore) {
     handle.shutdown();
     running.await.unwrap();
     let arrived = |id: &str| -> Vec<i64> {
-        let of = |message: &&Arc<outbox_core::Message>| message.key.aggregate_id() == id;
+        let of = |message: &&Arc<outbox_core::publisher::Message>| message.key.aggregate_id() == id;
         publisher.delivered().iter().filter(of).map(|message| message.sequence).collect()
     };
     assert_eq!(

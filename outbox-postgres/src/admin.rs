@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    Status, StoreError, store::readable_headers,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldReason, HoldRecord, Sequence, Status, readable_headers},
 };
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 

@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _, OutboxReader, OutboxStore as _,
-    Outcome, PurgeRequest, StoreErrorKind, Unhold, WhenSent,
+    Enqueue as _, Event, OutboxAdmin as _, OutboxStore as _, StoreErrorKind, WhenSent,
+    store::{FetchRequest, HoldEnd, HoldReason, OutboxReader, Outcome, PurgeRequest, Unhold},
 };
 use outbox_postgres::PostgresStore;
 use sqlx::{Connection as _, PgConnection};
@@ -187,7 +187,7 @@ async fn the_next_reader_begins_at_the_floor_and_not_below() {
 }
 
 /// Holds the first event, drains the others past it, and removes the hold; returns the reader.
-async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_core::Lease>, HoldEnd) {
+async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_core::store::Lease>, HoldEnd) {
     place.commit(&[event("1"), event("1"), event("2")]).await;
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
@@ -335,7 +335,7 @@ async fn a_new_reader_knows_what_the_old_one_had_returned() {
         .fetch_one(&place.pool)
         .await
         .unwrap();
-    let relay = outbox_core::RelayId(relay);
+    let relay = outbox_core::store::RelayId(relay);
     drop(reader);
     // The end of the hold is told to the new reader, or not at all.
     for ended_holds in [vec![end], Vec::new()] {

@@ -18,9 +18,11 @@ use std::{
 
 use fastrand::Rng;
 use outbox_core::{
-    AggregateKey, DueHold, Enqueue as _, Event, EventFilter, FULL_MAX, FailureCause, FetchRequest, Fetched,
-    HoldEnd, HoldReason, Lease, OutboxAdmin as _, OutboxReader, OutboxStore as _, Outcome, RelayId, Row,
-    Sequence, SettleRequest, Settlement, Status, Successors, Unhold, WhenSent,
+    AggregateKey, Enqueue as _, Event, EventFilter, OutboxAdmin as _, OutboxStore as _, WhenSent,
+    store::{
+        DueHold, FULL_MAX, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, OutboxReader,
+        Outcome, RelayId, Row, Sequence, SettleRequest, Settlement, Status, Successors, Unhold,
+    },
 };
 use outbox_postgres::{PostgresOutbox, PostgresStore};
 use sqlx::PgPool;
@@ -163,7 +165,7 @@ impl Relay {
 
     async fn claim(&mut self) {
         let membership = self.store.membership(self.id).await.unwrap();
-        let free = membership.partitions.iter().filter(|p| p.owner == outbox_core::Owner::Free);
+        let free = membership.partitions.iter().filter(|p| p.owner == outbox_core::store::Owner::Free);
         let mut seen: Vec<_> = free.map(|p| (p.partition, p.epoch)).collect();
         // Not all at once, so that passes begin at different times.
         if seen.len() < 64 {

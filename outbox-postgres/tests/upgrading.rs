@@ -6,8 +6,9 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    EventFilter, FailureCause, HoldReason, MemoryPublisher, OutboxAdmin as _, OutboxStore as _, Relay,
-    RelayConfig, Status,
+    EventFilter, OutboxAdmin as _, OutboxStore as _, Relay, RelayConfig,
+    memory::MemoryPublisher,
+    store::{FailureCause, HoldReason, Status},
 };
 use outbox_postgres::{PostgresStore, SentRows, migration_sql};
 use support::Place;
@@ -147,7 +148,7 @@ async fn assert_in_use(store: &PostgresStore) {
     handle.shutdown();
     running.await.unwrap();
     let arrived = |id: &str| -> Vec<i64> {
-        let of = |message: &&Arc<outbox_core::Message>| message.key.aggregate_id() == id;
+        let of = |message: &&Arc<outbox_core::publisher::Message>| message.key.aggregate_id() == id;
         publisher.delivered().iter().filter(of).map(|message| message.sequence).collect()
     };
     assert_eq!(

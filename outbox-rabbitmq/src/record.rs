@@ -5,7 +5,10 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use outbox_core::{Message, PublishError, cloudevents};
+use outbox_core::{
+    cloudevents,
+    publisher::{Message, PublishError},
+};
 
 use crate::{RabbitMqConfig, config::NAME_BYTES_MAX};
 
@@ -118,7 +121,7 @@ fn headers(message: &Message, bytes: &mut usize) -> Result<FieldTable, PublishEr
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use outbox_core::{AggregateKey, PublishErrorKind, StoredEvent};
+    use outbox_core::{AggregateKey, publisher::PublishErrorKind, store::StoredEvent};
 
     use super::*;
 

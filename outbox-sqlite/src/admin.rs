@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, StoreError,
-    StoreErrorKind,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError, StoreErrorKind,
+    store::{EventRecord, HoldReason, HoldRecord, Sequence},
 };
 use rusqlite::{Connection, Transaction, params, params_from_iter, types::Value};
 

@@ -6,8 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent,
-    store::{decode_headers, readable_headers},
+    AggregateKey,
+    store::{
+        EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent, decode_headers,
+        readable_headers,
+    },
 };
 use rusqlite::types::ValueRef;
 use uuid::Uuid;

@@ -28,7 +28,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError, store::Page,
+    AggregateKey, StoreError,
+    store::{DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Page, Sequence},
 };
 use rusqlite::{Connection, params};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, Sequence, Status,
-    StoreError,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldRecord, Sequence, Status},
 };
 use redb::{ReadableTable, WriteTransaction};
 

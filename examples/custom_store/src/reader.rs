@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, FetchRequest, Fetched, Lease, OutboxReader, Row, Sequence, StoreError, store::Page,
+    AggregateKey, StoreError,
+    store::{DueHold, FetchRequest, Fetched, Lease, OutboxReader, Page, Row, Sequence},
 };
 use redb::{ReadTransaction, ReadableTable};
 

@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use outbox_core::{
-    AggregateKey, Event, EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent,
-    check_headers, store::readable_headers,
+    AggregateKey, Event,
+    store::{
+        EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent, check_headers,
+        readable_headers,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;

@@ -1,6 +1,9 @@
 //! Recording outcomes, as `OutboxStore::settle` asks.
 
-use outbox_core::{Lease, Outcome, Partition, RelayId, SettleRequest, Settled, Settlement, Status, WhenSent};
+use outbox_core::{
+    WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, SettleRequest, Settled, Settlement, Status},
+};
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::{

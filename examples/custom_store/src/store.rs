@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outbox_core::{
-    Claimed, Disposal, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Owner, Partition,
-    PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Status,
-    StoreCapabilities, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, Finding, OutboxStore, StoreError,
+    store::{
+        COUNT_MAX, Claimed, Count, Epoch, Lease, Membership, OutboxReader, Owner, Partition, PartitionView,
+        PurgeRequest, Purged, QuickStats, RelayId, Sequence, SettleRequest, Settled, Status,
+        StoreCapabilities, StoreStats,
+    },
 };
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use uuid::Uuid;

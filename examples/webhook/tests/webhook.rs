@@ -8,10 +8,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use common::{Behaviour, Receiver, SECRET};
 use outbox::{
-    AggregateKey, Event, EventFilter, FailureCause, MemoryStore, Message, OutboxAdmin, PublishError,
-    PublishErrorKind::{Permanent, Transient, Unavailable},
-    PublishErrorScope as Scope, Publisher, Relay, RelayConfig, Reporter, Status, Stored, StoredEvent,
-    TokioClock,
+    AggregateKey, Event, EventFilter, OutboxAdmin, Publisher, Relay, RelayConfig,
+    memory::MemoryStore,
+    publisher::{
+        Message, PublishError,
+        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorScope as Scope, Reporter, Stored,
+    },
+    relay::TokioClock,
+    store::{FailureCause, Status, StoredEvent},
 };
 use tokio::sync::mpsc;
 use uuid::Uuid;

@@ -12,7 +12,9 @@ use std::{
 use bytes::Bytes;
 use chrono::DateTime;
 use outbox_core::{
-    AggregateKey, Message, PublishErrorKind, PublishErrorScope, Publisher, Sequence, StoredEvent,
+    AggregateKey, Publisher,
+    publisher::{Message, PublishErrorKind, PublishErrorScope},
+    store::{Sequence, StoredEvent},
 };
 use uuid::Uuid;
 

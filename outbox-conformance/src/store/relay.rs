@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outbox_core::{
-    AggregateKey, DueHold, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, OutboxReader,
-    Outcome, RelayId, Row, Sequence, SettleRequest, Settled, Settlement, Successors, Unhold, WhenSent,
+    AggregateKey, WhenSent,
+    store::{
+        DueHold, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, OutboxReader, Outcome,
+        RelayId, Row, Sequence, SettleRequest, Settled, Settlement, Successors, Unhold,
+    },
 };
 
 use crate::{

@@ -6,8 +6,8 @@ use std::{
 };
 
 use outbox_core::{
-    AggregateKey, Event, EventBuilder, EventFilter, EventRecord, HoldRecord, OutboxAdmin, OutboxStore,
-    Sequence,
+    AggregateKey, Event, EventBuilder, EventFilter, OutboxAdmin, OutboxStore,
+    store::{EventRecord, HoldRecord, Sequence},
 };
 
 use crate::{

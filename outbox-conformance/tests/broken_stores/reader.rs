@@ -7,8 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, EventFilter, EventRecord, FetchRequest, Fetched, HoldRecord, Lease, OutboxAdmin,
-    OutboxReader, RelayId, Row, Sequence, Status, StoreError, StoredEvent,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{
+        DueHold, EventRecord, FetchRequest, Fetched, HoldRecord, Lease, OutboxReader, RelayId, Row, Sequence,
+        Status, StoredEvent,
+    },
 };
 
 use crate::{faults::Fault, store::Broken};

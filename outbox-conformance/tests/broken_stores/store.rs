@@ -8,11 +8,13 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, Claimed, Disposal, Epoch, EventFilter, EventRecord, FailureCause, Finding, HoldRecord,
-    Lease, Membership, MemoryStore, OutboxAdmin, OutboxReader, OutboxStore, Outcome, Owner, Partition,
-    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Settlement, Status, StoreCapabilities,
-    StoreError, StoreStats, Successors, Unhold, WhenSent,
-    store::{Count, QuickStats},
+    AggregateKey, Disposal, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, WhenSent,
+    memory::MemoryStore,
+    store::{
+        Claimed, Count, Epoch, EventRecord, FailureCause, HoldRecord, Lease, Membership, OutboxReader,
+        Outcome, Owner, Partition, PurgeRequest, Purged, QuickStats, RelayId, Sequence, SettleRequest,
+        Settled, Settlement, Status, StoreCapabilities, StoreStats, Successors, Unhold,
+    },
 };
 
 use crate::{faults::Fault, reader::BrokenReader};
@@ -165,7 +167,7 @@ impl OutboxStore for Broken {
                 // It looks, and long after that it takes, whatever has happened between.
                 let view = self.memory.membership(relay).await?.partitions;
                 let free = |(part, epoch): &&(Partition, Epoch)| {
-                    let same = |view: &&outbox_core::PartitionView| view.partition == *part;
+                    let same = |view: &&outbox_core::store::PartitionView| view.partition == *part;
                     view.iter()
                         .find(same)
                         .is_some_and(|view| view.owner == Owner::Free && view.epoch == *epoch)

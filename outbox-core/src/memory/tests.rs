@@ -13,7 +13,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::*;
+use crate::{publisher::*, relay::*, store::*, *};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -33,7 +33,12 @@ use self::{
     handle::Signals,
     run::{Loop, Parts},
 };
-use crate::{Clock, ConfigError, Finding, OutboxStore, Publisher, TokioClock, chain};
+use crate::{ConfigError, Finding, OutboxStore, Publisher, chain};
+pub use crate::{
+    clock::{Clock, Monotonic, Task, TokioClock},
+    retry::{GiveUp, RetryDecision},
+    routing::{RoutingError, TemplateError},
+};
 
 /// A relay, ready to run.
 ///
@@ -48,7 +53,10 @@ use crate::{Clock, ConfigError, Finding, OutboxStore, Publisher, TokioClock, cha
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::sync::Arc;
 /// use outbox_core::{
-///     MemoryPublisher, MemoryStore, Publisher as _, Relay, RelayConfig, SharedPublisher, TokioClock,
+///     Publisher as _, Relay, RelayConfig,
+///     memory::{MemoryPublisher, MemoryStore},
+///     publisher::SharedPublisher,
+///     relay::TokioClock,
 /// };
 ///
 /// let publisher = MemoryPublisher::new();
@@ -159,7 +167,7 @@ impl Relay {
     /// Relays until `stop` completes or the handle asks for a shutdown, finishes what is in flight, and ends.
     ///
     /// ```no_run
-    /// # use outbox_core::{MemoryPublisher, MemoryStore, Relay, RelayConfig, TokioClock};
+    /// # use outbox_core::{Relay, RelayConfig, memory::{MemoryPublisher, MemoryStore}, relay::TokioClock};
     /// # async fn relay(store: MemoryStore, publisher: MemoryPublisher) -> Result<(), Box<dyn std::error::Error>> {
     /// let relay = Relay::new(store, publisher, RelayConfig::default())?;
     /// let status = relay.run_until(async { drop(tokio::signal::ctrl_c().await) }).await;

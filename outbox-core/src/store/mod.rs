@@ -45,13 +45,16 @@ pub use self::{
     stats::{COUNT_MAX, Count, QuickStats, StoreStats},
     status::{FailureCause, Status},
 };
+pub use crate::event::{
+    CONTENT_TYPE_DEFAULT, HEADERS_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX_DEFAULT, check_headers,
+};
 use crate::{Finding, StoreError};
 
 /// What a store can do. Declared, and disproved by the conformance suite where it is untrue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreCapabilities {
-    /// How many partitions there are: [`PARTITIONS`](crate::PARTITIONS), or 1 where only one relay makes sense.
+    /// How many partitions there are: [`PARTITIONS`](crate::store::PARTITIONS), or 1 where only one relay makes sense.
     pub partitions: u16,
     /// The most settlements that one settle should have, where more would be slower: a relay keeps to it.
     /// `None`, the default, leaves it to the relay's settings.

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_core::{
+    AggregateKey, Publisher,
+    publisher::{Message, PublishError, Report, Reporter},
+    store::StoredEvent,
+};
 use outbox_kafka::{KafkaConfig, KafkaConfigBuilder, KafkaPublisher};
 use tokio::sync::mpsc;
 use uuid::Uuid;

@@ -10,8 +10,11 @@ use mongodb::bson::{
     spec::BinarySubtype,
 };
 use outbox_core::{
-    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, PARTITIONS, Partition, Row, Sequence, Status,
-    StoredEvent, check_headers,
+    AggregateKey,
+    store::{
+        EventRecord, FailureCause, NAME_BYTES_MAX, PARTITIONS, Partition, Row, Sequence, Status, StoredEvent,
+        check_headers,
+    },
 };
 use uuid::Uuid;
 

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use mongodb::bson::{Timestamp, doc};
-use outbox_core::{AggregateKey, DueHold, Row, Sequence, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, Page, Row, Sequence},
+};
 
 use super::{position::Position, snapshot::Snapshot};
 use crate::{

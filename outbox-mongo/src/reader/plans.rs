@@ -2,7 +2,10 @@
 #![allow(clippy::print_stderr, reason = "a server that is not there is never passed by in silence")]
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
-use outbox_core::{AggregateKey, FetchRequest, Lease, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{FetchRequest, Lease, Page},
+};
 use uuid::Uuid;
 
 use super::{Snapshot, news, page::Rows, position::Position};

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
-use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
+use outbox_core::{
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId},
+};
 use uuid::Uuid;
 
 use crate::{

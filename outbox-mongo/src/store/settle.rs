@@ -14,8 +14,8 @@ use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
 };
 use outbox_core::{
-    AggregateKey, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    StoreError, Unhold, WhenSent,
+    AggregateKey, StoreError, WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement, Unhold},
 };
 
 use super::membership::leases_of;

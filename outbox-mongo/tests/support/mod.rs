@@ -13,8 +13,8 @@ use mongodb::{
     bson::{Document, doc},
 };
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
-    Sequence, SettleRequest, Settlement, WhenSent,
+    AggregateKey, Enqueue as _, Event, OutboxStore as _, WhenSent,
+    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
 };
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 use uuid::Uuid;

@@ -1,6 +1,6 @@
 //! What one fetch has gathered, within its limits.
 
-use outbox_core::{DueHold, FetchRequest, Fetched, Row, store::Page};
+use outbox_core::store::{DueHold, FetchRequest, Fetched, Page, Row};
 
 #[derive(Debug)]
 pub(super) struct Batch {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, store::decode_headers};
+use outbox_core::{
+    AggregateKey,
+    store::{Partition, Row, Sequence, StoredEvent, decode_headers},
+};
 use sqlx::{Row as _, mysql::MySqlRow};
 use uuid::Uuid;
 

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use outbox_core::{AggregateKey, DueHold, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, Partition, Sequence},
+};
 use sqlx::{AssertSqlSafe, Row as _, mysql::MySqlRow};
 
 use super::{Batch, MysqlReader, PAUSED_OVERLAP, Probe, decode, is_known};
@@ -46,7 +49,7 @@ impl MysqlReader {
                 break;
             }
             let row = hold.sequence.and_then(|sequence| rows.remove(&sequence));
-            bytes += row.as_ref().map_or(0, outbox_core::Row::bytes);
+            bytes += row.as_ref().map_or(0, outbox_core::store::Row::bytes);
             self.holds_out.insert(hold.key.clone(), hold.partition);
             batch.push_hold(DueHold { row, ..hold.clone() });
         }

@@ -3,7 +3,8 @@
 use std::{collections::HashSet, time::Duration};
 
 use outbox_core::{
-    Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId, StoreError,
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId},
 };
 use sqlx::{AssertSqlSafe, MySqlConnection};
 use uuid::Uuid;

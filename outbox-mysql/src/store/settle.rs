@@ -9,8 +9,11 @@ use std::{
 };
 
 use outbox_core::{
-    Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    StoreError, WhenSent, store::storable_error,
+    StoreError, WhenSent,
+    store::{
+        Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
+        storable_error,
+    },
 };
 use sqlx::MySqlConnection;
 

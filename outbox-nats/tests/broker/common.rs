@@ -8,7 +8,11 @@ use std::{
 
 use async_nats::jetstream::{self, message::StreamMessage, stream::Config as StreamConfig};
 use chrono::{DateTime, Utc};
-use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_core::{
+    AggregateKey, Publisher,
+    publisher::{Message, PublishError, Report, Reporter},
+    store::StoredEvent,
+};
 use outbox_nats::{NatsConfig, NatsConfigBuilder, NatsPublisher};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -153,7 +157,12 @@ pub(crate) async fn publish_one(publisher: &NatsPublisher, message: Message) -> 
 /// What the tests compare of an error.
 pub(crate) fn brief(
     result: Result<(), PublishError>,
-) -> (String, outbox_core::PublishErrorKind, outbox_core::PublishErrorScope, outbox_core::Stored) {
+) -> (
+    String,
+    outbox_core::publisher::PublishErrorKind,
+    outbox_core::publisher::PublishErrorScope,
+    outbox_core::publisher::Stored,
+) {
     let error = result.unwrap_err();
     (error.code.to_string(), error.kind, error.scope, error.stored)
 }

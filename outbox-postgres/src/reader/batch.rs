@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use outbox_core::{DueHold, FetchRequest, Fetched, Row, Sequence, store::Page};
+use outbox_core::store::{DueHold, FetchRequest, Fetched, Page, Row, Sequence};
 
 use super::decode::Read;
 

@@ -4,7 +4,10 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
-use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, store};
+use outbox_core::{
+    AggregateKey, store,
+    store::{Row, Sequence, StoredEvent},
+};
 use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
 use uuid::Uuid;
 

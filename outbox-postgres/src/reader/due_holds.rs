@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use outbox_core::{AggregateKey, DueHold, HoldEnd, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, HoldEnd, Sequence},
+};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Batch, Known, PAUSED_OVERLAP, PostgresReader, Probe, decode, keys, limit};

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
+use outbox_core::{
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId},
+};
 use sqlx::Row as _;
 use uuid::Uuid;
 

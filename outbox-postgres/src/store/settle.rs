@@ -10,7 +10,8 @@ mod general;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use outbox_core::{
-    Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement, StoreError, WhenSent,
+    StoreError, WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement},
 };
 use sqlx::{PgConnection, Row as _};
 

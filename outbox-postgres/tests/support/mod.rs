@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, FetchRequest, Lease, OutboxStore as _, Outcome, RelayId, Row,
-    Sequence, SettleRequest, Settlement, WhenSent,
+    AggregateKey, Enqueue as _, Event, OutboxStore as _, WhenSent,
+    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
 };
 use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};

@@ -15,7 +15,11 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable},
 };
-use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_core::{
+    AggregateKey, Publisher,
+    publisher::{Message, PublishError, Report, Reporter},
+    store::StoredEvent,
+};
 use outbox_rabbitmq::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqPublisher};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -174,7 +178,12 @@ pub(crate) async fn publish_one(publisher: &RabbitMqPublisher, message: Message)
 /// What the tests compare of an error.
 pub(crate) fn brief(
     result: Result<(), PublishError>,
-) -> (String, outbox_core::PublishErrorKind, outbox_core::PublishErrorScope, outbox_core::Stored) {
+) -> (
+    String,
+    outbox_core::publisher::PublishErrorKind,
+    outbox_core::publisher::PublishErrorScope,
+    outbox_core::publisher::Stored,
+) {
     let error = result.unwrap_err();
     (error.code.to_string(), error.kind, error.scope, error.stored)
 }

@@ -1,8 +1,11 @@
 //! Recording what became of events, and the rules of holds.
 
 use outbox_core::{
-    AggregateKey, FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled,
-    Settlement, StoreError, Successors, Unhold, WhenSent,
+    AggregateKey, StoreError, WhenSent,
+    store::{
+        FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled, Settlement,
+        Successors, Unhold,
+    },
 };
 use rusqlite::{Transaction, params};
 

@@ -3,8 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use outbox_core::{
-    AggregateKey, Event, FetchRequest, Fetched, HoldReason, Lease, OutboxReader, OutboxStore, Outcome,
-    RelayId, Row, SettleRequest, Settlement, WhenSent,
+    AggregateKey, Event, OutboxStore, WhenSent,
+    store::{
+        FetchRequest, Fetched, HoldReason, Lease, OutboxReader, Outcome, RelayId, Row, SettleRequest,
+        Settlement,
+    },
 };
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate};
 use rusqlite::Connection;

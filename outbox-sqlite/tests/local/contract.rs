@@ -10,8 +10,11 @@ use std::{
 };
 
 use outbox_core::{
-    AggregateKey, EventFilter, FailureCause, FetchRequest, Fetched, HoldEnd, OutboxAdmin, OutboxStore,
-    Outcome, Row, Sequence, SettleRequest, Settlement, Status, Successors, Unhold, WhenSent,
+    AggregateKey, EventFilter, OutboxAdmin, OutboxStore, WhenSent,
+    store::{
+        FailureCause, FetchRequest, Fetched, HoldEnd, Outcome, Row, Sequence, SettleRequest, Settlement,
+        Status, Successors, Unhold,
+    },
 };
 use rusqlite::Connection;
 

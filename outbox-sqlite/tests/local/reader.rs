@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common::{TestDatabase, TestRelay, event, key, retry, sequences};
 use outbox_core::{
-    FetchRequest, HoldEnd, OutboxAdmin, OutboxStore, Outcome, SettleRequest, Unhold, WhenSent,
+    OutboxAdmin, OutboxStore, WhenSent,
+    store::{FetchRequest, HoldEnd, Outcome, SettleRequest, Unhold},
 };
 use outbox_sqlite::SqliteOutbox;
 

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::common::{TestDatabase, TestRelay, key, sequences};
-use outbox_core::{FailureCause, OutboxAdmin, OutboxStore, Outcome, Severity, StoreErrorKind, Successors};
+use outbox_core::{
+    OutboxAdmin, OutboxStore, Severity, StoreErrorKind,
+    store::{FailureCause, Outcome, Successors},
+};
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate, migration_sql};
 
 async fn codes(config: &SqliteConfig) -> BTreeSet<(&'static str, Severity)> {

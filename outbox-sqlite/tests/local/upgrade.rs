@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    EventFilter, FailureCause, HoldReason, MemoryPublisher, OutboxAdmin, OutboxStore, Relay, RelayConfig,
-    Status,
+    EventFilter, OutboxAdmin, OutboxStore, Relay, RelayConfig,
+    memory::MemoryPublisher,
+    store::{FailureCause, HoldReason, Status},
 };
 use outbox_sqlite::{SCHEMA_VERSION, SqliteStore, migrate};
 use rusqlite::Connection;
@@ -131,7 +132,7 @@ async fn assert_in_use(store: &SqliteStore) {
     handle.shutdown();
     running.await.unwrap();
     let arrived = |id: &str| -> Vec<i64> {
-        let of = |message: &&Arc<outbox_core::Message>| message.key.aggregate_id() == id;
+        let of = |message: &&Arc<outbox_core::publisher::Message>| message.key.aggregate_id() == id;
         publisher.delivered().iter().filter(of).map(|message| message.sequence).collect()
     };
     assert_eq!(

@@ -9,10 +9,13 @@ use std::{
 
 use async_trait::async_trait;
 use outbox::{
-    Claimed, Epoch, EventFilter, FetchRequest, Fetched, Finding, Lease, Membership, MemoryStore, OutboxAdmin,
-    OutboxReader, OutboxStore, Outcome, Owner, Partition, PurgeRequest, Purged, RelayId, Row, Sequence,
-    SettleRequest, Settled, Status, StoreCapabilities, StoreError, StoreErrorKind, StoreStats, StoredEvent,
-    store::QuickStats,
+    EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    memory::MemoryStore,
+    store::{
+        Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Outcome, Owner, Partition,
+        PurgeRequest, Purged, QuickStats, RelayId, Row, Sequence, SettleRequest, Settled, Status,
+        StoreCapabilities, StoreStats, StoredEvent,
+    },
 };
 
 use super::{
@@ -77,7 +80,7 @@ impl Database {
         *self.down.lock().expect("down")
     }
 
-    fn record(&self, sequence: Sequence) -> Option<outbox::EventRecord> {
+    fn record(&self, sequence: Sequence) -> Option<outbox::store::EventRecord> {
         let filter = EventFilter { after: Some(sequence - 1), ..EventFilter::default() };
         let listed = futures::executor::block_on(self.memory.list(&filter, 1)).ok()?;
         listed.into_iter().find(|record| record.sequence == sequence)

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outbox::{AggregateKey, EventIdentity, Message, Publisher, ReceivedEvent, Reporter, StoredEvent};
+use outbox::{
+    AggregateKey, Publisher, ReceivedEvent,
+    inbox::EventIdentity,
+    publisher::{Message, Reporter},
+    store::StoredEvent,
+};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use outbox_core::{HoldReason, HoldRecord, Outcome, Row, Sequence, Settled, Status, Successors, Unhold};
+use outbox_core::store::{
+    HoldReason, HoldRecord, Outcome, Row, Sequence, Settled, Status, Successors, Unhold,
+};
 
 use crate::{
     store::relay::{Relay, failed, retry, settlement},

@@ -1,6 +1,9 @@
 //! The operator's list beyond the table: a range of time, and the archive.
 
-use outbox_core::{EventFilter, EventRecord, FailureCause, Outcome, Sequence, Status, Successors, WhenSent};
+use outbox_core::{
+    EventFilter, WhenSent,
+    store::{EventRecord, FailureCause, Outcome, Sequence, Status, Successors},
+};
 
 use crate::{
     store::relay::{Relay, failed, retry},

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use outbox_core::{
-    Event, EventFilter, FailureCause, HoldReason, Outcome, Sequence, Settled, Status, Successors,
+    Event, EventFilter,
+    store::{FailureCause, HoldReason, Outcome, Sequence, Settled, Status, Successors},
 };
 
 use crate::{

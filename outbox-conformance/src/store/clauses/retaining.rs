@@ -3,9 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    Disposal, EventFilter, OutboxAdmin, OutboxStore, Outcome, PurgeRequest, Purged, Row, Sequence, Status,
-    StoreError, StoreErrorKind, Successors,
-    store::{Count, QuickStats},
+    Disposal, EventFilter, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    store::{Count, Outcome, PurgeRequest, Purged, QuickStats, Row, Sequence, Status, Successors},
 };
 
 use crate::{

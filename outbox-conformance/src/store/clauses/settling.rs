@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use outbox_core::{
-    EventFilter, EventRecord, FailureCause, HoldReason, Lease, Outcome, Row, Sequence, SettleRequest,
-    Settled, Status, Successors, Unhold, WhenSent,
+    EventFilter, WhenSent,
+    store::{
+        EventRecord, FailureCause, HoldReason, Lease, Outcome, Row, Sequence, SettleRequest, Settled, Status,
+        Successors, Unhold,
+    },
 };
 
 use crate::{

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use outbox_core::{
-    AggregateKey, CONTENT_TYPE_DEFAULT, EnqueueError, Event, EventFilter, PAYLOAD_BYTES_MAX_DEFAULT, Row,
-    StoredEvent,
+    AggregateKey, EnqueueError, Event, EventFilter,
+    store::{CONTENT_TYPE_DEFAULT, PAYLOAD_BYTES_MAX_DEFAULT, Row, StoredEvent},
 };
 use uuid::Uuid;
 

@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use outbox_core::{
-    AggregateKey, HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, StoreError,
-    Successors, WhenSent, store::storable_error,
+    AggregateKey, StoreError, WhenSent,
+    store::{
+        HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, Successors, storable_error,
+    },
 };
 use sqlx::PgConnection;
 
