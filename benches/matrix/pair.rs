@@ -250,19 +250,11 @@ async fn rate_of(publisher: Arc<dyn Publisher>, topic: &str) -> f64 {
 }
 
 fn message(topic: &str, number: usize) -> Arc<Message> {
-    let event = StoredEvent {
-        // One for each message, since a broker may drop what it takes for a repetition.
-        id: uuid::Uuid::now_v7(),
-        event_type: "account.changed".to_owned(),
-        version: 1,
-        payload: payload(number).into(),
-        content_type: None,
-        headers: std::collections::BTreeMap::new(),
-        topic: None,
-        created_at: chrono::Utc::now(),
-    };
+    // An id for each message, since a broker may drop what it takes for a repetition.
+    let id = uuid::Uuid::now_v7();
+    let event = StoredEvent::new(id, "account.changed", payload(number), chrono::Utc::now());
     let key = AggregateKey::new("account", &format!("a-{}", number % AGGREGATES));
-    Arc::new(Message { topic: topic.into(), key, sequence: 1, attempt: 1, source: "/outbox".into(), event })
+    Arc::new(Message::new(topic, key, 1, "/outbox", event))
 }
 
 fn k(rate: f64) -> String {

@@ -76,14 +76,15 @@ pub(crate) async fn list(
 pub(crate) async fn inspect(admin: &dyn OutboxAdmin, name: &EventName, json: bool) -> Result<(), Failure> {
     let filter = match name {
         EventName::Id(id) => EventFilter::id(*id),
-        EventName::Sequence(sequence) => EventFilter { after: Some(sequence - 1), ..EventFilter::default() },
+        EventName::Sequence(sequence) => EventFilter::default().after(sequence - 1),
     };
     let is_it = |record: &EventRecord| match name {
         EventName::Id(_) => true,
         EventName::Sequence(sequence) => record.sequence == *sequence,
     };
     for archived in [false, true] {
-        let filter = EventFilter { archived, ..filter.clone() };
+        let mut filter = filter.clone();
+        filter.archived = archived;
         let Some(record) = admin.list(&filter, 1).await?.pop().filter(is_it) else { continue };
         let holds = if archived { Vec::new() } else { admin.holds(HOLDS_READ_MAX).await? };
         let hold = holds.iter().find(|hold| hold.key == record.key).map(operate::Hold::new);

@@ -54,16 +54,14 @@ pub(crate) struct Chosen {
 
 impl Conditions {
     pub(crate) fn filter(&self) -> EventFilter {
-        EventFilter {
-            ids: self.ids.clone(),
-            cause: self.cause,
-            aggregate_type: self.aggregate_type.clone(),
-            aggregate_id: self.aggregate_id.clone(),
-            event_type: self.event_type.clone(),
-            created_from: self.from,
-            created_before: self.before,
-            ..EventFilter::default()
-        }
+        let mut filter = EventFilter::default();
+        filter.ids.clone_from(&self.ids);
+        filter.cause = self.cause;
+        filter.aggregate_type.clone_from(&self.aggregate_type);
+        filter.aggregate_id.clone_from(&self.aggregate_id);
+        filter.event_type.clone_from(&self.event_type);
+        (filter.created_from, filter.created_before) = (self.from, self.before);
+        filter
     }
 
     /// Nothing was named, so that all events are meant.
@@ -73,8 +71,9 @@ impl Conditions {
 }
 
 impl Chosen {
-    pub(crate) fn apply(&self, filter: EventFilter) -> EventFilter {
-        EventFilter { archived: self.archived, status: self.status, ..filter }
+    pub(crate) fn apply(&self, mut filter: EventFilter) -> EventFilter {
+        (filter.archived, filter.status) = (self.archived, self.status);
+        filter
     }
 }
 

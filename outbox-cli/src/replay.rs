@@ -6,7 +6,7 @@ use chrono::Utc;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_core::{
-    EventFilter, Finding, Publisher, Replay, ReplayConfig, TopicTemplate, chain,
+    Finding, Publisher, Replay, ReplayConfig, TopicTemplate, chain,
     replay::{Refusal, ReplayEnd, ReplayPlan, ReplayProgress},
     settings::Problem,
     store::Sequence,
@@ -68,7 +68,7 @@ pub(crate) struct ReplayArgs {
 
 pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> Result<(), Failure> {
     let (outbox, publisher) = config.one()?;
-    let mut filter = args.chosen.apply(EventFilter { after: args.after, ..args.conditions.filter() });
+    let mut filter = args.chosen.apply(args.conditions.filter().after(args.after));
     // A replay of what is being sent meanwhile would have no end.
     filter.created_before = filter.created_before.or_else(|| Some(Utc::now()));
     let topic = args.topic.clone().unwrap_or_else(|| outbox.relay.topic.clone());
@@ -239,7 +239,7 @@ fn refusals_text(count: u64, refusals: &[Refusal]) -> String {
     if count > 0 {
         out.push_str(&format!("{} cannot be sent:\n", events(count)));
     }
-    for Refusal { sequence, id, error } in refusals {
+    for Refusal { sequence, id, error, .. } in refusals {
         let id = id.map(|id| format!(" {id}")).unwrap_or_default();
         out.push_str(&format!("  {sequence}{id}: {}\n", printable(error)));
     }
@@ -274,7 +274,7 @@ fn progress_json(id: Uuid, progress: &ReplayProgress, ended: &str) -> Value {
 }
 
 fn refusals_json(refusals: &[Refusal]) -> Vec<Value> {
-    let json = |Refusal { sequence, id, error }: &Refusal| {
+    let json = |Refusal { sequence, id, error, .. }: &Refusal| {
         let id = id.map(|id| id.to_string());
         json!({"sequence": sequence, "id": id, "error": error})
     };

@@ -15,6 +15,7 @@ pub enum Severity {
 
 /// One thing that `check` found wrong, with its remedy. All findings are reported at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,

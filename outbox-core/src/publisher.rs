@@ -13,6 +13,7 @@ use crate::{
 
 /// What a broker is given: an event with its destination.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Message {
     /// The destination: a topic, an exchange with a routing key, a subject.
     pub topic: Arc<str>,
@@ -78,6 +79,7 @@ pub enum Stored {
 
 /// A message was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PublishError {
     /// What to do about it.
     pub kind: PublishErrorKind,
@@ -92,6 +94,17 @@ pub struct PublishError {
 }
 
 impl PublishError {
+    /// An error of any kind.
+    pub fn new(
+        kind: PublishErrorKind,
+        scope: PublishErrorScope,
+        stored: Stored,
+        code: impl Into<Cow<'static, str>>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { kind, scope, stored, code: code.into(), detail: detail.into() }
+    }
+
     /// An error of one message that may go away.
     pub fn transient(code: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
         Self {
@@ -142,6 +155,7 @@ impl std::error::Error for PublishError {}
 
 /// The outcome of one message of a publish call.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Report {
     /// Which call.
     pub call: u64,

@@ -1,7 +1,5 @@
 //! What a caller should do about each of Kafka's errors: [`classify`].
 
-use std::borrow::Cow;
-
 use outbox_core::publisher::{
     PublishError,
     PublishErrorKind::{self, Permanent, Transient, Unavailable},
@@ -106,7 +104,7 @@ pub(crate) fn publish_error(
 ) -> PublishError {
     // What the brokers say the first time, librdkafka says from memory the next time.
     let code = if code == Code::UnknownTopic { Code::UnknownTopicOrPartition } else { code };
-    PublishError { kind, scope, stored, code: Cow::Owned(format!("{code:?}")), detail }
+    PublishError::new(kind, scope, stored, format!("{code:?}"), detail)
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ async fn outcomes_are_reported_while_others_are_still_unknown() {
         let messages = vec![Arc::new(message("far", "1", "{}")), Arc::new(message("near", "2", "{}"))];
         async move { publisher.publish(messages, TIMEOUT, reporter).await }
     });
-    let Report { call: number, index, result } = reports.recv().await.unwrap();
+    let Report { call: number, index, result, .. } = reports.recv().await.unwrap();
     assert_eq!((number, index, result), (1, 1, Ok(())));
     assert!(!call.is_finished(), "the other is not known yet");
     cluster.broker_up(2).unwrap();

@@ -109,13 +109,14 @@ impl Position {
         self.idle = !more;
         self.fetched_at = Some(news.now);
         let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
-        Ok(Some(Fetched {
-            rows,
-            due_holds,
-            paused: self.paused(news.paused),
-            more,
-            next_due: news.next_due.map(wait),
-        }))
+        Ok(Some(
+            Fetched::default()
+                .with_rows(rows)
+                .with_due_holds(due_holds)
+                .with_paused(self.paused(news.paused))
+                .with_more(more)
+                .with_next_due(news.next_due.map(wait)),
+        ))
     }
 }
 

@@ -150,41 +150,34 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
     };
     let attempts: i32 = row.try_get("attempts")?;
     let status: i16 = row.try_get::<i8, _>("status")?.into();
-    Ok(EventRecord {
-        id: row.try_get("id")?,
-        sequence: row.try_get("sequence")?,
-        partition: row.try_get("partition_code")?,
-        key: AggregateKey::new(
-            &text("aggregate_type")?.unwrap_or_default(),
-            &text("aggregate_id")?.unwrap_or_default(),
-        ),
-        event_type: text("event_type")?.unwrap_or_default(),
-        version: row.try_get("version")?,
-        payload: Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()),
-        content_type: text("content_type")?,
-        headers: bytes("headers")?.map(readable_headers).unwrap_or_default(),
-        topic: text("topic")?,
-        created_at: time("created_at_micros")?.unwrap_or_default(),
-        available_at: time("available_at_micros")?,
-        // A status that nobody knows is not pending, and nothing that was sent.
-        status: Status::from_code(status).unwrap_or(Status::Failed),
-        attempts: u32::try_from(attempts).unwrap_or_default(),
-        last_error: text("last_error")?,
-        cause: text("cause")?.and_then(|cause| FailureCause::parse(&cause)),
-        sent_at: time("sent_at_micros")?,
-    })
+    let key = AggregateKey::new(
+        &text("aggregate_type")?.unwrap_or_default(),
+        &text("aggregate_id")?.unwrap_or_default(),
+    );
+    // An unknown status is neither pending nor sent.
+    let status = Status::from_code(status).unwrap_or(Status::Failed);
+    let created_at = time("created_at_micros")?.unwrap_or_default();
+    let (sequence, partition) = (row.try_get("sequence")?, row.try_get("partition_code")?);
+    Ok(EventRecord::new(sequence, partition, key, status, created_at)
+        .with_id(row.try_get("id")?)
+        .with_event_type(text("event_type")?.unwrap_or_default())
+        .with_version(row.try_get("version")?)
+        .with_payload(Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()))
+        .with_content_type(text("content_type")?)
+        .with_headers(bytes("headers")?.map(readable_headers).unwrap_or_default())
+        .with_topic(text("topic")?)
+        .with_available_at(time("available_at_micros")?)
+        .with_attempts(u32::try_from(attempts).unwrap_or_default())
+        .with_last_error(text("last_error")?)
+        .with_cause(text("cause")?.and_then(|cause| FailureCause::parse(&cause)))
+        .with_sent_at(time("sent_at_micros")?))
 }
 
 fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
     let due: Option<i64> = row.try_get("due")?;
     let reason: String = row.try_get("reason")?;
     let (part, key) = held_key(row, 0)?;
-    Ok(HoldRecord {
-        key,
-        partition: Partition::from(part),
-        sequence: row.try_get("sequence")?,
-        due_in: due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }),
-        reason: HoldReason::of(&reason),
-        paused: row.try_get("paused")?,
-    })
+    Ok(HoldRecord::new(key, Partition::from(part), row.try_get("sequence")?, HoldReason::of(&reason))
+        .with_due_in(due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }))
+        .with_paused(row.try_get("paused")?))
 }

@@ -103,7 +103,7 @@ pub(crate) fn publish_error(refusal: Refusal, detail: String) -> PublishError {
         Refusal::JetStream(code) => format!("JetStream{}", code.0),
         other => format!("{other:?}"),
     };
-    PublishError { kind, scope, stored, code: code.into(), detail }
+    PublishError::new(kind, scope, stored, code, detail)
 }
 
 #[cfg(test)]

@@ -259,26 +259,24 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
     let count = |name: &str| row.try_get::<i32, _>(name).map(|n| u32::try_from(n).unwrap_or_default());
     let headers: Option<serde_json::Value> = row.try_get("headers")?;
     let cause: Option<String> = row.try_get("cause")?;
-    Ok(EventRecord {
-        id: row.try_get("id")?,
-        sequence: row.try_get("sequence")?,
-        partition: partition_of(row.try_get("part")?),
-        key: AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
-        event_type: row.try_get("event_type")?,
-        version: row.try_get("version")?,
-        payload: Bytes::from(row.try_get::<Vec<u8>, _>("payload")?),
-        content_type: row.try_get("content_type")?,
-        headers: headers.map(|json| readable_headers(json.to_string().as_bytes())).unwrap_or_default(),
-        topic: row.try_get("topic")?,
-        created_at: time("created_at")?.unwrap_or_default(),
-        available_at: time("available_at")?,
-        // A status that nobody knows is not pending, and nothing that was sent.
-        status: Status::from_code(row.try_get("status")?).unwrap_or(Status::Failed),
-        attempts: count("attempts")?,
-        last_error: row.try_get("last_error")?,
-        cause: cause.and_then(|cause| FailureCause::parse(&cause)),
-        sent_at: time("sent_at")?,
-    })
+    let key = AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?);
+    // An unknown status is neither pending nor sent.
+    let status = Status::from_code(row.try_get("status")?).unwrap_or(Status::Failed);
+    let (sequence, partition) = (row.try_get("sequence")?, partition_of(row.try_get("part")?));
+    let created_at = time("created_at")?.unwrap_or_default();
+    Ok(EventRecord::new(sequence, partition, key, status, created_at)
+        .with_id(row.try_get("id")?)
+        .with_event_type(row.try_get("event_type")?)
+        .with_version(row.try_get("version")?)
+        .with_payload(Bytes::from(row.try_get::<Vec<u8>, _>("payload")?))
+        .with_content_type(row.try_get("content_type")?)
+        .with_headers(headers.map(|json| readable_headers(json.to_string().as_bytes())).unwrap_or_default())
+        .with_topic(row.try_get("topic")?)
+        .with_available_at(time("available_at")?)
+        .with_attempts(count("attempts")?)
+        .with_last_error(row.try_get("last_error")?)
+        .with_cause(cause.and_then(|cause| FailureCause::parse(&cause)))
+        .with_sent_at(time("sent_at")?))
 }
 
 /// An infinity is the end of the calendar.
@@ -289,12 +287,12 @@ fn nearest(time: Micros) -> DateTime<Utc> {
 fn hold(row: &PgRow) -> Result<HoldRecord, sqlx::Error> {
     let due_ms: Option<i64> = row.try_get("due_ms")?;
     let reason: String = row.try_get("reason")?;
-    Ok(HoldRecord {
-        key: AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
-        partition: partition_of(row.try_get("part")?),
-        sequence: row.try_get("sequence")?,
-        due_in: due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())),
-        reason: HoldReason::of(&reason),
-        paused: row.try_get("paused")?,
-    })
+    Ok(HoldRecord::new(
+        AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
+        partition_of(row.try_get("part")?),
+        row.try_get("sequence")?,
+        HoldReason::of(&reason),
+    )
+    .with_due_in(due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())))
+    .with_paused(row.try_get("paused")?))
 }

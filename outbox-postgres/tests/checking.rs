@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outbox_core::{
     Disposal, Enqueue as _, EventFilter, Finding, OutboxAdmin as _, OutboxStore as _, Severity, WhenSent,
-    store::{FailureCause, HoldReason, Outcome, PurgeRequest, SettleRequest, Status, Successors},
+    store::{FailureCause, HoldReason, Outcome, PurgeRequest, Status, Successors},
 };
 use outbox_postgres::{PostgresConfig, PostgresStore, SentRows};
 use support::{Place, event, key, request, settle};
@@ -257,12 +257,11 @@ async fn everything(store: &PostgresStore) {
         (Outcome::Failed { cause, error: error(), successors: Successors::Park }, WhenSent::Keep),
         (Outcome::Failed { cause, error: error(), successors: Successors::Release }, WhenSent::Keep),
     ]) {
-        let request = SettleRequest { when_sent, ..settle(id, &leases, row, &outcome) };
+        let request = settle(id, &leases, row, &outcome).with_when_sent(when_sent);
         assert!(store.settle(&request).await.unwrap().fenced.is_empty());
     }
     let due = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0).row.unwrap();
-    let archive =
-        SettleRequest { when_sent: WhenSent::Archive, ..settle(id, &leases, &[due], &Outcome::Sent) };
+    let archive = settle(id, &leases, &[due], &Outcome::Sent).with_when_sent(WhenSent::Archive);
     store.settle(&archive).await.unwrap();
     let all = EventFilter::default();
     assert_eq!(store.list(&EventFilter::status(Status::Failed), 10).await.unwrap().len(), 2);
@@ -276,7 +275,7 @@ async fn everything(store: &PostgresStore) {
     assert!(store.resume_topic("t").await.unwrap());
     for disposal in [Disposal::Archive, Disposal::Delete] {
         let age = Some((Duration::ZERO, disposal));
-        store.purge(PurgeRequest { sent: age, failed: age, rows_max: 1 }).await.unwrap();
+        store.purge(PurgeRequest::new(1).with_sent(age).with_failed(age)).await.unwrap();
     }
     assert_eq!(store.stats().await.unwrap().pending, 2);
     store.release(id, &leases).await.unwrap();

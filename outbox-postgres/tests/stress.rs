@@ -259,11 +259,7 @@ impl Relay {
         for hold in self.due.values() {
             match &hold.row {
                 Some(row) => drop(first.insert(hold.key.clone(), row.clone())),
-                None => unholds.push(Unhold {
-                    key: hold.key.clone(),
-                    partition: hold.partition,
-                    sequence: hold.sequence,
-                }),
+                None => unholds.push(Unhold::new(hold.key.clone(), hold.partition, hold.sequence)),
             }
         }
         for (key, row) in first {
@@ -272,16 +268,13 @@ impl Relay {
             }
             let outcome = self.outcome();
             let attempts = row.attempts + 1;
-            settlements.push(Settlement {
-                sequence: row.sequence,
-                partition: row.partition,
-                key,
-                attempts,
-                outcome,
-            });
+            settlements.push(Settlement::new(row.sequence, row.partition, key, attempts, outcome));
         }
         let leases = self.leases.clone();
-        SettleRequest { relay: self.id, leases, settlements, unholds, when_sent: self.when_sent }
+        SettleRequest::new(self.id, leases)
+            .with_settlements(settlements)
+            .with_unholds(unholds)
+            .with_when_sent(self.when_sent)
     }
 
     /// One turn: a fetch and a settle at the same time.
@@ -292,14 +285,14 @@ impl Relay {
         let mut known: Vec<Sequence> = self.known.keys().copied().collect();
         known.extend(self.due.values().filter_map(|hold| hold.row.as_ref().map(|row| row.sequence)));
         known.sort_unstable();
-        let request = FetchRequest {
-            leases: self.leases.clone(),
-            known: known.clone(),
-            ended_holds: std::mem::take(&mut self.ended),
-            full: self.full.iter().cloned().collect(),
-            events_max: [1, 2, 3, 10, 100, 1000][self.rng.usize(0..6)],
-            bytes_max: [1, 20_000, 1 << 20][self.rng.usize(0..3)],
-        };
+        let request = FetchRequest::new(
+            self.leases.clone(),
+            [1, 2, 3, 10, 100, 1000][self.rng.usize(0..6)],
+            [1, 20_000, 1 << 20][self.rng.usize(0..3)],
+        )
+        .with_known(known.clone())
+        .with_ended_holds(std::mem::take(&mut self.ended))
+        .with_full(self.full.iter().cloned().collect());
         let events_max = request.events_max;
         let (fetched, settled) = tokio::join!(self.reader.fetch(request), self.store.settle(&settle));
         let (fetched, settled) = (fetched.unwrap(), settled.unwrap());
@@ -335,7 +328,7 @@ impl Relay {
                 Outcome::Retry { .. } => false,
             };
             if let Some(due) = due {
-                self.ended.push(HoldEnd { key: key.clone(), partition: due.partition, removed });
+                self.ended.push(HoldEnd::new(key.clone(), due.partition, removed));
             }
             if !removed {
                 held.insert(key.clone());
@@ -344,7 +337,7 @@ impl Relay {
         }
         for unhold in &settle.unholds {
             self.due.remove(&unhold.key);
-            self.ended.push(HoldEnd { key: unhold.key.clone(), partition: unhold.partition, removed: true });
+            self.ended.push(HoldEnd::new(unhold.key.clone(), unhold.partition, true));
         }
         held
     }

@@ -1,5 +1,7 @@
 //! What a caller should do about each of RabbitMQ's errors: [`classify`].
 
+use std::borrow::Cow;
+
 use lapin::ErrorKind;
 use outbox_core::publisher::{
     PublishError,
@@ -82,7 +84,7 @@ pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope
 /// The error of a message, with AMQP's or the client's own name of it.
 pub(crate) fn publish_error(refusal: Refusal, detail: String) -> PublishError {
     let (kind, scope, stored) = classify(refusal);
-    let code = match refusal {
+    let code: Cow<'static, str> = match refusal {
         Refusal::Returned(code)
         | Refusal::Closed(code)
         | Refusal::NotOpened(code)
@@ -94,7 +96,7 @@ pub(crate) fn publish_error(refusal: Refusal, detail: String) -> PublishError {
         Refusal::ConnectionBlockedSince => "ConnectionBlocked".into(),
         other => format!("{other:?}").into(),
     };
-    PublishError { kind, scope, stored, code, detail }
+    PublishError::new(kind, scope, stored, code, detail)
 }
 
 fn reply_name(code: u16) -> Option<&'static str> {

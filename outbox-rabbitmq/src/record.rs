@@ -126,23 +126,19 @@ mod tests {
     use super::*;
 
     fn message(topic: &str, header: &str, payload: usize) -> Message {
-        Message {
-            topic: Arc::from(topic),
-            key: AggregateKey::new("order", "1"),
-            sequence: 1,
-            attempt: 1,
-            source: Arc::from("/test"),
-            event: StoredEvent {
-                id: "01990000-0000-7000-8000-000000000001".parse().unwrap(),
-                event_type: "order.placed".to_owned(),
-                version: 1,
-                payload: vec![0; payload].into(),
-                content_type: None,
-                headers: BTreeMap::from([(header.to_owned(), "v".to_owned())]),
-                topic: None,
-                created_at: Default::default(),
-            },
-        }
+        Message::new(
+            Arc::from(topic),
+            AggregateKey::new("order", "1"),
+            1,
+            Arc::from("/test"),
+            StoredEvent::new(
+                "01990000-0000-7000-8000-000000000001".parse().unwrap(),
+                "order.placed".to_owned(),
+                vec![0; payload],
+                Default::default(),
+            )
+            .with_headers(BTreeMap::from([(header.to_owned(), "v".to_owned())])),
+        )
     }
 
     #[test]

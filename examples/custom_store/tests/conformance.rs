@@ -77,7 +77,7 @@ impl StoreHarness for RedbHarness {
     }
 
     async fn archived(&self) -> Vec<Uuid> {
-        let archived = EventFilter { archived: true, ..EventFilter::default() };
+        let archived = EventFilter::default().in_archive();
         let records = self.store.list(&archived, u32::MAX).await.unwrap();
         records.iter().filter_map(|record| record.id).collect()
     }

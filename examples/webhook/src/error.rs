@@ -30,7 +30,7 @@ pub(crate) fn refusal(status: StatusCode, retry_after: Option<&str>) -> PublishE
     if let Some(retry_after) = retry_after {
         detail.push_str(&format!(", and to come back after {retry_after:?}"));
     }
-    PublishError { kind, scope, stored, code: format!("http-{}", status.as_u16()).into(), detail }
+    PublishError::new(kind, scope, stored, format!("http-{}", status.as_u16()), detail)
 }
 
 /// No answer. Only what failed while it connected has certainly not been sent.

@@ -44,6 +44,9 @@ pub(crate) enum Needs {
     StoreAndPublisher,
 }
 
+/// One outbox, and the publisher that all of them share, where one is configured.
+pub(crate) type OneOutbox = (OutboxConfig, Option<Arc<dyn ConfiguredPublisher>>);
+
 /// Everything that is configured, valid as far as can be told without looking at a server.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -110,9 +113,7 @@ impl Config {
     ///
     /// # Errors
     /// A finding that names them, if there are several.
-    pub(crate) fn one(
-        mut self,
-    ) -> Result<(OutboxConfig, Option<Arc<dyn ConfiguredPublisher>>), Vec<Finding>> {
+    pub(crate) fn one(mut self) -> Result<OneOutbox, Vec<Finding>> {
         let names = self.names();
         let outbox = self.outboxes.pop().filter(|_| self.outboxes.is_empty());
         let Some(outbox) = outbox else {

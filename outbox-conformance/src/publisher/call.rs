@@ -36,7 +36,7 @@ impl Call {
         let publish = publisher.publish(messages.to_vec(), timeout, reporter);
         let returned = tokio::time::timeout(patience, publish).await.is_ok();
         let mut call = Self { reports: vec![Vec::new(); messages.len()], strays: Vec::new(), returned };
-        while let Ok(Report { call: of, index, result }) = reports.try_recv() {
+        while let Ok(Report { call: of, index, result, .. }) = reports.try_recv() {
             match call.reports.get_mut(index as usize) {
                 Some(reports) if of == number => reports.push(result),
                 _ => call.strays.push(index),

@@ -22,7 +22,7 @@ impl OutboxAdmin for Broken {
             }
             Fault::ArchiveNotListed => filter.archived = false,
             Fault::ArchiveUnfiltered if filter.archived => {
-                filter = EventFilter { archived: true, after: filter.after, ..EventFilter::default() };
+                filter = EventFilter::default().in_archive().after(filter.after);
             }
             _ => {}
         }

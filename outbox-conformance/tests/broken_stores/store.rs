@@ -88,16 +88,11 @@ impl Broken {
         when_sent: WhenSent,
     ) -> Result<Settled, StoreError> {
         let Some((relay, lease)) = self.owner_of(record.partition) else { return Ok(Settled::default()) };
-        let settlement = Settlement {
-            sequence: record.sequence,
-            partition: record.partition,
-            key: record.key.clone(),
-            attempts: record.attempts,
-            outcome,
-        };
+        let settlement =
+            Settlement::new(record.sequence, record.partition, record.key.clone(), record.attempts, outcome);
         let settlements = vec![settlement];
         let request =
-            SettleRequest { relay, leases: vec![lease], settlements, unholds: Vec::new(), when_sent };
+            SettleRequest::new(relay, vec![lease]).with_settlements(settlements).with_when_sent(when_sent);
         self.memory.settle(&request).await
     }
 }
@@ -264,7 +259,7 @@ impl OutboxStore for Broken {
                 let fenced: Vec<_> =
                     request.leases.iter().filter(|lease| lost(lease)).map(|lease| lease.partition).collect();
                 if !fenced.is_empty() {
-                    return Ok(Settled { fenced });
+                    return Ok(Settled::default().with_fenced(fenced));
                 }
             }
             _ => {}
@@ -321,7 +316,7 @@ impl Broken {
     async fn settle_for_the_owners(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
         for lease in &request.leases {
             let Some((relay, present)) = self.owner_of(lease.partition) else { continue };
-            let mut part = SettleRequest { relay, leases: vec![present], ..request.clone() };
+            let mut part = request.clone().with_relay(relay).with_leases(vec![present]);
             part.settlements.retain(|settlement| settlement.partition == lease.partition);
             part.unholds.retain(|unhold| unhold.partition == lease.partition);
             self.memory.settle(&part).await?;

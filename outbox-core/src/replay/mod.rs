@@ -185,6 +185,7 @@ pub struct ReplayProgress {
 
 /// An event that is not part of the replay although the filter means it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Refusal {
     /// Its position.
     pub sequence: Sequence,

@@ -12,6 +12,7 @@ use crate::{AggregateKey, StoreError, with::with};
 
 /// Which events an operator means. Conditions are joined by *and*; none is all events of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EventFilter {
     /// Only these ids; empty is any.
     pub ids: Vec<Uuid>,
@@ -40,20 +41,20 @@ pub struct EventFilter {
 impl EventFilter {
     /// Only these ids; none is any.
     #[must_use]
-    pub fn with_ids(self, ids: impl IntoIterator<Item = Uuid>) -> Self {
-        Self { ids: ids.into_iter().collect(), ..self }
+    pub fn with_ids(self, ids: Vec<Uuid>) -> Self {
+        Self { ids, ..self }
     }
 
     /// Only this status.
     #[must_use]
-    pub fn with_status(self, status: Status) -> Self {
-        Self { status: Some(status), ..self }
+    pub fn with_status(self, status: impl Into<Option<Status>>) -> Self {
+        Self { status: status.into(), ..self }
     }
 
     /// Only failures of this cause.
     #[must_use]
-    pub fn with_cause(self, cause: FailureCause) -> Self {
-        Self { cause: Some(cause), ..self }
+    pub fn with_cause(self, cause: impl Into<Option<FailureCause>>) -> Self {
+        Self { cause: cause.into(), ..self }
     }
 
     /// Only aggregates of this type.
@@ -76,14 +77,14 @@ impl EventFilter {
 
     /// Only events written at this time or later.
     #[must_use]
-    pub fn with_created_from(self, from: DateTime<Utc>) -> Self {
-        Self { created_from: Some(from), ..self }
+    pub fn with_created_from(self, from: impl Into<Option<DateTime<Utc>>>) -> Self {
+        Self { created_from: from.into(), ..self }
     }
 
     /// Only events written before this time.
     #[must_use]
-    pub fn with_created_before(self, before: DateTime<Utc>) -> Self {
-        Self { created_before: Some(before), ..self }
+    pub fn with_created_before(self, before: impl Into<Option<DateTime<Utc>>>) -> Self {
+        Self { created_before: before.into(), ..self }
     }
 
     /// Events of the archive instead of those of the table.
@@ -94,8 +95,8 @@ impl EventFilter {
 
     /// Only events after this one, for the next page.
     #[must_use]
-    pub fn after(self, sequence: Sequence) -> Self {
-        Self { after: Some(sequence), ..self }
+    pub fn after(self, sequence: impl Into<Option<Sequence>>) -> Self {
+        Self { after: sequence.into(), ..self }
     }
 
     /// The event with this id.
@@ -135,6 +136,7 @@ impl EventFilter {
 
 /// All that a store knows of an event, whatever its status.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct EventRecord {
     /// The idempotency key; `None` where the row has none that can be read.
     pub id: Option<Uuid>,
@@ -205,6 +207,7 @@ impl EventRecord {
 
 /// A hold as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HoldRecord {
     /// The aggregate that waits.
     pub key: AggregateKey,

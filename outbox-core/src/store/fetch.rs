@@ -10,6 +10,7 @@ pub const FULL_MAX: usize = 64;
 
 /// What one fetch asks for.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct FetchRequest {
     /// Every lease whose rows are wanted. A lease that the reader has not seen before is read from the beginning.
     pub leases: Vec<Lease>,
@@ -37,6 +38,7 @@ impl FetchRequest {
 
 /// What became of a due hold that a reader returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HoldEnd {
     /// The aggregate.
     pub key: AggregateKey,
@@ -56,6 +58,7 @@ impl HoldEnd {
 
 /// A hold whose time has come.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DueHold {
     /// The aggregate.
     pub key: AggregateKey,
@@ -81,6 +84,7 @@ impl DueHold {
 
 /// What one fetch found.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Fetched {
     /// Pending, due rows of aggregates without a hold, in ascending order within each aggregate.
     pub rows: Vec<Row>,
@@ -103,6 +107,8 @@ with!(FetchRequest {
     with_events_max events_max: usize,
     with_bytes_max bytes_max: usize,
 });
+
+with!(DueHold { with_row row: Option<Row> });
 
 with!(Fetched {
     with_rows rows: Vec<Row>,

@@ -40,6 +40,7 @@ pub enum Owner {
 
 /// One partition as the store has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PartitionView {
     /// The partition.
     pub partition: Partition,
@@ -58,6 +59,7 @@ impl PartitionView {
 
 /// What a relay sees of the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Membership {
     /// Relays that have not expired, the one that asked included if it is alive.
     pub relays_live: u32,
@@ -69,6 +71,7 @@ pub struct Membership {
 
 /// A partition that was claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Claimed {
     /// The lease.
     pub lease: Lease,

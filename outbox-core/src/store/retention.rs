@@ -27,6 +27,7 @@ pub enum Disposal {
 
 /// Which rows of which age retention removes; one small batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PurgeRequest {
     /// Sent rows older than this, counted from `sent_at`.
     pub sent: Option<(Duration, Disposal)>,
@@ -45,6 +46,7 @@ impl PurgeRequest {
 
 /// What a purge did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Purged {
     /// Sent rows removed.
     pub sent: u64,

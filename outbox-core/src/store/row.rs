@@ -15,6 +15,7 @@ pub type Sequence = i64;
 
 /// A pending row as a relay reads it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Row {
     /// Its position.
     pub sequence: Sequence,
@@ -58,6 +59,7 @@ impl Row {
 
 /// The content of a pending row: all that a message is made of.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct StoredEvent {
     /// The idempotency key.
     pub id: Uuid,
@@ -112,7 +114,7 @@ impl StoredEvent {
     }
 }
 
-with!(Row { with_attempts attempts: u32, with_age age: Duration });
+with!(Row { with_sequence sequence: Sequence, with_partition partition: Partition, with_attempts attempts: u32, with_age age: Duration });
 
 with!(StoredEvent {
     with_version version: i32,

@@ -75,6 +75,7 @@ pub enum Successors {
 
 /// An outcome to be recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settlement {
     /// The event.
     pub sequence: Sequence,
@@ -103,6 +104,7 @@ impl Settlement {
 
 /// A hold that holds nothing any more and is to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Unhold {
     /// The aggregate.
     pub key: AggregateKey,
@@ -121,6 +123,7 @@ impl Unhold {
 
 /// What one settle records, all of it in one transaction.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SettleRequest {
     /// Who settles.
     pub relay: RelayId,
@@ -136,6 +139,7 @@ pub struct SettleRequest {
 
 /// What a settle did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settled {
     /// The partitions whose lease is lost. Nothing of theirs was changed; everything else was recorded.
     pub fenced: Vec<Partition>,

@@ -57,7 +57,6 @@ pub enum NotRelayed {
 ///
 /// # Errors
 /// The first event that is not sent, and why.
-#[expect(clippy::disallowed_methods, reason = "a test's patience is not the engine's time")]
 pub async fn relayed(
     admin: &dyn OutboxAdmin,
     handle: &mut RelayHandle,

@@ -62,7 +62,7 @@ impl Position {
                 }
                 self.catch_up.remove(&key);
                 self.given.insert(key.clone());
-                found.push(DueHold { key, partition, sequence: hold.sequence, row });
+                found.push(DueHold::new(key, partition, hold.sequence, row));
             }
         }
         Ok(found)

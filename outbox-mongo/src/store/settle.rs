@@ -126,7 +126,7 @@ impl<'a> Settling<'a> {
         let unholds: Vec<&Unhold> = request.unholds_of(&fenced).collect();
         let mut settling = Self { database, session, when_sent: request.when_sent };
         settling.record(settlements, &unholds).await?;
-        Ok(Settled { fenced })
+        Ok(Settled::default().with_fenced(fenced))
     }
 
     async fn record(&mut self, mut settlements: Vec<&Settlement>, unholds: &[&Unhold]) -> Result<(), Fault> {

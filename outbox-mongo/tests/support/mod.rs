@@ -13,7 +13,7 @@ use mongodb::{
     bson::{Document, doc},
 };
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, OutboxStore as _, WhenSent,
+    AggregateKey, Enqueue as _, Event, OutboxStore as _,
     store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
 };
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
@@ -142,7 +142,7 @@ pub(crate) fn key(id: &str) -> AggregateKey {
 }
 
 pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
-    FetchRequest { leases: leases.to_vec(), events_max: 1000, bytes_max: 64 << 20, ..FetchRequest::default() }
+    FetchRequest::new(leases.to_vec(), 1000, 64 << 20)
 }
 
 pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
@@ -150,18 +150,7 @@ pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
 }
 
 pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
-    let settlement = |row: &Row| Settlement {
-        sequence: row.sequence,
-        partition: row.partition,
-        key: row.key.clone(),
-        attempts: 1,
-        outcome: outcome.clone(),
-    };
-    SettleRequest {
-        relay,
-        leases: leases.to_vec(),
-        settlements: rows.iter().map(settlement).collect(),
-        unholds: Vec::new(),
-        when_sent: WhenSent::Keep,
-    }
+    let settlement =
+        |row: &Row| Settlement::new(row.sequence, row.partition, row.key.clone(), 1, outcome.clone());
+    SettleRequest::new(relay, leases.to_vec()).with_settlements(rows.iter().map(settlement).collect())
 }

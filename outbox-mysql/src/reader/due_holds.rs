@@ -51,7 +51,7 @@ impl MysqlReader {
             let row = hold.sequence.and_then(|sequence| rows.remove(&sequence));
             bytes += row.as_ref().map_or(0, outbox_core::store::Row::bytes);
             self.holds_out.insert(hold.key.clone(), hold.partition);
-            batch.push_hold(DueHold { row, ..hold.clone() });
+            batch.push_hold(hold.clone().with_row(row));
         }
         Ok(())
     }
@@ -73,7 +73,7 @@ impl MysqlReader {
             let is_out = self.holds_out.contains_key(&key) || sequence.is_some_and(|s| is_known(known, s));
             if !is_out && found.len() <= max {
                 let partition = Partition::from(row.try_get::<u8, _>(0)?);
-                found.push(DueHold { key, partition, sequence, row: None });
+                found.push(DueHold::new(key, partition, sequence, None));
             }
         }
         Ok(found)

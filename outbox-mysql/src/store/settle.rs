@@ -202,7 +202,7 @@ impl Settling<'_> {
         unholds.iter().for_each(|unhold| holds.unhold(unhold, &waits));
         holds.write(self.database, self.connection).await?;
 
-        Ok(Settled { fenced })
+        Ok(Settled::default().with_fenced(fenced))
     }
 
     /// Locks the rows of the partitions whose lease is held, and returns the leases.
@@ -331,22 +331,15 @@ mod tests {
     fn a_settle_of_the_largest_size_fits_into_one_tls_record() {
         let count = i64::try_from(crate::store::SETTLE_EVENTS_MAX).unwrap();
         let partition = |n: i64| Partition::try_from(n % i64::from(PARTITIONS)).unwrap();
-        let settlements = (0..count).map(|n| Settlement {
+        let settlements = (0..count).map(|n| {
             // Far along, and apart as among the events of many other relays.
-            sequence: (1 << 52) + n * 10_000,
-            partition: partition(n),
-            key: outbox_core::AggregateKey::new("order", "1"),
-            attempts: 1,
-            outcome: Outcome::Sent,
+            let sequence = (1 << 52) + n * 10_000;
+            let key = outbox_core::AggregateKey::new("order", "1");
+            Settlement::new(sequence, partition(n), key, 1, Outcome::Sent)
         });
         let leases = (0..i64::from(PARTITIONS)).map(|n| Lease { partition: partition(n), epoch: 1 << 32 });
-        let request = SettleRequest {
-            relay: RelayId(uuid::Uuid::nil()),
-            leases: leases.collect(),
-            settlements: settlements.collect(),
-            unholds: Vec::new(),
-            when_sent: WhenSent::Keep,
-        };
+        let request = SettleRequest::new(RelayId(uuid::Uuid::nil()), leases.collect())
+            .with_settlements(settlements.collect());
         let (base, rows) = sent_rows(&request);
         assert_eq!(base, 1 << 52);
         let read: Vec<(u8, Epoch, Vec<Sequence>)> = serde_json::from_str(&rows).unwrap();

@@ -167,5 +167,5 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
 }
 
 fn fenced(request: &SettleRequest, held: &[Partition]) -> Settled {
-    Settled { fenced: request.fenced(|lease| held.contains(&lease.partition)) }
+    Settled::default().with_fenced(request.fenced(|lease| held.contains(&lease.partition)))
 }

@@ -56,7 +56,11 @@ fn remove_old(
         }
         Ok(removed as u64)
     };
-    Ok(Purged { sent: remove(1, "sent_at", request.sent)?, failed: remove(2, "failed_at", request.failed)? })
+    Ok(Purged::default().with_sent(remove(1, "sent_at", request.sent)?).with_failed(remove(
+        2,
+        "failed_at",
+        request.failed,
+    )?))
 }
 
 fn count_quickly(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<QuickStats> {

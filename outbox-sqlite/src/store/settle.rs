@@ -78,7 +78,7 @@ fn record(
     for unhold in request.unholds_of(&fenced) {
         settling.unhold(unhold)?;
     }
-    Ok(Settled { fenced })
+    Ok(Settled::default().with_fenced(fenced))
 }
 
 /// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can have

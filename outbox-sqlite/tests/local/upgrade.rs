@@ -109,7 +109,7 @@ async fn assert_in_use(store: &SqliteStore) {
         (listed[3].cause, listed[3].last_error.as_deref()),
         (Some(FailureCause::Permanent), Some("TooLarge: no"))
     );
-    let archived = store.list(&EventFilter { archived: true, ..EventFilter::default() }, 100).await.unwrap();
+    let archived = store.list(&EventFilter::default().in_archive(), 100).await.unwrap();
     assert_eq!(archived.iter().map(|e| (e.sequence, e.status)).collect::<Vec<_>>(), [(100, sent)]);
     let holds = store.holds(10).await.unwrap();
     let shown: Vec<_> =
@@ -125,7 +125,7 @@ async fn assert_in_use(store: &SqliteStore) {
     let mut handle = relay.handle();
     let running = tokio::spawn(relay.run());
     tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(3)).await.unwrap();
-    let permanent = EventFilter { cause: Some(FailureCause::Permanent), ..EventFilter::default() };
+    let permanent = EventFilter::default().with_cause(FailureCause::Permanent);
     assert_eq!(store.requeue(&permanent).await.unwrap(), 1);
     tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(5)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
@@ -139,6 +139,6 @@ async fn assert_in_use(store: &SqliteStore) {
         [arrived("a"), arrived("b"), arrived("c"), arrived("d")],
         [vec![2, 6], vec![3], vec![4, 5], vec![]]
     );
-    let undecodable = EventFilter { cause: Some(FailureCause::Undecodable), ..EventFilter::default() };
+    let undecodable = EventFilter::default().with_cause(FailureCause::Undecodable);
     assert_eq!(store.list(&undecodable, 10).await.unwrap()[0].sequence, 7);
 }

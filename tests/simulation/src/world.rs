@@ -443,7 +443,7 @@ impl World {
     }
 
     async fn requeue(&self, key: &AggregateKey) {
-        let filter = EventFilter { status: Some(Status::Failed), ..EventFilter::aggregate(key) };
+        let filter = EventFilter::aggregate(key).with_status(Status::Failed);
         let failed = self.database.memory.list(&filter, 100).await.expect("list");
         if self.database.memory.requeue(&EventFilter::aggregate(key)).await.expect("requeue") > 0 {
             for record in failed {
@@ -454,7 +454,7 @@ impl World {
     }
 
     async fn discard(&self, key: &AggregateKey) {
-        let pending = EventFilter { status: Some(Status::Pending), ..EventFilter::aggregate(key) };
+        let pending = EventFilter::aggregate(key).with_status(Status::Pending);
         let before = self.database.memory.list(&pending, 1000).await.expect("list");
         self.database.memory.discard(&EventFilter::aggregate(key)).await.expect("discard");
         let after = self.database.memory.list(&pending, 1000).await.expect("list");
