@@ -64,7 +64,6 @@ pub async fn relayed(
     patience: Duration,
 ) -> Result<(), NotRelayed> {
     let mut ids: Vec<Uuid> = ids.into_iter().collect();
-    #[expect(clippy::disallowed_methods, reason = "a test has the real time, and the engine none of this")]
     let waited = tokio::time::timeout(patience, all_sent(admin, handle, &mut ids)).await;
     if let Ok(sent) = waited {
         return sent;
