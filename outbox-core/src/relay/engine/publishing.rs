@@ -12,7 +12,7 @@ use crate::relay::{
 use crate::{
     AggregateKey,
     clock::Monotonic,
-    store::{FailureCause, HoldReason, Outcome, Settlement, Successors, Unhold, storable_error},
+    store::{FailureCause, HoldReason, Outcome, Settlement, Successors, Unhold},
 };
 
 impl Engine {
@@ -225,11 +225,7 @@ impl Engine {
 fn storable(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Sent => Outcome::Sent,
-        Outcome::Retry { after, error, reason } => {
-            Outcome::Retry { after, error: storable_error(&error), reason }
-        }
-        Outcome::Failed { cause, error, successors } => {
-            Outcome::Failed { cause, error: storable_error(&error), successors }
-        }
+        Outcome::Retry { after, error, reason } => Outcome::retry(after, error, reason),
+        Outcome::Failed { cause, error, successors } => Outcome::failed(cause, error, successors),
     }
 }
