@@ -117,8 +117,12 @@ impl<'a> Settling<'a> {
         session: &'a mut ClientSession,
         request: &'a SettleRequest,
     ) -> Result<Settled, Fault> {
-        let mut leases: BTreeMap<Partition, Lease> = BTreeMap::new();
-        leases.extend(request.leases.iter().map(|lease| (lease.partition, *lease)));
+        // Each lease that is written is in the way of a claim, so those that nothing needs are not.
+        let settled = request.settlements.iter().map(|settlement| settlement.partition);
+        let needed: HashSet<Partition> =
+            settled.chain(request.unholds.iter().map(|unhold| unhold.partition)).collect();
+        let leases = request.leases.iter().filter(|lease| needed.contains(&lease.partition));
+        let leases: BTreeMap<Partition, Lease> = leases.map(|lease| (lease.partition, *lease)).collect();
         let leases: Vec<Lease> = leases.into_values().collect();
         let lost = write_leases(database, session, request.relay, &leases).await?;
         let fenced = request.fenced(|lease| !lost.contains(&lease.partition));
