@@ -141,15 +141,6 @@ impl Reader {
         }
     }
 
-    /// One reader, of settings that name no outboxes.
-    #[cfg(all(test, feature = "sqlite"))]
-    pub(super) fn new(
-        path: Option<&Path>,
-        variables: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Self {
-        Self::all(path, variables).remove(0)
-    }
-
     /// The name of the outbox, where there are several.
     pub(super) fn outbox(&self) -> Option<&str> {
         self.outbox.as_deref()

@@ -128,7 +128,7 @@ fn the_environment_wins_over_the_file() {
 #[test]
 fn values_of_every_kind_are_read() {
     let file = format!(
-        "{MINIMAL}[publisher.file]\nsync = false\n[relay]\ntopic = \"x.{{event_type}}\"\nbuffer_bytes_max = 1_000_000\n\
+        "[store]\nurl = \"sqlite:x\"\n[publisher]\nurl = \"file:x\"\n[publisher.file]\nsync = false\n[relay]\ntopic = \"x.{{event_type}}\"\nbuffer_bytes_max = 1_000_000\n\
          unavailable_delay = \"1s to 2s\"\nseed = 7\n[relay.retry]\nage_max = \"2d\"\ngive_up = \"park\"\n\
          [relay.retention]\nwhen_sent = \"archive\"\nsent = \"never\"\nfailed = \"archive after 30d\"\n"
     );
