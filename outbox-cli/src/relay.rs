@@ -10,7 +10,7 @@ use outbox_core::{
     Finding, Publisher, Relay, RelayHandle, RelayStatus, StoreError, chain,
     publisher::SharedPublisher,
     relay::{Clock, Monotonic, Task, TokioClock},
-    settings::{ConfiguredPublisher, Problem},
+    settings::Problem,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use crate::{
-    config::{Config, OutboxConfig},
+    config::{Config, OutboxConfig, PublisherConfig},
     has_errors,
     output::{Failure, LogFormat, name_findings},
 };
@@ -45,7 +45,7 @@ struct Outbox {
 
 /// The publishers, each made when it is first wanted.
 struct Publishers {
-    configs: Vec<Arc<dyn ConfiguredPublisher>>,
+    configs: Vec<PublisherConfig>,
     made: Mutex<Vec<Option<Arc<dyn Publisher>>>>,
 }
 

@@ -18,7 +18,7 @@ const ADAPTER: Adapter = Adapter::new(
     "Kafka",
     &[SCHEME],
     "kafka://host:port,host:port",
-    "Kafka: idempotent, acknowledged by all in-sync replicas.",
+    "Kafka, idempotent and acknowledged by all in-sync replicas.",
 )
 .settings(SETTINGS)
 .log("librdkafka=error");

@@ -19,7 +19,8 @@ const ADAPTER: Adapter = Adapter::new(
     "MongoDB",
     &["mongodb://", "mongodb+srv://"],
     "mongodb://user:password@host:port/database?replicaSet=name",
-    "A MongoDB replica set, with the options of its connection strings, such as &tls=true&tlsCAFile=ca.pem.",
+    "A MongoDB replica set, with the options of its connection strings, such as \
+     &tls=true&tlsCAFile=ca.pem; mongodb+srv:// is not supported.",
 )
 .settings(SETTINGS);
 

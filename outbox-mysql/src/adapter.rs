@@ -19,7 +19,8 @@ const ADAPTER: Adapter = Adapter::new(
     "MySQL",
     &["mysql://", "mariadb://"],
     "mysql://user:password@host:port/database",
-    "MySQL or MariaDB, with the parameters that sqlx knows, such as ?ssl-mode=VERIFY_CA&ssl-ca=ca.pem.",
+    "MySQL or MariaDB, with the parameters that sqlx knows, such as ?ssl-mode=VERIFY_CA&ssl-ca=ca.pem; mariadb:// is \
+     the same.",
 )
 .settings(SETTINGS);
 

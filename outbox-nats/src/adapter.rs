@@ -18,7 +18,7 @@ const ADAPTER: Adapter = Adapter::new(
     "NATS",
     &["nats://", "tls://"],
     "nats://user:password@host:port,host:port",
-    "NATS JetStream: acknowledged by the stream; tls:// demands TLS. The topic is the subject; publisher.nats.stream is \
+    "NATS JetStream, acknowledged by the stream; tls:// demands TLS. The topic is the subject; publisher.nats.stream is \
      created if it is missing.",
 )
 .settings(SETTINGS)
@@ -53,7 +53,7 @@ impl PublisherAdapter for NatsAdapter {
             }
             builder = builder.stream(stream);
         }
-        let built = builder.build().map_err(|error| error.renamed(&[("servers", URL), ("login", URL)]));
+        let built = builder.build().map_err(|error| error.renamed(&[("servers", URL)]));
         let config = ConfigError::join(problems, built)?;
         let shown = url.split(',').map(|url| shown_url(url.trim())).collect::<Vec<_>>().join(",");
         Ok(Arc::new(Configured { config, shown }))

@@ -319,8 +319,8 @@ impl NatsConfigBuilder {
             0 => {}
             1 => self.config.login = self.logins.swap_remove(0),
             count => problems.push(Problem::new(
-                "login",
-                format!("is given {count} times"),
+                "servers",
+                format!("and what stands beside it give {count} logins"),
                 "give one user, token, nkey or credentials file for all servers",
             )),
         }
@@ -392,10 +392,12 @@ mod tests {
             .unwrap_err();
         let named: Vec<&str> = error.problems().iter().map(|problem| &*problem.setting).collect();
         let expected =
-            ["servers", "servers", "login", "ca_file", "stream", "stream_subjects", "stream_replicas"];
+            ["servers", "servers", "servers", "ca_file", "stream", "stream_subjects", "stream_replicas"];
         assert_eq!(named, expected, "{error}");
         assert!(
-            error.to_string().contains("in place 2") && error.to_string().contains("in place 3"),
+            error.to_string().contains("in place 2")
+                && error.to_string().contains("in place 3")
+                && error.to_string().contains("give 2 logins"),
             "{error}"
         );
         let error = NatsConfig::builder("a:1").stream(NatsStream::new("a", [""; 0])).build().unwrap_err();

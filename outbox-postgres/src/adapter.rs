@@ -19,7 +19,7 @@ const ADAPTER: Adapter = Adapter::new(
     "PostgreSQL",
     &["postgres://", "postgresql://"],
     "postgres://user:password@host:port/database",
-    "PostgreSQL, with the parameters that libpq knows, such as ?sslmode=require.",
+    "PostgreSQL, with the parameters that libpq knows, such as ?sslmode=require; postgresql:// is the same.",
 )
 .settings(SETTINGS);
 

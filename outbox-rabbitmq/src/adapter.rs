@@ -18,7 +18,7 @@ const ADAPTER: Adapter = Adapter::new(
     "RabbitMQ",
     &["amqp://", "amqps://"],
     "amqp://user:password@host:port/vhost",
-    "RabbitMQ: mandatory and confirmed; amqps:// is with TLS. The default virtual host is /%2f. The topic is the routing \
+    "RabbitMQ, mandatory and confirmed; amqps:// is with TLS. The default virtual host is /%2f. The topic is the routing \
      key of publisher.rabbitmq.exchange, or the name of a queue; the exchange must be there.",
 )
 .settings(SETTINGS)

@@ -11,19 +11,20 @@ use super::side::Side;
 const WIDTH: usize = 110;
 
 const HEAD: &str = "\
-# Every setting of the `outbox` relay, printed by `outbox config example`. What is commented out has its default, and
-# an empty text counts as absent.
+# Every setting of the `outbox` relay, printed by `outbox config example`. What is commented out has its
+# default, and an empty text counts as absent.
 #
-# Each setting can be given by environment, which wins over this file: [relay] lease_ttl is OUTBOX_RELAY_LEASE_TTL,
-# and [relay.retry] attempts_max is OUTBOX_RELAY_RETRY_ATTEMPTS_MAX. With _FILE behind its name, the variable names a
-# file that holds the value, which suits secrets: OUTBOX_STORE_URL_FILE=/run/secrets/store_url.
+# Each setting can be given by environment, which wins over this file: [relay] lease_ttl is
+# OUTBOX_RELAY_LEASE_TTL, and [relay.retry] attempts_max is OUTBOX_RELAY_RETRY_ATTEMPTS_MAX. With _FILE behind
+# its name, the variable names a file that holds the value, which suits secrets:
+# OUTBOX_STORE_URL_FILE=/run/secrets/store_url.
 #
 # Times have a unit: \"250ms\", \"5s\", \"1m 30s\", \"3d\". Numbers may be grouped: 16_777_216.
 ";
 
 const TAIL: &str = "
-# Several outboxes in one process: a table for each, with a name and whatever differs from the tables above. By
-# environment, OUTBOX_BILLING_STORE_URL is store.url of the one that is called billing.
+# Several outboxes in one process: a table for each, with a name and whatever differs from the tables above.
+# By environment, OUTBOX_BILLING_STORE_URL is store.url of the one that is called billing.
 #     [[outbox]]
 #     name = \"billing\"
 #     store.schema = \"billing\"
@@ -44,15 +45,17 @@ fn side(out: &mut String, side: &Side, url: &str) {
     out.push_str(&format!("\n[{}]\n", side.name));
     comment(out, side.url.text);
     for adapter in &side.adapters {
-        comment(out, &format!("- {}: {}", adapter.url_form, adapter.text));
+        wrap(out, "# - ", "#   ", &format!("{:?}: {}", adapter.url_form, adapter.text));
     }
     out.push_str(&format!("url = {url:?}\n"));
     for adapter in side.adapters.iter().filter(|adapter| !adapter.settings.is_empty()) {
         let table = side.table(adapter);
         if table == format!("{}.", side.name) {
-            let only = format!("\n# Of {} only, {}\n", adapter.title, adapter.url_form);
-            out.push_str(&only);
-            adapter.settings.iter().for_each(|setting| line(out, setting, setting.key));
+            out.push_str(&format!("\n# Only for {}, {:?}:\n", adapter.title, adapter.url_form));
+            for setting in adapter.settings {
+                out.push('\n');
+                line(out, setting, setting.key);
+            }
         } else {
             settings(out, &table, adapter.settings);
         }
@@ -101,14 +104,24 @@ fn value(setting: &Setting) -> String {
 }
 
 fn comment(out: &mut String, text: &str) {
-    let mut line = String::from("#");
+    wrap(out, "# ", "# ", text);
+}
+
+/// A text in lines, of which the first begins otherwise than the rest.
+fn wrap(out: &mut String, first: &str, rest: &str, text: &str) {
+    let mut line = first.to_owned();
+    let mut begin = first.len();
     for word in text.split_whitespace() {
-        if line.len() + 1 + word.len() > WIDTH {
-            out.push_str(&line);
-            out.push('\n');
-            "#".clone_into(&mut line);
+        if line.len() > begin {
+            if line.len() + 1 + word.len() > WIDTH {
+                out.push_str(&line);
+                out.push('\n');
+                rest.clone_into(&mut line);
+                begin = rest.len();
+            } else {
+                line.push(' ');
+            }
         }
-        line.push(' ');
         line.push_str(word);
     }
     out.push_str(&line);

@@ -35,6 +35,12 @@ const FILE_DEFAULT: &str = "outbox.toml";
 /// The table of the relay's settings.
 const RELAY: &str = "relay.";
 
+/// A store that is configured. Which one, only its adapter knows.
+pub(crate) type StoreConfig = Arc<dyn ConfiguredStore>;
+
+/// A publisher that is configured. Which one, only its adapter knows.
+pub(crate) type PublisherConfig = Arc<dyn ConfiguredPublisher>;
+
 /// What a command needs to have been configured. What is there is checked in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
@@ -44,16 +50,13 @@ pub(crate) enum Needs {
     StoreAndPublisher,
 }
 
-/// One outbox, and the publisher that all of them share, where one is configured.
-pub(crate) type OneOutbox = (OutboxConfig, Option<Arc<dyn ConfiguredPublisher>>);
-
 /// Everything that is configured, valid as far as can be told without looking at a server.
 #[derive(Debug)]
 pub(crate) struct Config {
     /// One without a name, or those that the file names.
     pub(crate) outboxes: Vec<OutboxConfig>,
     /// The publishers that differ, each of one or more outboxes.
-    pub(crate) publishers: Vec<Arc<dyn ConfiguredPublisher>>,
+    pub(crate) publishers: Vec<PublisherConfig>,
 }
 
 /// One outbox and its relay.
@@ -61,7 +64,7 @@ pub(crate) struct Config {
 pub(crate) struct OutboxConfig {
     /// Its name, where the file names outboxes.
     pub(crate) name: Option<String>,
-    pub(crate) store: Arc<dyn ConfiguredStore>,
+    pub(crate) store: StoreConfig,
     /// Which of the publishers.
     pub(crate) publisher: Option<usize>,
     pub(crate) relay: RelayConfig,
@@ -113,7 +116,7 @@ impl Config {
     ///
     /// # Errors
     /// A finding that names them, if there are several.
-    pub(crate) fn one(mut self) -> Result<OneOutbox, Vec<Finding>> {
+    pub(crate) fn one(mut self) -> Result<(OutboxConfig, Option<PublisherConfig>), Vec<Finding>> {
         let names = self.names();
         let outbox = self.outboxes.pop().filter(|_| self.outboxes.is_empty());
         let Some(outbox) = outbox else {
@@ -173,14 +176,14 @@ fn relay(reader: &mut Reader) -> RelayConfig {
     relay
 }
 
-fn store(reader: &mut Reader, relay: &RelayConfig) -> Option<Arc<dyn ConfiguredStore>> {
+fn store(reader: &mut Reader, relay: &RelayConfig) -> Option<StoreConfig> {
     let side = Side::store();
     let chosen = side.read(reader, true)?;
     let configured = STORES[chosen.index].configure(&chosen.url, &chosen.values, relay);
     side.take(reader, &chosen, configured)
 }
 
-fn publisher(reader: &mut Reader, relay: &RelayConfig, needs: Needs) -> Option<Arc<dyn ConfiguredPublisher>> {
+fn publisher(reader: &mut Reader, relay: &RelayConfig, needs: Needs) -> Option<PublisherConfig> {
     let side = Side::publisher();
     let chosen = side.read(reader, needs == Needs::StoreAndPublisher)?;
     let configured = PUBLISHERS[chosen.index].configure(&chosen.url, &chosen.values, relay);

@@ -10,17 +10,19 @@ use super::side::Side;
 const HEAD: &str = "\
 # Settings
 
-The reference of the `outbox` program, printed by `outbox config reference`. `outbox config example` prints a file with
-all of it.
+The reference of the `outbox` program, printed by `outbox config reference`. `outbox config example` prints a
+file with all of it.
 
-A setting stands in `outbox.toml`, or in the file that `--config` names. Each can be given by environment, which wins
-over the file: the variable is `OUTBOX_` and the key in capitals with `_` for each dot, so `relay.retry.attempts_max`
-is `OUTBOX_RELAY_RETRY_ATTEMPTS_MAX`. With `_FILE` behind its name, a variable names a file that holds the value:
-`OUTBOX_STORE_URL_FILE=/run/secrets/url`. An empty variable, and an empty text in the file where there is no default,
-counts as absent. Of several outboxes, `OUTBOX_SHOP_STORE_URL` is `store.url` of the one with the name `shop`.
+A setting stands in `outbox.toml`, or in the file that `--config` names. Each can be given by environment, which
+wins over the file: the variable is `OUTBOX_` and the key in capitals with `_` for each dot, so
+`relay.retry.attempts_max` is `OUTBOX_RELAY_RETRY_ATTEMPTS_MAX`. With `_FILE` behind its name, a variable names a
+file that holds the value: `OUTBOX_STORE_URL_FILE=/run/secrets/url`. An empty variable, and an empty text in the
+file where there is no default, counts as absent. Of several outboxes, `OUTBOX_SHOP_STORE_URL` is `store.url` of
+the one with the name `shop`.
 
-Times have a unit, such as `250ms`, `5s`, `1m 30s` or `3d`; in the file they stand in quotes. Numbers may be grouped:
-`16_777_216`. A setting of a store or publisher that the URL does not choose is refused by name, as every unknown one is.
+Times have a unit, such as `250ms`, `5s`, `1m 30s` or `3d`; in the file they stand in quotes. Numbers may be
+grouped: `16_777_216`. A setting of a store or publisher that the URL does not choose is refused by name, as every
+unknown one is.
 ";
 
 /// The document.
@@ -36,9 +38,7 @@ pub(crate) fn reference() -> String {
 fn side(out: &mut String, side: &Side, title: &str) {
     out.push_str(&format!("\n## {title}\n\n{}\n\n| `{}.url` | |\n|---|---|\n", side.url.text, side.name));
     for adapter in &side.adapters {
-        let schemes = adapter.schemes.iter().filter(|scheme| !adapter.url_form.starts_with(**scheme));
-        let others: String = schemes.map(|scheme| format!(", `{scheme}…`")).collect();
-        out.push_str(&format!("| `{}`{others} | {} |\n", adapter.url_form, cell(adapter.text)));
+        out.push_str(&format!("| `{}` | {} |\n", adapter.url_form, cell(adapter.text)));
     }
     for adapter in side.adapters.iter().filter(|adapter| !adapter.settings.is_empty()) {
         let mut title = adapter.title.chars();

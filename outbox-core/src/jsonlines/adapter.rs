@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::JsonLinesPublisher;
+use super::publisher::JsonLinesPublisher;
 use crate::{
     ConfigError, Finding, Publisher, RelayConfig,
     settings::{

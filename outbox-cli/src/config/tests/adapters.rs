@@ -104,13 +104,16 @@ fn rabbitmqs_and_natss_settings_are_passed_on_and_their_problems_named() {
     assert_one(&lines, &["publisher.rabbitmq.exchange (outbox.toml line 6)", "exchange_from_topic"]);
     assert_one(&lines, &["publisher.rabbitmq.payload_bytes_max (outbox.toml line 8)", "from 1"]);
     assert_one(&lines, &["publisher.rabbitmq.ca_file (outbox.toml line 9)", "/no/such"]);
-    assert_one(&lines, &["publisher.rabbitmq.client_certificate", "client_key"]);
+    assert_one(
+        &lines,
+        &["publisher.rabbitmq.client_key (outbox.toml line 10)", "without client_certificate"],
+    );
     assert_eq!(lines.len(), 4, "{lines:#?}");
 
     let table = "[publisher.nats]\nstream = \"a b\"\ncredentials_file = \"c\"\n";
     let lines = refused(&with("nats://me:hush@h", table), &[]);
     assert_one(&lines, &["publisher.nats.stream (outbox.toml line 6)", "stream_subjects"]);
-    assert_one(&lines, &["publisher.url (outbox.toml line 4)", "login is given 2 times"]);
+    assert_one(&lines, &["publisher.url (outbox.toml line 4)", "give 2 logins"]);
     assert_eq!(lines.len(), 2, "{lines:#?}");
 }
 

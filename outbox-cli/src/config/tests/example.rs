@@ -10,8 +10,8 @@ fn example_in_force(store: &Adapter, publisher: &Adapter) -> String {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             table = name.to_owned();
             only = !name.starts_with("publisher.") || name == format!("publisher.{}", publisher.name);
-        } else if let Some(title) = line.strip_prefix("# Of ") {
-            only = title.starts_with(&format!("{} only,", store.title));
+        } else if let Some(title) = line.strip_prefix("# Only for ") {
+            only = title.starts_with(&format!("{},", store.title));
         }
         let setting =
             line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()));

@@ -38,8 +38,8 @@ impl Drop for TempFile {
 
 /// The one outbox of a configuration.
 struct One {
-    store: Arc<dyn ConfiguredStore>,
-    publisher: Option<Arc<dyn ConfiguredPublisher>>,
+    store: StoreConfig,
+    publisher: Option<PublisherConfig>,
     relay: RelayConfig,
 }
 
@@ -127,12 +127,11 @@ fn the_environment_wins_over_the_file() {
 
 #[test]
 fn values_of_every_kind_are_read() {
-    let file = format!(
-        "{MINIMAL}[publisher.file]\nsync = false\n[relay]\ntopic = \"x.{{event_type}}\"\nbuffer_bytes_max = 1_000_000\n\
+    let file = "[store]\nurl = \"sqlite:x\"\n[publisher]\nurl = \"file:x\"\n[publisher.file]\nsync = false\n[relay]\n\
+         topic = \"x.{event_type}\"\nbuffer_bytes_max = 1_000_000\n\
          unavailable_delay = \"1s to 2s\"\nseed = 7\n[relay.retry]\nage_max = \"2d\"\ngive_up = \"park\"\n\
-         [relay.retention]\nwhen_sent = \"archive\"\nsent = \"never\"\nfailed = \"archive after 30d\"\n"
-    );
-    let relay = load(&file, &[]).unwrap().relay;
+         [relay.retention]\nwhen_sent = \"archive\"\nsent = \"never\"\nfailed = \"archive after 30d\"\n";
+    let relay = load(file, &[]).unwrap().relay;
     assert_eq!(relay.topic.to_string(), "x.{event_type}");
     assert_eq!(relay.buffer_bytes_max, 1_000_000);
     assert_eq!(format!("{:?}", relay.unavailable_delay), "(1s, 2s)");

@@ -1,6 +1,4 @@
-//! A publisher without a broker: [`JsonLinesPublisher`].
-
-mod adapter;
+//! The publisher itself: [`JsonLinesPublisher`].
 
 use std::{
     fmt,
@@ -16,7 +14,6 @@ use std::{
 
 use async_trait::async_trait;
 
-pub use self::adapter::{FileAdapter, StdoutAdapter};
 use crate::{
     Finding, Publisher, cloudevents,
     publisher::{Message, PublishError, Reporter, Stored},
