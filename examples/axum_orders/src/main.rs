@@ -1,6 +1,7 @@
 //! An axum service with the relay in the same process: its README tells how to run it.
 #![allow(clippy::print_stderr, reason = "an example talks to its reader; its standard output is the broker")]
 
+mod error;
 mod orders;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -15,7 +16,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use error::Error;
 
 /// How long the relay may take at the end to send what is pending. Less than what the platform waits before
 /// it kills.

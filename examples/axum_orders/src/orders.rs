@@ -81,9 +81,9 @@ async fn ready(State(shop): State<Shop>) -> (StatusCode, String) {
 }
 
 /// What went wrong. The transaction is dropped, and that rolls back the order and its event.
-struct Failure(crate::Error);
+struct Failure(crate::error::Error);
 
-impl<E: Into<crate::Error>> From<E> for Failure {
+impl<E: Into<crate::error::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(error.into())
     }

@@ -15,7 +15,6 @@ mod tables;
 
 use std::{collections::HashSet, path::Path, sync::Arc, time::SystemTime};
 
-use chrono::{DateTime, Utc};
 use outbox_core::{
     Enqueue, EnqueueError, Event, StoreError, StoreErrorKind,
     store::{PAYLOAD_BYTES_MAX_DEFAULT, Sequence},
@@ -156,10 +155,6 @@ fn write_events(
 fn now() -> i64 {
     let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn utc(micros: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
 async fn blocking<T: Send + 'static>(

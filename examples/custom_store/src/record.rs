@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, Event,
     store::{
@@ -13,8 +14,6 @@ use outbox_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use uuid::Uuid;
-
-use crate::utc;
 
 /// The one partition of this store.
 pub(crate) const PARTITION: u16 = 0;
@@ -177,4 +176,8 @@ pub(crate) fn to_bytes(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
 
 pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
     serde_json::from_slice(bytes).map_err(|error| redb::Error::Corrupted(error.to_string()))
+}
+
+fn utc(micros: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }

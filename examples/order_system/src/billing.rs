@@ -4,9 +4,9 @@ use outbox::{Receipt, ReceivedEvent, consume_once};
 use sqlx::PgConnection;
 
 use crate::{
-    Error,
-    broker::Message,
+    broker::message::Message,
     consumer::Service,
+    error::Error,
     postgres_consumer::PostgresConsumer,
     shop::{Order, Step},
 };

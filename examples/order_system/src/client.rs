@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    Error,
+    error::Error,
     order_service::NewOrder,
     process::PATIENCE,
     shop::{ITEMS, Step},

@@ -2,11 +2,12 @@
 
 use std::{future::Future, pin::pin, time::Duration};
 
+use clap::Args;
 use outbox::{Receipt, ReceivedEvent};
 
 use crate::{
-    Consumer, Error,
-    broker::Message,
+    broker::{Broker, message::Message},
+    error::Error,
     shop::{Order, Step},
 };
 
@@ -22,6 +23,20 @@ pub(crate) const SEEN: &str = ": seen before, nothing done";
 
 /// What a service says when it stands still, to be killed.
 pub(crate) const PAUSED: &str = "committed, and stands still before the acknowledgement";
+
+/// A service that consumes the events.
+#[derive(Args)]
+pub(crate) struct Consumer {
+    /// The service's own database.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database_url: String,
+    #[command(flatten)]
+    broker: Broker,
+    /// Stand still when the effect of the N-th new event has committed and the broker does not know it yet: the worst
+    /// moment to be killed.
+    #[arg(long, value_name = "N")]
+    pause_before_acknowledgement: Option<u64>,
+}
 
 /// A service with a database of its own.
 pub(crate) trait Service: Sized {

@@ -11,10 +11,10 @@ use tokio::{
 };
 
 use crate::{
-    Error,
     broker::Kind,
     client::{Client, Promises},
     consumer::{HANDLED, PAUSED, SEEN},
+    error::Error,
     process::{PATIENCE, Process},
     reconcile::{Books, reconcile},
     stage::{SERVICES, Stage},

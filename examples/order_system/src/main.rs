@@ -6,6 +6,7 @@ mod broker;
 mod client;
 mod consumer;
 mod demo;
+mod error;
 mod inventory;
 mod notification;
 mod order_service;
@@ -19,9 +20,9 @@ mod stage;
 use std::{net::SocketAddr, process::ExitCode};
 
 use broker::Broker;
-use clap::{Args, Parser, Subcommand};
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use clap::{Parser, Subcommand};
+use consumer::Consumer;
+use error::Error;
 
 /// An order service with a transactional outbox, its relays, and the three services that live on its events.
 #[derive(Parser)]
@@ -60,20 +61,6 @@ enum Command {
     Notification(Consumer),
     /// Run all of it on real servers, kill some of it, and compare what was promised with what came of it.
     Demo(demo::Options),
-}
-
-/// A service that consumes the events.
-#[derive(Args)]
-struct Consumer {
-    /// The service's own database.
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    database_url: String,
-    #[command(flatten)]
-    broker: Broker,
-    /// Stand still when the effect of the N-th new event has committed and the broker does not know it yet: the worst
-    /// moment to be killed.
-    #[arg(long, value_name = "N")]
-    pause_before_acknowledgement: Option<u64>,
 }
 
 #[tokio::main]

@@ -8,9 +8,9 @@ use outbox::{
 use rusqlite::{Connection, TransactionBehavior};
 
 use crate::{
-    Error,
-    broker::Message,
+    broker::message::Message,
     consumer::{RECEIPTS_KEPT, Service},
+    error::Error,
     shop::{Order, Step},
 };
 

@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::{
-    Error,
+    error::Error,
     shop::{ITEMS, Order, Step},
 };
 

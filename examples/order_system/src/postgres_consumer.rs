@@ -6,7 +6,7 @@ use outbox::{
 };
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 
-use crate::{Error, broker::Message, consumer::RECEIPTS_KEPT};
+use crate::{broker::message::Message, consumer::RECEIPTS_KEPT, error::Error};
 
 const SET_ASIDE: &str = "CREATE TABLE IF NOT EXISTS set_aside (reason text, headers text, payload bytea);";
 

@@ -7,8 +7,8 @@ use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 use crate::{
-    Error,
     client::Promises,
+    error::Error,
     shop::{ITEMS, STOCK, Step},
     stage::Stage,
 };

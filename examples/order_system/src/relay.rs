@@ -8,7 +8,7 @@ use outbox::{
     postgres::{PostgresConfig, PostgresStore},
 };
 
-use crate::{Error, broker::Broker};
+use crate::{broker::Broker, error::Error};
 
 /// The CloudEvents `source` of every event.
 const SOURCE: &str = "/order-service";

@@ -8,10 +8,10 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::{
-    Error,
     billing::Billing,
     broker::{Broker, Kind},
     consumer::Service as _,
+    error::Error,
     inventory::Inventory,
     notification::Notification,
 };

@@ -1,6 +1,7 @@
 //! An order saga over three services, each with a database of its own: the README tells how it goes.
 
 mod bus;
+mod error;
 pub mod messages;
 mod orders;
 mod payments;
@@ -14,35 +15,12 @@ use outbox::{
     sqlite::SqliteStore,
 };
 use rusqlite::Connection;
-use service::Service;
 
-/// What goes wrong.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub use self::{error::Error, orders::Order};
+use service::Service;
 
 /// How long the sagas may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a customer orders.
-#[derive(Debug, Clone)]
-pub struct Order {
-    /// Its id.
-    pub id: String,
-    /// Who pays.
-    pub customer: String,
-    /// What.
-    pub item: String,
-    /// How many.
-    pub quantity: i64,
-    /// For how much.
-    pub cents: i64,
-}
-
-impl Order {
-    /// An order from its parts.
-    pub fn new(id: &str, customer: &str, item: &str, quantity: i64, cents: i64) -> Self {
-        Self { id: id.to_owned(), customer: customer.to_owned(), item: item.to_owned(), quantity, cents }
-    }
-}
 
 /// What is in the databases when every saga has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

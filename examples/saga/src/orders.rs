@@ -4,10 +4,32 @@ use outbox::{Event, OutboxEvent as _, ReceivedEvent};
 use rusqlite::{Connection, Transaction};
 
 use crate::{
-    Error, Order,
+    error::Error,
     messages::{PaymentCommand, Reply, Reserve},
     service::Service,
 };
+
+/// What a customer orders.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Its id.
+    pub id: String,
+    /// Who pays.
+    pub customer: String,
+    /// What.
+    pub item: String,
+    /// How many.
+    pub quantity: i64,
+    /// For how much.
+    pub cents: i64,
+}
+
+impl Order {
+    /// An order from its parts.
+    pub fn new(id: &str, customer: &str, item: &str, quantity: i64, cents: i64) -> Self {
+        Self { id: id.to_owned(), customer: customer.to_owned(), item: item.to_owned(), quantity, cents }
+    }
+}
 
 pub(crate) const TABLES: &str = "
     CREATE TABLE orders (id TEXT PRIMARY KEY, item TEXT NOT NULL, quantity INTEGER NOT NULL,

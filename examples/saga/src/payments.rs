@@ -4,7 +4,7 @@ use outbox::{Event, OutboxEvent as _, ReceivedEvent};
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use crate::{
-    Error,
+    error::Error,
     messages::{PaymentCommand, Reply},
 };
 

@@ -13,7 +13,7 @@ use outbox::{
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
-use crate::Error;
+use crate::error::Error;
 
 /// What a message does, in the transaction that it is given, and the events that follow.
 type Effect = fn(&Transaction<'_>, &ReceivedEvent, &[u8]) -> Result<Vec<Event>, Error>;

@@ -4,7 +4,7 @@ use outbox::{Event, OutboxEvent as _, ReceivedEvent};
 use rusqlite::Transaction;
 
 use crate::{
-    Error,
+    error::Error,
     messages::{Reply, Reserve},
 };
 

@@ -1,24 +1,17 @@
 //! [`MemoryInbox`]: the reference inbox.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::{
-    MemoryStore, MemoryTransaction,
+    receipts::ReceiptKey,
+    store::MemoryStore,
     time::{Time, between},
+    transaction::MemoryTransaction,
 };
 use crate::{
     EventError, Inbox, InboxError, Receipt, StoreError, StoreErrorKind,
     inbox::{EventIdentity, check_consumer, check_purge_age},
 };
-
-/// Consumer, source and id.
-type ReceiptKey = (String, String, String);
-
-/// Consumer and source.
-type HorizonKey = (String, String);
 
 /// The inbox of one consumer in a [`MemoryStore`]. It never waits: while another transaction has received the same
 /// event and is open, the answer is [`StoreErrorKind::Conflict`].
@@ -44,7 +37,7 @@ impl MemoryInbox {
         transaction: &mut MemoryTransaction,
         event: &EventIdentity,
     ) -> Result<Receipt, InboxError> {
-        transaction.check_store(&self.store, "receive in memory")?;
+        transaction.check_database(&self.store.database, "receive in memory")?;
         let key = (self.consumer.clone(), event.source().to_owned(), event.id().to_owned());
         let horizon_key = (self.consumer.clone(), event.source().to_owned());
         let work = &mut transaction.inbox;
@@ -77,7 +70,7 @@ impl MemoryInbox {
         rows_max: u32,
     ) -> Result<u64, InboxError> {
         check_purge_age(older_than)?;
-        transaction.check_store(&self.store, "purge in memory")?;
+        transaction.check_database(&self.store.database, "purge in memory")?;
         let now = self.store.now();
         let state = self.store.lock();
         let work = &mut transaction.inbox;
@@ -124,44 +117,5 @@ impl Inbox<MemoryTransaction> for MemoryInbox {
         rows_max: u32,
     ) -> Result<u64, InboxError> {
         self.purge_now(transaction, older_than, rows_max)
-    }
-}
-
-/// The inboxes' tables.
-#[derive(Debug, Default)]
-pub(super) struct InboxState {
-    receipts: BTreeMap<ReceiptKey, Option<Time>>,
-    /// What open transactions have received.
-    open: BTreeSet<ReceiptKey>,
-    horizons: BTreeMap<HorizonKey, Time>,
-}
-
-/// What a transaction has done to the inboxes.
-#[derive(Debug, Default)]
-pub(super) struct InboxWork {
-    received: BTreeMap<ReceiptKey, Option<Time>>,
-    purged: BTreeSet<ReceiptKey>,
-    raised: BTreeMap<HorizonKey, Time>,
-}
-
-impl InboxState {
-    pub(super) fn commit(&mut self, work: InboxWork) {
-        for key in &work.purged {
-            self.receipts.remove(key);
-        }
-        for (key, time) in work.raised {
-            let horizon = self.horizons.entry(key).or_insert(time);
-            *horizon = time.max(*horizon);
-        }
-        for (key, time) in work.received {
-            self.open.remove(&key);
-            self.receipts.insert(key, time);
-        }
-    }
-
-    pub(super) fn roll_back(&mut self, work: &InboxWork) {
-        for key in work.received.keys() {
-            self.open.remove(key);
-        }
     }
 }

@@ -7,9 +7,11 @@
 //! and order of rows included, so that a simulation can replay a run exactly.
 
 mod admin;
+mod database;
 mod inbox;
 mod publisher;
 mod reader;
+mod receipts;
 mod settle;
 mod state;
 mod store;

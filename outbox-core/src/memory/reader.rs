@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 
 use super::{
-    MemoryStore,
+    database::Database,
     state::State,
     time::{Time, between},
 };
@@ -20,16 +20,16 @@ const DUE_HOLDS_MAX: usize = 256;
 /// Scans from the lowest pending row each time, so that late rows, scheduled rows and new partitions need no memory.
 /// All it remembers is which due holds it has returned, so that the others get their turn.
 pub(super) struct MemoryReader {
-    store: MemoryStore,
+    database: Database,
     leases: BTreeMap<Partition, Epoch>,
     holds_out: BTreeMap<AggregateKey, Partition>,
     pauses_told: u64,
 }
 
 impl MemoryReader {
-    pub(super) fn new(store: MemoryStore) -> Self {
-        let pauses_told = store.lock().pauses;
-        Self { store, leases: BTreeMap::new(), holds_out: BTreeMap::new(), pauses_told }
+    pub(super) fn new(database: Database) -> Self {
+        let pauses_told = database.lock().pauses;
+        Self { database, leases: BTreeMap::new(), holds_out: BTreeMap::new(), pauses_told }
     }
 
     /// Takes note of what the relay owns and has dealt with. What it was given under another lease is forgotten.
@@ -129,9 +129,9 @@ impl MemoryReader {
 impl OutboxReader for MemoryReader {
     async fn fetch(&mut self, request: FetchRequest) -> Result<Fetched, StoreError> {
         self.advance(&request);
-        let now = self.store.now();
-        let store = self.store.clone();
-        let state = store.lock();
+        let now = self.database.now();
+        let database = self.database.clone();
+        let state = database.lock();
         let mut page = Page::new(&request);
         // Due holds first: everything of their aggregate waits for them.
         let due_holds = self.due_holds(&state, &mut page, now);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    inbox::InboxState,
+    receipts::InboxState,
     time::{Time, between},
 };
 use crate::{

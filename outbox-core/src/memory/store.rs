@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
@@ -12,10 +11,11 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    MemoryTransaction,
+    database::Database,
     reader::MemoryReader,
     state::{Life, PartitionRow, State},
     time::{Time, after, between},
+    transaction::MemoryTransaction,
 };
 use crate::{
     Disposal, Enqueue, EnqueueError, Event, Finding, OutboxStore, StoreError,
@@ -26,10 +26,6 @@ use crate::{
         StoreCapabilities, StoreStats,
     },
 };
-
-/// What the store's clock says when the [`Clock`] behind it says zero: 2026-01-01T00:00:00Z. Fixed, so that a run
-/// under a simulated clock is the same every time.
-const ORIGIN_SECONDS: i64 = 1_767_225_600;
 
 /// The reference store: the whole contract in memory. Cheap to clone; all clones are the same store.
 ///
@@ -45,27 +41,25 @@ const ORIGIN_SECONDS: i64 = 1_767_225_600;
 /// assert_eq!(store.get("order-4711").as_deref(), Some("placed"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct MemoryStore {
-    clock: Arc<dyn Clock>,
-    state: Arc<Mutex<State>>,
+    pub(super) database: Database,
 }
 
 impl MemoryStore {
     /// An empty store whose database clock is `clock`, counted from 2026-01-01T00:00:00Z.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, state: Arc::new(Mutex::new(State::new())) }
+        Self { database: Database::new(clock) }
     }
 
     /// The time by the store's own clock: what a scheduled event's `available_at` is compared with.
     pub fn now(&self) -> DateTime<Utc> {
-        let origin = DateTime::<Utc>::from_timestamp(ORIGIN_SECONDS, 0).unwrap_or_default();
-        after(origin, self.clock.now())
+        self.database.now()
     }
 
     /// Begins a transaction. Any number of them can be open at a time.
     pub fn begin(&self) -> MemoryTransaction {
-        MemoryTransaction::new(self.clone())
+        MemoryTransaction::new(self.database.clone())
     }
 
     /// The committed business row `key`: see [`MemoryTransaction::put`].
@@ -79,22 +73,7 @@ impl MemoryStore {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.state, &other.state)
-    }
-}
-
-impl fmt::Debug for MemoryStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
-        f.debug_struct("MemoryStore")
-            .field("rows", &state.rows.len())
-            .field("pending", &state.pending.len())
-            .field("holds", &state.holds)
-            .finish_non_exhaustive()
+        self.database.lock()
     }
 }
 
@@ -104,7 +83,7 @@ impl Enqueue<MemoryTransaction> for MemoryStore {
         transaction: &mut MemoryTransaction,
         event: &Event,
     ) -> Result<Sequence, EnqueueError> {
-        transaction.check_store(self, "enqueue in memory")?;
+        transaction.check_database(&self.database, "enqueue in memory")?;
         transaction.enqueue(event)
     }
 
@@ -113,7 +92,7 @@ impl Enqueue<MemoryTransaction> for MemoryStore {
         transaction: &mut MemoryTransaction,
         events: &[Event],
     ) -> Result<Vec<Sequence>, EnqueueError> {
-        transaction.check_store(self, "enqueue in memory")?;
+        transaction.check_database(&self.database, "enqueue in memory")?;
         transaction.enqueue_all(events)
     }
 }
@@ -209,7 +188,7 @@ impl OutboxStore for MemoryStore {
     }
 
     async fn reader(&self, _relay: RelayId) -> Result<Box<dyn OutboxReader>, StoreError> {
-        Ok(Box::new(MemoryReader::new(self.clone())))
+        Ok(Box::new(MemoryReader::new(self.database.clone())))
     }
 
     async fn begin_attempt(

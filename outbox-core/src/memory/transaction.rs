@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use uuid::Uuid;
 
 use super::{
-    MemoryStore,
-    inbox::InboxWork,
+    database::Database,
+    receipts::InboxWork,
     state::{EventRow, Life, partition_of},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     store::{Sequence, StoredEvent},
 };
 
-/// A transaction of a [`MemoryStore`]. Nobody sees what it writes until [`commit`](Self::commit); dropping it rolls
+/// A transaction of a [`MemoryStore`](super::MemoryStore). Nobody sees what it writes until [`commit`](Self::commit); dropping it rolls
 /// it back.
 ///
 /// A sequence is drawn when its event is enqueued, as from a database's sequence, so that a lower one can be
@@ -23,19 +23,19 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct MemoryTransaction {
-    store: MemoryStore,
+    database: Database,
     rows: Vec<(Sequence, EventRow)>,
     values: Vec<(String, String)>,
     pub(super) inbox: InboxWork,
 }
 
 impl MemoryTransaction {
-    pub(super) fn new(store: MemoryStore) -> Self {
-        Self { store, rows: Vec::new(), values: Vec::new(), inbox: InboxWork::default() }
+    pub(super) fn new(database: Database) -> Self {
+        Self { database, rows: Vec::new(), values: Vec::new(), inbox: InboxWork::default() }
     }
 
-    pub(super) fn check_store(&self, store: &MemoryStore, what: &str) -> Result<(), StoreError> {
-        if self.store.is(store) {
+    pub(super) fn check_database(&self, database: &Database, what: &str) -> Result<(), StoreError> {
+        if self.database.is(database) {
             return Ok(());
         }
         let what =
@@ -68,13 +68,13 @@ impl MemoryTransaction {
             key: key.clone(),
             partition: partition_of(key),
             content: Err(error.to_owned()),
-            created_at: self.store.now(),
+            created_at: self.database.now(),
             available_at: None,
             life: Life::Pending,
             attempts: 0,
             last_error: None,
         };
-        let sequence = self.store.lock().sequence_next();
+        let sequence = self.database.lock().sequence_next();
         self.rows.push((sequence, row));
         sequence
     }
@@ -86,7 +86,7 @@ impl MemoryTransaction {
 
     /// Makes everything visible at once.
     pub fn commit(mut self) {
-        let mut state = self.store.lock();
+        let mut state = self.database.lock();
         for (sequence, row) in std::mem::take(&mut self.rows) {
             state.insert(sequence, row);
         }
@@ -98,7 +98,7 @@ impl MemoryTransaction {
     pub fn rollback(self) {}
 
     fn check(&self, events: &[Event]) -> Result<(), EnqueueError> {
-        let state = self.store.lock();
+        let state = self.database.lock();
         let mut ids: BTreeSet<Uuid> = BTreeSet::new();
         for event in events {
             event.check_payload(PAYLOAD_BYTES_MAX_DEFAULT)?;
@@ -111,7 +111,7 @@ impl MemoryTransaction {
 
     fn write(&mut self, event: &Event) -> Sequence {
         let key = AggregateKey::new(event.aggregate_type(), event.aggregate_id());
-        let created_at = self.store.now();
+        let created_at = self.database.now();
         let row = EventRow {
             partition: partition_of(&key),
             key,
@@ -122,7 +122,7 @@ impl MemoryTransaction {
             attempts: 0,
             last_error: None,
         };
-        let mut state = self.store.lock();
+        let mut state = self.database.lock();
         state.ids.insert(event.id());
         let sequence = state.sequence_next();
         drop(state);
@@ -133,7 +133,7 @@ impl MemoryTransaction {
 
 impl Drop for MemoryTransaction {
     fn drop(&mut self) {
-        let mut state = self.store.lock();
+        let mut state = self.database.lock();
         state.inbox.roll_back(&self.inbox);
         for (_, row) in self.rows.drain(..) {
             if let Ok(event) = &row.content {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::ReplayProgress;
+use super::progress::ReplayProgress;
 use crate::relay::Phase;
 
 /// A handle on a replay: cheap to clone, usable from any task.

@@ -18,6 +18,7 @@
 
 mod handle;
 mod pace;
+mod progress;
 mod queue;
 mod run;
 
@@ -26,7 +27,10 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 use uuid::Uuid;
 
 use self::handle::Signals;
-pub use self::handle::{ReplayEnded, ReplayHandle};
+pub use self::{
+    handle::{ReplayEnded, ReplayHandle},
+    progress::{Refusal, ReplayProgress},
+};
 use crate::{
     ConfigError, EventFilter, OutboxAdmin, Publisher, RetryPolicy, StoreError, TopicTemplate,
     clock::{Clock, TokioClock},
@@ -160,39 +164,6 @@ pub struct ReplayPlan {
     pub refused: u64,
     /// Why, of the first twenty of them.
     pub refusals: Vec<Refusal>,
-}
-
-/// How far a replay is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReplayProgress {
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Events that the broker has acknowledged.
-    pub sent: u64,
-    /// Events that were given up. They can be replayed by their ids.
-    pub refused: u64,
-    /// Why, of the first twenty of them.
-    pub refusals: Vec<Refusal>,
-    /// Attempts that failed and were repeated.
-    pub retried: u64,
-    /// All that the filter means up to here has been sent or refused: [`EventFilter::after`] of a replay that resumes
-    /// this one. `None` before the first.
-    pub position: Option<Sequence>,
-    /// What it is waiting for, while the store or the broker is unavailable.
-    pub waiting_for: Option<String>,
-}
-
-/// An event that is not part of the replay although the filter means it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Refusal {
-    /// Its position.
-    pub sequence: Sequence,
-    /// Its id, where it has one that can be read.
-    pub id: Option<Uuid>,
-    /// What is wrong.
-    pub error: String,
 }
 
 /// How a replay ended.

@@ -7,49 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Outcome, Sequence, Settlement, Successors, Unhold};
-
-/// Why an aggregate is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum HoldReason {
-    /// Its event failed and is tried again later.
-    Backoff,
-    /// The topic of its event is unavailable or paused; no attempt was spent.
-    Topic,
-    /// Its event was given up and policy keeps the successors waiting for an operator.
-    Parked,
-    /// An operator put a failed event back.
-    Requeued,
-    /// An operator paused the aggregate.
-    Paused,
-}
-
-impl HoldReason {
-    /// The word a store keeps for this reason, the same in every store.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Backoff => "backoff",
-            Self::Topic => "topic",
-            Self::Parked => "parked",
-            Self::Requeued => "requeued",
-            Self::Paused => "paused",
-        }
-    }
-
-    /// The reason of a stored word.
-    pub fn parse(word: &str) -> Option<Self> {
-        [Self::Backoff, Self::Topic, Self::Parked, Self::Requeued, Self::Paused]
-            .into_iter()
-            .find(|reason| reason.as_str() == word)
-    }
-
-    /// The reason of a stored word. A word that this release does not know was written by a person or a later release,
-    /// so the aggregate counts as paused.
-    pub fn of(word: &str) -> Self {
-        Self::parse(word).unwrap_or(Self::Paused)
-    }
-}
+use super::{HoldReason, Outcome, Sequence, Settlement, Successors, Unhold};
 
 /// The hold of one aggregate. `T` is a time as the store keeps it: only the store's own clock is compared with it.
 ///

@@ -33,7 +33,7 @@ pub use self::{
     admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin},
     fetch::{DueHold, FULL_MAX, FetchRequest, Fetched, HoldEnd},
     headers::{decode_headers, readable_headers},
-    hold::{Hold, HoldReason},
+    hold::Hold,
     membership::{Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId},
     page::Page,
     retention::{Disposal, PurgeRequest, Purged, WhenSent},
@@ -43,7 +43,7 @@ pub use self::{
         ERROR_BYTES_MAX, Outcome, SettleRequest, Settled, Settlement, Successors, Unhold, storable_error,
     },
     stats::{COUNT_MAX, Count, QuickStats, StoreStats},
-    status::{FailureCause, Status},
+    status::{FailureCause, HoldReason, Status},
 };
 pub use crate::event::{
     CONTENT_TYPE_DEFAULT, HEADERS_BYTES_MAX, NAME_BYTES_MAX, PAYLOAD_BYTES_MAX_DEFAULT, check_headers,

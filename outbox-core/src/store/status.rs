@@ -1,4 +1,5 @@
-//! Where an event is in its life.
+//! What a store keeps of an event and of a hold in a word: where an event is in its life, why it failed, why its aggregate
+//! is held.
 
 use serde::{Deserialize, Serialize};
 
@@ -78,5 +79,47 @@ mod tests {
         assert_eq!(Status::from_code(7), None);
         assert_eq!(FailureCause::parse("expired"), Some(FailureCause::Expired));
         assert_eq!(FailureCause::parse("other"), None);
+    }
+}
+
+/// Why an aggregate is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HoldReason {
+    /// Its event failed and is tried again later.
+    Backoff,
+    /// The topic of its event is unavailable or paused; no attempt was spent.
+    Topic,
+    /// Its event was given up and policy keeps the successors waiting for an operator.
+    Parked,
+    /// An operator put a failed event back.
+    Requeued,
+    /// An operator paused the aggregate.
+    Paused,
+}
+
+impl HoldReason {
+    /// The word a store keeps for this reason, the same in every store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backoff => "backoff",
+            Self::Topic => "topic",
+            Self::Parked => "parked",
+            Self::Requeued => "requeued",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// The reason of a stored word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Backoff, Self::Topic, Self::Parked, Self::Requeued, Self::Paused]
+            .into_iter()
+            .find(|reason| reason.as_str() == word)
+    }
+
+    /// The reason of a stored word. A word that this release does not know was written by a person or a later release,
+    /// so the aggregate counts as paused.
+    pub fn of(word: &str) -> Self {
+        Self::parse(word).unwrap_or(Self::Paused)
     }
 }

@@ -15,8 +15,8 @@ use rdkafka::{
     message::Headers as _,
 };
 
-use super::{Message, Subscription};
-use crate::Error;
+use super::message::{Message, Subscription};
+use crate::error::Error;
 
 /// How long Kafka may take to make a topic.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,16 +2,17 @@
 //! from broker to broker.
 
 mod kafka;
+pub(crate) mod message;
 mod nats;
 mod rabbitmq;
 
 use std::{fmt, sync::Arc};
 
-use async_trait::async_trait;
 use clap::{Args, ValueEnum};
-use outbox::{Publisher, ReceivedEvent, ReceivedEventError};
+use outbox::Publisher;
 
-use crate::Error;
+use self::message::Subscription;
+use crate::error::Error;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
@@ -32,22 +33,6 @@ pub(crate) struct Broker {
     /// The topic of Kafka, the exchange of RabbitMQ, the subject and stream of NATS.
     #[arg(long, env = "TOPIC", default_value = "orders")]
     pub(crate) topic: String,
-}
-
-/// A message as it came.
-pub(crate) struct Message {
-    pub(crate) headers: Vec<(String, Vec<u8>)>,
-    pub(crate) payload: Vec<u8>,
-}
-
-/// What a service reads, one message at a time.
-#[async_trait]
-pub(crate) trait Subscription: Send {
-    /// The next message. Cancel safe.
-    async fn next(&mut self) -> Result<Message, Error>;
-
-    /// Tells the broker that the last message was handled. One that was not acknowledged comes again.
-    async fn acknowledge(&mut self) -> Result<(), Error>;
 }
 
 impl Broker {
@@ -85,20 +70,6 @@ impl Broker {
             Kind::Rabbitmq => Box::new(rabbitmq::RabbitMq::subscribe(&self.url, &self.topic, service).await?),
             Kind::Nats => Box::new(nats::Nats::subscribe(&self.url, &self.topic, service).await?),
         })
-    }
-}
-
-impl Message {
-    /// The CloudEvents attributes, whichever way the broker carries them.
-    pub(crate) fn event(&self) -> Result<ReceivedEvent, ReceivedEventError> {
-        ReceivedEvent::from_headers(self.headers.iter().map(|(name, value)| (name, value)))
-    }
-
-    /// For somebody to look at.
-    pub(crate) fn headers_text(&self) -> String {
-        let lines =
-            self.headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)));
-        lines.collect::<Vec<_>>().join("\n")
     }
 }
 

@@ -18,8 +18,8 @@ use outbox::{
     nats::{NatsConfig, NatsPublisher},
 };
 
-use super::{Message, Subscription};
-use crate::Error;
+use super::message::{Message, Subscription};
+use crate::error::Error;
 
 /// When a message that was not acknowledged comes again: how long a service that was killed is waited for. A message
 /// that takes longer than this would come while it is still being handled.

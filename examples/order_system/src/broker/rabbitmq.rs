@@ -17,8 +17,8 @@ use outbox::{
     rabbitmq::{RabbitMqConfig, RabbitMqPublisher},
 };
 
-use super::{Message, Subscription};
-use crate::Error;
+use super::message::{Message, Subscription};
+use crate::error::Error;
 
 /// How many messages a service has at a time. After a kill, those that were not acknowledged return to where they were
 /// in the queue, so more than one do not break the order.

@@ -15,7 +15,7 @@ use rdkafka::{
     message::Headers,
 };
 
-use super::{Broker, BrokerAt};
+use super::broker::{Broker, BrokerAt};
 use crate::{PATIENCE, checker::Delivery, servers};
 
 const PARTITIONS: i32 = 3;

@@ -1,17 +1,16 @@
 //! The brokers that a relay may publish to.
 
+mod broker;
 pub mod kafka;
 mod nats;
 mod rabbitmq;
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use outbox::Publisher;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::checker::Delivery;
+pub use self::broker::{Broker, BrokerAt};
 
 /// A broker by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +40,6 @@ impl Kind {
     }
 }
 
-/// Where a relay process finds the broker.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum BrokerAt {
-    Kafka { brokers: String },
-    RabbitMq { url: String },
-    Nats { url: String },
-}
-
 impl BrokerAt {
     /// A publisher that gives up after this time, where it has a time of its own.
     pub fn open(&self, delivery_timeout: Duration) -> Arc<dyn Publisher> {
@@ -58,25 +49,6 @@ impl BrokerAt {
             Self::Nats { url } => nats::open(url),
         }
     }
-}
-
-/// A broker, with a destination for each scenario.
-#[async_trait]
-pub trait Broker: Send + Sync + 'static {
-    /// Where a relay finds it.
-    fn broker_at(&self) -> BrokerAt;
-
-    /// The name of its server in `scripts/services`, and the address that it has there.
-    fn server(&self) -> (&'static str, String);
-
-    /// Makes a destination.
-    async fn create(&self, topic: &str);
-
-    /// Everything that the destination was sent, which may empty it; of each aggregate in the order in which it was stored.
-    async fn read(&self, topic: &str) -> Vec<Delivery>;
-
-    /// Takes a destination away.
-    async fn strike(&self, topic: &str);
 }
 
 /// A name that no other scenario uses.

@@ -12,7 +12,7 @@ use outbox::{
     nats::{NatsConfig, NatsPublisher},
 };
 
-use super::{Broker, BrokerAt};
+use super::broker::{Broker, BrokerAt};
 use crate::{checker::Delivery, servers};
 
 pub(crate) struct Nats {

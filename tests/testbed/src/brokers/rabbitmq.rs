@@ -13,7 +13,7 @@ use outbox::{
     rabbitmq::{RabbitMqConfig, RabbitMqPublisher},
 };
 
-use super::{Broker, BrokerAt};
+use super::broker::{Broker, BrokerAt};
 use crate::{checker::Delivery, servers};
 
 pub(crate) struct RabbitMq {

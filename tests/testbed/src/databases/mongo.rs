@@ -14,7 +14,7 @@ use outbox::{
 };
 use uuid::Uuid;
 
-use super::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
+use super::database::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
 use crate::servers;
 
 pub(crate) struct Mongo {

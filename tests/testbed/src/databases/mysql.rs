@@ -10,7 +10,7 @@ use outbox::{
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions};
 use uuid::Uuid;
 
-use super::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt, place};
+use super::database::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt, place};
 use crate::servers;
 
 pub(crate) struct Mysql {

@@ -10,7 +10,7 @@ use outbox::{
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
-use super::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
+use super::database::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
 use crate::servers;
 
 pub(crate) struct Postgres {

@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
+use super::database::{ACCOUNTS, Change, Database, End, Failure, Fate, StoreAt};
 
 pub(crate) struct Sqlite {
     folder: TempDir,

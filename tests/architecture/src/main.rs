@@ -1,14 +1,21 @@
 //! The direction of dependencies, read from `cargo metadata`: adapters depend on the core, never on each other, and
-//! the core knows no database and no broker.
+//! the core knows no database and no broker. Within a crate no two files import each other, by way of others or at
+//! once, read from the sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
+mod circles;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::Value;
+
+use circles::{Sources, describe, graph};
 
 /// Packages that speak to a database or a broker. Of each, packages that merely start with the name count as well.
 const DRIVERS: [&str; 18] = [
@@ -51,8 +58,8 @@ const COMPOSITION: [&str; 12] = [
 /// Packages of the workspace that are no adapter.
 const SHARED: [&str; 3] = ["outbox-core", "outbox-conformance", "outbox-derive"];
 
-/// The workspace: each package with what it depends on, by kind (`normal`, `dev`, `build`), optional ones included.
-fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
+/// The packages of the workspace, as cargo tells of them.
+fn packages() -> Vec<Value> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
@@ -61,13 +68,17 @@ fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// The workspace: each package with what it depends on, by kind (`normal`, `dev`, `build`), optional ones included.
+fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
     let text = |value: &Value| value.as_str().unwrap_or("normal").to_owned();
     let dependencies = |package: &Value| {
         let all = package["dependencies"].as_array().unwrap();
         all.iter().map(|dependency| (text(&dependency["name"]), text(&dependency["kind"]))).collect()
     };
-    let packages = metadata["packages"].as_array().unwrap();
-    packages.iter().map(|package| (text(&package["name"]), dependencies(package))).collect()
+    packages().iter().map(|package| (text(&package["name"]), dependencies(package))).collect()
 }
 
 fn is_driver(name: &str) -> bool {
@@ -140,9 +151,43 @@ fn no_adapter_depends_on_another() {
     }
 }
 
+/// The sources in a folder and all below it, by their paths from `root`.
+fn read(root: &Path, folder: &Path, sources: &mut Sources) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read(root, &path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            sources.insert(name, fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn no_two_files_import_each_other_in_a_circle() {
+    let mut found = Vec::new();
+    let mut files = 0;
+    for package in packages() {
+        let folder = PathBuf::from(package["manifest_path"].as_str().unwrap()).parent().unwrap().join("src");
+        let name = package["name"].as_str().unwrap();
+        let mut sources = Sources::new();
+        read(&folder, &folder, &mut sources);
+        files += sources.len();
+        let roots = ["lib.rs", "main.rs"].into_iter().filter(|root| sources.contains_key(*root));
+        let graph = graph(&sources, &roots.collect::<Vec<_>>());
+        found.extend(circles::circles(&graph).iter().map(|circle| {
+            let files: Vec<_> = circle.iter().map(String::as_str).collect();
+            format!("{name}: {}\n{}", files.join(", "), describe(&graph, circle))
+        }));
+    }
+    assert!(files > 100, "only {files} files are seen");
+    assert!(found.is_empty(), "{} circles:\n{}", found.len(), found.join("\n"));
+}
+
 /// Versions by name, of every package that is locked.
 fn locked() -> BTreeMap<String, BTreeSet<String>> {
-    let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).unwrap();
+    let lock = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock")).unwrap();
     let mut locked = BTreeMap::<String, BTreeSet<String>>::new();
     for package in lock.split("[[package]]").skip(1) {
         let field = |name: &str| {
@@ -156,7 +201,7 @@ fn locked() -> BTreeMap<String, BTreeSet<String>> {
 
 #[test]
 fn a_second_version_of_a_package_is_listed_with_its_reason() {
-    let deny = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deny.toml")).unwrap();
+    let deny = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deny.toml")).unwrap();
     let list = deny.split_once("\nskip = [").unwrap().1.split_once("\n]").unwrap().0;
     let mut listed = BTreeMap::<String, BTreeSet<String>>::new();
     for line in list.lines().filter(|line| !line.is_empty()) {

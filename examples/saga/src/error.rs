@@ -1,0 +1,2 @@
+/// What goes wrong.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
