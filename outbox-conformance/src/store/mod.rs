@@ -2,6 +2,7 @@
 
 mod clauses;
 mod harness;
+mod model;
 mod relay;
 mod run;
 mod stage;

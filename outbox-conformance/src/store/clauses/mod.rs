@@ -7,6 +7,7 @@ mod operating;
 mod reading;
 mod relays;
 mod retaining;
+mod ruling;
 mod settling;
 mod writing;
 
@@ -166,6 +167,9 @@ store_clauses! { $
         "a hold is removed by the end of its own event only";
     holding::an_unhold_removes_only_what_holds_nothing
         "an unhold removes a hold that is due, unchanged, not paused, and whose event is not pending";
+
+    ruling::every_hold_follows_the_rules
+        "whatever is settled, requeued, discarded, paused and resumed, each hold is what the rules of `Hold` make of it";
 
     operating::a_requeued_event_is_delivered_next
         "a failed event that is requeued is pending without attempts and comes next, as a due hold";
