@@ -19,7 +19,7 @@ use std::{
 use async_trait::async_trait;
 use outbox::{
     Event, Finding, JsonLinesPublisher, Message, OutboxStore, PublishError, Publisher, Relay, RelayConfig,
-    RelayHandle, RelayStatus, Reporter,
+    RelayHandle, Reporter, RetryPolicy,
     sqlite::{SqliteConfig, SqliteOutbox, SqliteStore},
 };
 use rusqlite::Connection;
@@ -52,20 +52,25 @@ pub(crate) async fn run() -> Result<Vec<String>, Error> {
     shop.place("order-5", &["placed"])?;
 
     chapter("2. A relay publishes what has committed. It will die in the middle of it.");
-    let (mut handle, relay) = start_relay(&store, &broker)?;
-    broker.wait_for(5, &mut handle).await;
-    relay.abort();
-    let _ = relay.await;
+    // A process of its own, as far as that can be had within one: when it dies, nothing of it goes on.
+    let process = tokio::runtime::Runtime::new()?;
+    let relay = new_relay(&store, &broker)?;
+    let mut handle = relay.handle();
+    process.spawn(relay.run());
+    let waited = broker.wait_for(5, &mut handle).await;
+    process.shutdown_background();
+    waited?;
     say("relay", "*** dies, without a word to anybody ***");
 
     chapter("3. The shop does not notice, and goes on.");
     shop.place("order-6", &["placed", "paid"])?;
 
     chapter("4. Another relay takes over as soon as the lease of the dead one has expired.");
-    let (mut handle, relay) = start_relay(&store, &broker)?;
-    let expected = shop.committed();
-    broker.wait_for(expected.values().map(Vec::len).sum(), &mut handle).await;
-    handle.caught_up().await;
+    let relay = new_relay(&store, &broker)?;
+    let (mut handle, expected) = (relay.handle(), shop.committed());
+    let relay = tokio::spawn(relay.run());
+    broker.wait_for(expected.values().map(Vec::len).sum(), &mut handle).await?;
+    handle.caught_up().await?;
     handle.shutdown();
     let status = relay.await?;
     say("relay", &format!("ends when asked to, with {} events sent and nothing in flight", status.sent));
@@ -135,7 +140,7 @@ impl Shop {
 
 fn event(order: &str, state: &str) -> Result<Event, Error> {
     let payload = serde_json::json!({ "order": order, "state": state });
-    Ok(Event::builder("order", order, format!("order.{state}")).json(&payload)?.build()?)
+    Ok(Event::builder("order", order, format!("order.{state}")).json(&payload).build()?)
 }
 
 /// Prints JSON lines, and refuses the first event of one order twice, as brokers do on bad days.
@@ -166,9 +171,10 @@ impl Broker {
     }
 
     /// Waits until so many different events have arrived.
-    async fn wait_for(&self, count: usize, handle: &mut RelayHandle) {
+    async fn wait_for(&self, count: usize, handle: &mut RelayHandle) -> Result<(), Error> {
         let different = || self.arrived().into_iter().collect::<BTreeSet<_>>().len();
-        handle.wait_for(|_| different() >= count).await;
+        handle.wait_for(|_| different() >= count).await?;
+        Ok(())
     }
 }
 
@@ -218,22 +224,17 @@ impl Write for Indented {
     }
 }
 
-fn start_relay(
-    store: &SqliteStore,
-    broker: &Arc<Broker>,
-) -> Result<(RelayHandle, tokio::task::JoinHandle<RelayStatus>), Error> {
-    let mut config = RelayConfig::default();
-    config.source = Arc::from("/shop");
-    // Short times, so that the reader need not wait for the lease of the relay that dies.
-    config.lease_ttl = Duration::from_millis(1500);
-    config.beat_interval = Duration::from_millis(300);
-    config.publish_timeout = Duration::from_millis(500);
-    config.lease_margin = Duration::from_millis(200);
-    config.membership_interval = Duration::from_millis(100);
-    config.retry.delay_min = Duration::from_millis(300);
-    config.retry.delay_max = Duration::from_millis(600);
-    let relay = Relay::new(Arc::new(store.clone()), Arc::clone(broker) as Arc<dyn Publisher>, config)?;
-    let handle = relay.handle();
+fn new_relay(store: &SqliteStore, broker: &Arc<Broker>) -> Result<Relay, Error> {
+    let ms = Duration::from_millis;
+    let config = RelayConfig::default()
+        .with_source(Arc::from("/shop"))
+        // Short times, so that the reader need not wait for the lease of the relay that dies.
+        .with_lease_ttl(ms(1500))
+        .with_beat_interval(ms(300))
+        .with_publish_timeout(ms(500))
+        .with_lease_margin(ms(200))
+        .with_membership_interval(ms(100))
+        .with_retry(RetryPolicy::default().with_delay_min(ms(300)).with_delay_max(ms(600)));
     say("relay", "starts");
-    Ok((handle, tokio::spawn(relay.run())))
+    Ok(Relay::new(store.clone(), Arc::clone(broker), config)?)
 }

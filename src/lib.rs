@@ -30,3 +30,10 @@ pub use outbox_rabbitmq as rabbitmq;
 /// The NATS JetStream publisher (feature `nats`).
 #[cfg(feature = "nats")]
 pub use outbox_nats as nats;
+
+#[cfg(feature = "testing")]
+pub mod testing {
+    #![doc = include_str!("../docs/testing.md")]
+
+    pub use outbox_core::testing::*;
+}

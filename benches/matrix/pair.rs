@@ -12,8 +12,8 @@ use benches::{
     publishers::{Swallow, Timed, Times},
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, StoredEvent,
-    WhenSent,
+    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
+    StoredEvent, WhenSent,
 };
 use testbed::{brokers, databases, servers::Managed};
 use tokio::{
@@ -99,7 +99,7 @@ impl Pair {
         let times = Times::new(count);
         let publisher = Arc::new(Timed { inner: publisher, times: Arc::clone(&times) });
         let (mut handle, running) = start(database.store_at().open().await, publisher, topic, WhenSent::Keep);
-        handle.wait_for(|status| status.partitions > 0).await;
+        handle.wait_for(|status| status.partitions > 0).await.unwrap();
         for number in 0..count {
             tokio::time::sleep(LONE_PAUSE).await;
             if number == FIRST_EVENTS {
@@ -109,7 +109,7 @@ impl Pair {
             times.committed[number].store(times.now(), std::sync::atomic::Ordering::Relaxed);
         }
         let all = handle.wait_for(|status| status.sent >= count as u64);
-        tokio::time::timeout(PATIENCE, all).await.expect("the lone events arrive");
+        tokio::time::timeout(PATIENCE, all).await.expect("the lone events arrive").unwrap();
         handle.shutdown();
         running.await.unwrap();
         database.strike().await;
@@ -186,13 +186,13 @@ async fn drain(
     let store = Arc::new(Gated { inner: database.store_at().open().await, open: opened });
     let partitions = usize::from(store.capabilities().partitions);
     let (mut handle, running) = start(store, publisher, topic, when_sent);
-    handle.wait_for(|status| status.partitions == partitions).await;
+    handle.wait_for(|status| status.partitions == partitions).await.unwrap();
     open.send_replace(true);
     let (started, before) = (Instant::now(), Spent::now());
     let half = async {
-        handle.wait_for(|status| status.sent >= events as u64 / 2).await;
+        handle.wait_for(|status| status.sent >= events as u64 / 2).await.unwrap();
         half_way();
-        handle.wait_for(|status| status.sent >= events as u64).await;
+        handle.wait_for(|status| status.sent >= events as u64).await.unwrap();
     };
     tokio::time::timeout(DRAIN_TIME_MAX, half).await.expect("the backlog drains");
     let (rate, spent) = (events as f64 / started.elapsed().as_secs_f64(), Spent::now());
@@ -214,9 +214,8 @@ fn start(
     topic: &str,
     when_sent: WhenSent,
 ) -> (RelayHandle, JoinHandle<()>) {
-    let mut config = RelayConfig::default();
-    config.topic = topic.parse().unwrap();
-    config.retention.when_sent = when_sent;
+    let retention = Retention::default().with_when_sent(when_sent);
+    let config = RelayConfig::default().with_topic(topic.parse().unwrap()).with_retention(retention);
     let relay = Relay::new(store, publisher, config).unwrap();
     (relay.handle(), tokio::spawn(async move { drop(relay.run().await) }))
 }

@@ -14,8 +14,8 @@ use benches::{
     publishers::Swallow,
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, StoredEvent,
-    WhenSent,
+    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
+    StoredEvent, WhenSent,
     kafka::{KafkaConfig, KafkaPublisher},
     postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows},
 };
@@ -138,8 +138,8 @@ impl Bed {
     }
 
     pub(crate) fn config(&self, when_sent: WhenSent) -> RelayConfig {
-        let mut config = RelayConfig::default();
-        config.retention.when_sent = when_sent;
+        let retention = Retention::default().with_when_sent(when_sent);
+        let mut config = RelayConfig::default().with_retention(retention);
         for (name, value) in &self.settings {
             match name.as_str() {
                 "in_flight_max" => config.in_flight_max = *value,

@@ -227,7 +227,7 @@ async fn migrate(config: Config) -> Result<(), Failure> {
             Ok(()) => output::print(&format!("{shown} is up to date\n"))?,
             Err(error) => {
                 let name = outbox.name.map(|name| format!("outbox {name}: ")).unwrap_or_default();
-                problems.push(format!("{name}{error}"));
+                problems.push(format!("{name}{}", outbox_core::chain(&error)));
             }
         }
     }

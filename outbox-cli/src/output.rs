@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use outbox_core::{Finding, Severity, StoreError};
+use outbox_core::{Finding, Severity, StoreError, chain};
 use serde::Serialize;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -38,7 +38,7 @@ impl From<Vec<Finding>> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::Runtime(error.to_string())
+        Self::Runtime(chain(&error).to_string())
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 
 use futures::future::{BoxFuture, join_all};
 use outbox_core::{
-    Clock, Finding, Monotonic, Phase, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher,
-    StoreError, Task, TokioClock,
+    Clock, Finding, Monotonic, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher, StoreError, Task,
+    TokioClock, chain,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -107,7 +107,7 @@ fn outboxes(config: Config) -> (Vec<Outbox>, Arc<Publishers>) {
 
 fn unopened(error: &StoreError) -> Vec<Finding> {
     let remedy = "correct [store], or see that it can be reached";
-    vec![Finding::error("store", format!("the store cannot be opened: {error}"), remedy)]
+    vec![Finding::error("store", format!("the store cannot be opened: {}", chain(error)), remedy)]
 }
 
 impl Outbox {
@@ -190,7 +190,7 @@ impl Outbox {
         let handle = relay.handle();
         handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
         let mut running = tokio::spawn(relay.run().instrument(self.span.clone()));
-        let narrator = tokio::spawn(narrate(handle.clone()).instrument(self.span.clone()));
+        tokio::spawn(narrate(handle.clone()).instrument(self.span.clone()));
         let ended = tokio::select! {
             ended = &mut running => ended,
             () = stopped(stopping) => {
@@ -198,7 +198,6 @@ impl Outbox {
                 running.await
             }
         };
-        narrator.abort();
         let status = ended.map_err(|error| format!("the relay failed: {error}"))?;
         Ok(summary(&status))
     }
@@ -243,6 +242,7 @@ struct SpanClock {
     span: Span,
 }
 
+#[deny(clippy::missing_trait_methods)]
 impl Clock for SpanClock {
     fn now(&self) -> Monotonic {
         self.inner.now()
@@ -254,6 +254,10 @@ impl Clock for SpanClock {
 
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Task {
         self.inner.spawn(Box::pin(task.instrument(self.span.clone())))
+    }
+
+    fn detach(&self, task: BoxFuture<'static, ()>) {
+        self.inner.detach(Box::pin(task.instrument(self.span.clone())));
     }
 }
 
@@ -315,19 +319,14 @@ fn summary(status: &RelayStatus) -> Result<(), String> {
 /// Logs what changes. What the engine logs itself, errors of the store and a burial, is not repeated.
 async fn narrate(mut handle: RelayHandle) {
     let mut seen = RelayStatus::default();
-    seen.broker_available = true;
-    loop {
-        let status = handle.wait_for(|status| status.phase == Phase::Stopped || changed(&seen, status)).await;
-        if status.phase == Phase::Stopped {
-            return;
-        }
+    while let Ok(status) = handle.wait_for(|status| changed(&seen, status)).await {
         if status.partitions != seen.partitions {
             tracing::info!(partitions = status.partitions, before = seen.partitions, "partitions changed");
         }
         let error = status.last_publish_error.as_deref().unwrap_or("no reason given");
-        match (seen.broker_available, status.broker_available) {
-            (true, false) => tracing::warn!(error, "the broker is unavailable: waiting for it"),
-            (false, true) => tracing::info!("the broker is available again"),
+        match (seen.broker.is_unavailable(), status.broker.is_unavailable()) {
+            (false, true) => tracing::warn!(error, "the broker is unavailable: waiting for it"),
+            (true, false) => tracing::info!("the broker is available again"),
             _ => {}
         }
         if status.failed > seen.failed {
@@ -340,8 +339,8 @@ async fn narrate(mut handle: RelayHandle) {
 }
 
 fn changed(seen: &RelayStatus, status: &RelayStatus) -> bool {
-    let of = |status: &RelayStatus| (status.partitions, status.broker_available, status.failed);
-    status.phase != Phase::Starting && of(seen) != of(status)
+    let of = |status: &RelayStatus| (status.partitions, status.broker.is_unavailable(), status.failed);
+    !status.phase.is_over() && of(seen) != of(status)
 }
 
 /// The signals that end a process in an orderly way.

@@ -1,15 +1,16 @@
 //! `outbox replay`: publishes events of the past once more.
 
-use std::{convert::Infallible, io::IsTerminal, num::NonZeroU32, time::Duration};
+use std::{convert::Infallible, io::IsTerminal, num::NonZeroU32, sync::Arc, time::Duration};
 
 use chrono::Utc;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_core::{
     EventFilter, Finding, Publisher, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress,
-    Sequence, TopicTemplate,
+    Sequence, TopicTemplate, chain,
 };
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     config::Config,
@@ -70,25 +71,28 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
     // A replay of what is being sent meanwhile would have no end.
     filter.created_before = filter.created_before.or_else(|| Some(Utc::now()));
     let topic = args.topic.clone().unwrap_or_else(|| outbox.relay.topic.clone());
-    let mut settings = ReplayConfig::new(filter, topic);
-    settings.own_topics = args.same_topics;
-    settings.rate = args.rate;
-    settings.source = outbox.relay.source.clone();
-    settings.publish_timeout = outbox.relay.publish_timeout;
-    settings.retry = outbox.relay.retry.clone();
-    settings.unavailable_delay = outbox.relay.unavailable_delay;
+    let settings = ReplayConfig::new(filter, topic)
+        .with_own_topics(args.same_topics)
+        .with_rate(args.rate)
+        .with_source(outbox.relay.source.clone())
+        .with_publish_timeout(outbox.relay.publish_timeout)
+        .with_retry(outbox.relay.retry.clone())
+        .with_unavailable_delay(outbox.relay.unavailable_delay);
     let publisher = match publisher {
         Some(publisher) if !args.dry_run => publisher.open()?,
-        _ => std::sync::Arc::new(outbox_core::MemoryPublisher::new()),
+        _ => Arc::new(outbox_core::MemoryPublisher::new()),
     };
     let topics = settings.topic.topics();
     let (_, admin) = Store::open(outbox.store).await?.sides();
-    let replay = Replay::new(admin, publisher.clone(), settings).map_err(|error| {
-        let finding = |problem| Finding::error("settings", problem, "change the command");
-        error.problems.into_iter().map(finding).collect::<Vec<_>>()
-    })?;
+    let new = || {
+        Replay::new(Arc::clone(&admin), Arc::clone(&publisher), settings.clone()).map_err(|error| {
+            let finding = |problem| Finding::error("settings", problem, "change the command");
+            error.problems.into_iter().map(finding).collect::<Vec<_>>()
+        })
+    };
+    let (replay, plan) = (new()?, new()?);
     if args.dry_run {
-        let plan = replay.plan(|_| ()).await?;
+        let plan = plan.plan(|_| ()).await?;
         return if args.json {
             output::print_json(&plan_json(&plan))
         } else {
@@ -100,10 +104,12 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
         return Err(findings.into());
     }
     name_findings(&findings, format);
-    send(&replay, &*publisher, args.json).await
+    send(replay, &plan, &*publisher, args.json).await
 }
 
-async fn send(replay: &Replay, publisher: &dyn Publisher, json: bool) -> Result<(), Failure> {
+/// Sends what is to be sent, while `plan` counts how much that is.
+async fn send(replay: Replay, plan: &Replay, publisher: &dyn Publisher, json: bool) -> Result<(), Failure> {
+    let (id, mut handle) = (replay.id(), replay.handle());
     let mut signals = Signals::new()?;
     let stop = async {
         let name = signals.next().await;
@@ -114,24 +120,34 @@ async fn send(replay: &Replay, publisher: &dyn Publisher, json: bool) -> Result<
     // The bar's end is counted beside the replay, and moves until the count is done.
     let counting = async {
         if let Some(bar) = bar {
-            let _ = replay.plan(|plan| bar.set_length(plan.events)).await;
+            let _ = plan.plan(|plan| bar.set_length(plan.events)).await;
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let watching = async {
+        let mut shown = ReplayProgress::default();
+        while let Ok(progress) = handle.wait_for(|progress| *progress != shown).await {
+            view.show(&progress);
+            shown = progress;
         }
         std::future::pending::<Infallible>().await
     };
     let (progress, end) = tokio::select! {
         biased;
-        done = replay.run(stop, |progress| view.show(progress)) => done,
+        done = replay.run_until(stop) => done,
+        never = watching => match never {},
         never = counting => match never {},
     };
+    view.show(&progress);
     view.finish();
     publisher.close().await;
     let (ended, why) = match &end {
         ReplayEnd::Complete => ("complete", None),
         ReplayEnd::Stopped => ("stopped", None),
-        ReplayEnd::Store(error) => ("failed", Some(error.to_string())),
+        ReplayEnd::Store(error) => ("failed", Some(chain(error).to_string())),
     };
     if json {
-        output::print_json(&progress_json(replay, &progress, ended))?;
+        output::print_json(&progress_json(id, &progress, ended))?;
     } else {
         output::print(&progress_text(&progress, ended))?;
     }
@@ -242,9 +258,9 @@ fn plan_json(plan: &ReplayPlan) -> Value {
     })
 }
 
-fn progress_json(replay: &Replay, progress: &ReplayProgress, ended: &str) -> Value {
+fn progress_json(id: Uuid, progress: &ReplayProgress, ended: &str) -> Value {
     json!({
-        "replay": replay.id().to_string(),
+        "replay": id.to_string(),
         "ended": ended,
         "sent": progress.sent,
         "retried": progress.retried,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use outbox_core::{HoldRecord, StoreError, StoreStats};
+use outbox_core::{HoldRecord, StoreError, StoreStats, chain};
 use serde::Serialize;
 
 use crate::{
@@ -52,8 +52,8 @@ pub(crate) async fn run(config: Config, json: bool) -> Result<(), Failure> {
         match report(outbox).await {
             Ok(report) => reports.push(report),
             Err(error) => problems.push(match name {
-                Some(name) => format!("outbox {name}: {error}"),
-                None => error.to_string(),
+                Some(name) => format!("outbox {name}: {}", chain(&error)),
+                None => chain(&error).to_string(),
             }),
         }
     }

@@ -3,24 +3,12 @@
 use std::{any::Any, time::Duration};
 
 use crate::{
-    table::{self, Answer},
+    table::{self, Answer, Suite},
     violation::{Verdict, Violation},
 };
 
 /// The longest a clause may take: it bounds a store or a publisher that hangs, and proves nothing.
 const CLAUSE_MAX: Duration = Duration::from_secs(180);
-
-/// One half of the suite, as it is run against one harness.
-pub(crate) struct Suite {
-    /// `a store`, `a publisher` or `an inbox`.
-    pub(crate) half: &'static str,
-    /// The package that runs it, with its version.
-    pub(crate) author: &'static str,
-    /// The type of the harness.
-    pub(crate) harness: &'static str,
-    /// The name and the sentence of each clause, in the order of the table.
-    pub(crate) clauses: Vec<(&'static str, &'static str)>,
-}
 
 /// What came of a clause.
 pub(crate) struct Asked {

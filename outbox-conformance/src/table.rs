@@ -12,10 +12,20 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::run::Suite;
-
 /// The variable that holds the name of the file to which tables are appended; `/dev/stdout` shows them.
 const TABLE_VARIABLE: &str = "OUTBOX_CONFORMANCE_TABLE";
+
+/// One half of the suite, as it is run against one harness.
+pub(crate) struct Suite {
+    /// `a store`, `a publisher` or `an inbox`.
+    pub(crate) half: &'static str,
+    /// The package that runs it, with its version.
+    pub(crate) author: &'static str,
+    /// The type of the harness.
+    pub(crate) harness: &'static str,
+    /// The name and the sentence of each clause, in the order of the table.
+    pub(crate) clauses: Vec<(&'static str, &'static str)>,
+}
 
 /// What came of a clause, for a reader.
 pub(crate) enum Answer {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use outbox_core::{EnqueueError, Sequence, StoreError};
+use outbox_core::{EnqueueError, Sequence, StoreError, chain};
 
 /// The outcome of a clause.
 pub(crate) type Verdict<T = ()> = Result<T, Violation>;
@@ -30,13 +30,13 @@ impl std::error::Error for Violation {}
 
 impl From<StoreError> for Violation {
     fn from(error: StoreError) -> Self {
-        Self::new("the store to answer", format!("an error of kind {:?}: {error}", error.kind()))
+        Self::new("the store to answer", format!("an error of kind {:?}: {}", error.kind(), chain(&error)))
     }
 }
 
 impl From<EnqueueError> for Violation {
     fn from(error: EnqueueError) -> Self {
-        Self::new("the events to be written", format!("an error: {error}"))
+        Self::new("the events to be written", format!("an error: {}", chain(&error)))
     }
 }
 

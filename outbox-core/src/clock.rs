@@ -21,6 +21,12 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Runs a task beside the others. Dropping the returned handle ends it.
     fn spawn(&self, task: BoxFuture<'static, ()>) -> Task;
+
+    /// Runs a task to its end although the one who asks is about to go, as well as that can be done: called
+    /// from destructors, where the runtime may be gone. Does nothing by default, as when a process is killed.
+    fn detach(&self, task: BoxFuture<'static, ()>) {
+        drop(task);
+    }
 }
 
 /// A running task: a future that completes when the task has ended, and ends the task when it is dropped.
@@ -54,11 +60,13 @@ pub struct TokioClock {
 }
 
 impl Default for TokioClock {
+    #[expect(clippy::disallowed_methods, reason = "the real clock behind the seam")]
     fn default() -> Self {
         Self { origin: Instant::now() }
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the real time and the real tasks behind the seam")]
 impl Clock for TokioClock {
     fn now(&self) -> Monotonic {
         self.origin.elapsed()
@@ -77,6 +85,12 @@ impl Clock for TokioClock {
                 std::panic::resume_unwind(error.into_panic());
             }
         })
+    }
+
+    fn detach(&self, task: BoxFuture<'static, ()>) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(task);
+        }
     }
 }
 

@@ -2,6 +2,34 @@
 
 use std::{error::Error, fmt};
 
+/// Prints an error and its causes, for logs and people: `reading the events: connection refused`. An error of
+/// this crate prints its own text alone and leaves its cause to [`Error::source`]. Drivers' errors often
+/// print their causes as well: of two that follow each other, a text that stands in the other one is not
+/// printed.
+///
+/// ```
+/// use outbox_core::{StoreError, StoreErrorKind, chain};
+///
+/// let refused = std::io::Error::other("connection refused");
+/// let error = StoreError::new(StoreErrorKind::Unavailable, "reading the events").with_source(refused);
+/// assert_eq!(error.to_string(), "reading the events");
+/// assert_eq!(chain(&error).to_string(), "reading the events: connection refused");
+/// ```
+pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + 'a {
+    fmt::from_fn(move |f| {
+        let mut texts: Vec<String> = Vec::new();
+        for error in std::iter::successors(Some(error), |&error| error.source()) {
+            let text = error.to_string();
+            match texts.last_mut() {
+                Some(last) if last.contains(&text) => {}
+                Some(last) if text.contains(last.as_str()) => *last = text,
+                _ => texts.push(text),
+            }
+        }
+        f.write_str(&texts.join(": "))
+    })
+}
+
 /// What a caller can do about a [`StoreError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -48,13 +76,10 @@ impl StoreError {
     }
 }
 
+/// What was being done. Why it failed is the source: [`chain`] prints both.
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
-        }
+        f.write_str(&self.what)
     }
 }
 
@@ -97,4 +122,33 @@ pub enum InboxError {
     /// The database refused.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Wrapping {
+        text: &'static str,
+        source: Option<Box<Wrapping>>,
+    }
+
+    fn chained(texts: &[&'static str]) -> String {
+        let wrap =
+            |source: Option<Box<Wrapping>>, text: &&'static str| Some(Box::new(Wrapping { text, source }));
+        let error = texts.iter().rev().fold(None, wrap).unwrap();
+        chain(&StoreError::new(StoreErrorKind::Unavailable, "cannot read").with_source(error)).to_string()
+    }
+
+    #[test]
+    fn every_cause_is_printed_once() {
+        assert_eq!(chained(&["pool", "network", "refused"]), "cannot read: pool: network: refused");
+        assert_eq!(chained(&["database: no table", "no table"]), "cannot read: database: no table");
+        assert_eq!(
+            chained(&["no table", "database: no table (42P01)"]),
+            "cannot read: database: no table (42P01)"
+        );
+    }
 }

@@ -62,6 +62,14 @@ pub enum EventError {
     /// A version below one.
     #[error("version is {0}: the version of a payload schema starts at 1")]
     Version(i32),
+    /// A value that cannot be written as a payload, such as a map whose keys are not texts.
+    #[error(
+        "payload cannot be written: {problem}; change how the type serialises, or give its bytes by `payload`"
+    )]
+    Payload {
+        /// What the serialiser says of it.
+        problem: String,
+    },
     /// A time that not every database can store.
     #[error("time is {0}: it must lie within the years 1 to 9999")]
     Time(DateTime<Utc>),
@@ -100,7 +108,7 @@ impl Event {
         aggregate_id: impl Into<String>,
         event_type: impl Into<String>,
     ) -> EventBuilder {
-        EventBuilder(Self {
+        let event = Self {
             id: Uuid::now_v7(),
             aggregate_type: aggregate_type.into(),
             aggregate_id: aggregate_id.into(),
@@ -111,7 +119,8 @@ impl Event {
             headers: BTreeMap::new(),
             topic: None,
             available_at: None,
-        })
+        };
+        EventBuilder { event, problem: None }
     }
 
     /// The idempotency key: unique among all events of the outbox. A UUIDv7 unless the caller gave one.
@@ -173,64 +182,88 @@ impl Event {
 /// Builds an [`Event`]; [`build`](Self::build) validates it.
 #[derive(Debug, Clone)]
 #[must_use = "an event is written only once it is built and enqueued"]
-pub struct EventBuilder(Event);
+pub struct EventBuilder {
+    event: Event,
+    /// What went wrong on the way, kept for `build` so that the chain is not interrupted.
+    problem: Option<EventError>,
+}
 
 impl EventBuilder {
     /// Sets the idempotency key. Give one when the same business fact may be written twice.
     pub fn id(mut self, id: Uuid) -> Self {
-        self.0.id = id;
+        self.event.id = id;
         self
     }
 
     /// Sets the version of the payload's schema, from 1.
     pub fn version(mut self, version: i32) -> Self {
-        self.0.version = version;
+        self.event.version = version;
         self
     }
 
     /// Sets the payload, any bytes.
     pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
-        self.0.payload = payload.into();
+        self.event.payload = payload.into();
         self
     }
 
-    /// Sets the payload to `value` as JSON.
-    ///
-    /// # Errors
-    /// What `serde_json` says of a value that is no JSON, such as a map with keys that are no strings.
-    pub fn json<T: Serialize + ?Sized>(mut self, value: &T) -> Result<Self, serde_json::Error> {
-        self.0.payload = serde_json::to_vec(value)?.into();
-        self.0.content_type = CONTENT_TYPE_DEFAULT.to_owned();
-        Ok(self)
+    /// Sets the payload to `value` as JSON. A value that is not JSON, such as a map whose keys are not texts, is
+    /// reported by [`build`](Self::build).
+    pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(payload) => self.payload(payload).content_type(CONTENT_TYPE_DEFAULT),
+            Err(error) => self.problem(EventError::Payload { problem: error.to_string() }),
+        }
     }
 
     /// Sets the media type of the payload.
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
-        self.0.content_type = content_type.into();
+        self.event.content_type = content_type.into();
         self
     }
 
     /// Adds a header, replacing one of the same name.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.0.headers.insert(name.into(), value.into());
+        self.event.headers.insert(name.into(), value.into());
+        self
+    }
+
+    /// Adds headers, each replacing one of the same name.
+    pub fn headers<N: Into<String>, V: Into<String>>(
+        mut self,
+        headers: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        self.event.headers.extend(headers.into_iter().map(|(name, value)| (name.into(), value.into())));
         self
     }
 
     /// Sends this event to `topic` instead of where the relay's template says.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
-        self.0.topic = Some(topic.into());
+        self.event.topic = Some(topic.into());
         self
     }
 
     /// Publishes the event no sooner than `at`, by the database's clock.
     pub fn available_at(mut self, at: DateTime<Utc>) -> Self {
-        self.0.available_at = Some(at);
+        self.event.available_at = Some(at);
+        self
+    }
+
+    /// Keeps the first problem for [`build`](Self::build).
+    pub(crate) fn problem(mut self, problem: EventError) -> Self {
+        self.problem.get_or_insert(problem);
         self
     }
 
     /// The event, if all of it can be stored and carried by every broker.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it, whichever call of the chain brought it in.
     pub fn build(self) -> Result<Event, EventError> {
-        let event = self.0;
+        let Self { event, problem } = self;
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
         check_name("aggregate_type", &event.aggregate_type)?;
         check_name("aggregate_id", &event.aggregate_id)?;
         check_name("event_type", &event.event_type)?;
@@ -325,6 +358,17 @@ mod tests {
             event.check_payload(10).unwrap_err().to_string(),
             "payload has 11 bytes, more than the limit of 10"
         );
+    }
+
+    #[test]
+    fn a_value_that_is_not_json_is_reported_at_the_end_of_the_chain() {
+        let keys_that_are_not_texts = BTreeMap::from([(vec![1], 1)]);
+        let error =
+            Event::builder("t", "1", "e").json(&keys_that_are_not_texts).version(2).build().unwrap_err();
+        assert_eq!(error, EventError::Payload { problem: "key must be a string".to_owned() });
+        let event =
+            Event::builder("t", "1", "e").json(&[1]).headers([("a", "1"), ("b", "2")]).build().unwrap();
+        assert_eq!((&event.payload()[..], event.headers().len()), (&b"[1]"[..], 2));
     }
 
     #[test]

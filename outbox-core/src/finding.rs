@@ -7,7 +7,9 @@ use std::fmt;
 pub enum Severity {
     /// Works, but not as well or as safely as it could.
     Warning,
-    /// A guarantee would not hold, or nothing would work. The relay does not start.
+    /// A guarantee would not hold, or nothing would work. `outbox relay` refuses to start;
+    /// [`Relay::run`](crate::Relay::run) does not ask, so that a service decides itself what it does about
+    /// it.
     Error,
 }
 
@@ -25,12 +27,12 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding that keeps the relay from starting.
+    /// A finding of [`Severity::Error`].
     pub fn error(code: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { severity: Severity::Error, code, problem: problem.into(), remedy: remedy.into() }
     }
 
-    /// A finding that is reported and no more.
+    /// A finding of [`Severity::Warning`].
     pub fn warning(code: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, code, problem: problem.into(), remedy: remedy.into() }
     }

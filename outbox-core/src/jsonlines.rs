@@ -93,8 +93,10 @@ impl Publisher for JsonLinesPublisher {
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
         let given_up = GivenUp::default();
         let (sink, flag) = (Arc::clone(&self.sink), Arc::clone(&given_up.0));
+        #[expect(clippy::disallowed_methods, reason = "a file is written on a thread that may wait")]
         let writing = tokio::task::spawn_blocking(move || write_lines(&sink, &messages, &flag, &reporter));
         // The thread reports; a panic in there has reported nothing, which counts as unknown.
+        #[expect(clippy::disallowed_methods, reason = "a publisher has the real time, not the engine's")]
         let _ = tokio::time::timeout(timeout, writing).await;
     }
 }
@@ -178,6 +180,7 @@ impl Sink {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test has the real time")]
 mod tests {
     use std::{collections::BTreeMap, sync::mpsc as std_mpsc};
 

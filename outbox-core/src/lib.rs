@@ -2,6 +2,7 @@
 
 mod clock;
 pub mod cloudevents;
+mod dyn_enqueue;
 mod enqueue;
 mod error;
 mod event;
@@ -17,10 +18,16 @@ mod replay;
 mod retry;
 mod routing;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod trace;
+mod typed;
+mod with;
 
 pub use clock::{Clock, Monotonic, Task, TokioClock};
+pub use dyn_enqueue::DynEnqueue;
 pub use enqueue::Enqueue;
-pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind};
+pub use error::{EnqueueError, InboxError, StoreError, StoreErrorKind, chain};
 pub use event::{
     CONTENT_TYPE_DEFAULT, Event, EventBuilder, EventError, HEADERS_BYTES_MAX, NAME_BYTES_MAX,
     PAYLOAD_BYTES_MAX_DEFAULT, check_headers,
@@ -37,8 +44,14 @@ pub use publisher::{
     Reporter, SharedPublisher, Stored,
 };
 pub use received::{ReceivedEvent, ReceivedEventError};
-pub use relay::{ConfigError, Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Retention};
-pub use replay::{REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress};
+pub use relay::{
+    Availability, Change, ConfigError, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle,
+    Observer, Phase, Relay, RelayConfig, RelayEnded, RelayHandle, RelayStatus, Retention, StoreWork,
+};
+pub use replay::{
+    REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayEnded, ReplayHandle, ReplayPlan,
+    ReplayProgress,
+};
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
 pub use store::{
@@ -48,3 +61,9 @@ pub use store::{
     SettleRequest, Settled, Settlement, Status, StoreCapabilities, StoreStats, StoredEvent, Successors,
     Unhold, WhenSent,
 };
+pub use trace::check_traceparent;
+pub use typed::{DecodeError, EventKind, OutboxEvent};
+
+/// Implements [`OutboxEvent`](trait@OutboxEvent) for a serde type (feature `derive`).
+#[cfg(feature = "derive")]
+pub use outbox_derive::OutboxEvent;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::{AggregateKey, Finding, Sequence, StoredEvent};
+use crate::{AggregateKey, Finding, Sequence, StoredEvent, with::with};
 
 /// What a broker is given: an event with its destination.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ impl Message {
         Self { topic: topic.into(), key, sequence, attempt: 1, source: source.into(), event }
     }
 }
+
+with!(Message { with_attempt attempt: u32, with_topic topic: Arc<str>, with_event event: StoredEvent });
 
 /// What a caller should do about a [`PublishError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -209,15 +211,43 @@ pub trait Publisher: Send + Sync + 'static {
     async fn close(&self) {}
 }
 
+macro_rules! forward_publisher {
+    ($pointer:ident) => {
+        // A method that is added to the trait, with a default or not, must be forwarded.
+        #[deny(clippy::missing_trait_methods)]
+        #[async_trait]
+        impl<T: Publisher + ?Sized> Publisher for $pointer<T> {
+            fn capabilities(&self) -> PublisherCapabilities {
+                (**self).capabilities()
+            }
+
+            async fn check(&self, topics: &[String]) -> Vec<Finding> {
+                (**self).check(topics).await
+            }
+
+            async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
+                (**self).publish(messages, timeout, reporter).await;
+            }
+
+            async fn close(&self) {
+                (**self).close().await;
+            }
+        }
+    };
+}
+
+forward_publisher!(Arc);
+forward_publisher!(Box);
+
 /// One publisher for several relays: forwards everything but [`close`](Publisher::close), which each relay calls at its
 /// end. Whoever made the publisher closes it after the last of them.
 #[derive(Clone)]
 pub struct SharedPublisher(Arc<dyn Publisher>);
 
 impl SharedPublisher {
-    /// Shares `publisher`.
-    pub fn new(publisher: Arc<dyn Publisher>) -> Self {
-        Self(publisher)
+    /// Shares `publisher`, as it is or in an `Arc`.
+    pub fn new(publisher: impl Publisher) -> Self {
+        Self(Arc::new(publisher))
     }
 }
 
@@ -227,6 +257,7 @@ impl fmt::Debug for SharedPublisher {
     }
 }
 
+#[deny(clippy::missing_trait_methods)]
 #[async_trait]
 impl Publisher for SharedPublisher {
     fn capabilities(&self) -> PublisherCapabilities {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FailureCause, Successors};
+use crate::{FailureCause, Successors, with::with};
 
 /// What happens to an event that is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -71,6 +71,14 @@ pub enum RetryDecision {
     /// Give it up for this reason.
     GiveUp(FailureCause),
 }
+
+with!(RetryPolicy {
+    with_attempts_max attempts_max: u32,
+    with_age_max age_max: Option<Duration>,
+    with_delay_min delay_min: Duration,
+    with_delay_max delay_max: Duration,
+    with_give_up give_up: GiveUp,
+});
 
 impl RetryPolicy {
     /// Decides after `attempts` failed attempts (at least 1) of an event of this age. `random` is any number from 0 to 1.

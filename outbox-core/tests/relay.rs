@@ -1,11 +1,14 @@
 //! The relay on the in-memory store and publisher, under Tokio's clock.
 #![allow(clippy::expect_used, reason = "a test that fails should panic, and say so")]
+#![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 
 use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use outbox_core::{
-    AggregateKey, Event, EventFilter, FailureCause, GiveUp, MemoryPublisher, MemoryStore, OutboxAdmin, Phase,
-    PublishError, Relay, RelayConfig, RelayHandle, RelayStatus, Status, TokioClock,
+    AggregateKey, Clock, Event, EventFilter, FailureCause, GiveUp, MemoryPublisher, MemoryStore, Monotonic,
+    OutboxAdmin, Phase, PublishError, Relay, RelayConfig, RelayHandle, RelayStatus, RetryPolicy, Status,
+    Task, TokioClock,
 };
 
 struct World {
@@ -16,16 +19,14 @@ struct World {
 }
 
 impl World {
-    fn start(change: impl FnOnce(&mut RelayConfig)) -> Self {
+    fn start(retry: RetryPolicy) -> Self {
         let store = MemoryStore::new(Arc::new(TokioClock::default()));
         let publisher = MemoryPublisher::new();
-        let mut config = RelayConfig::default();
-        config.membership_interval = Duration::from_millis(5);
-        config.retry.delay_min = Duration::from_millis(5);
-        config.retry.delay_max = Duration::from_millis(5);
-        change(&mut config);
-        let relay =
-            Relay::new(Arc::new(store.clone()), Arc::new(publisher.clone()), config).expect("valid settings");
+        let soon = Duration::from_millis(5);
+        let config = RelayConfig::default()
+            .with_membership_interval(soon)
+            .with_retry(retry.with_delay_min(soon).with_delay_max(soon));
+        let relay = Relay::new(store.clone(), publisher.clone(), config).expect("valid settings");
         let handle = relay.handle();
         let task = tokio::spawn(relay.run());
         Self { store, publisher, handle, task }
@@ -65,11 +66,11 @@ fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 
 #[tokio::test]
 async fn everything_is_delivered_in_order_and_marked_sent() {
-    let mut world = World::start(|_| {});
+    let mut world = World::start(RetryPolicy::default());
     for aggregate in ["a", "b", "c"] {
         world.enqueue(aggregate, 50);
     }
-    world.handle.caught_up().await;
+    world.handle.caught_up().await.expect("it runs");
     for aggregate in ["a", "b", "c"] {
         assert_eq!(world.delivered(aggregate), numbers(0..50));
     }
@@ -81,12 +82,12 @@ async fn everything_is_delivered_in_order_and_marked_sent() {
 
 #[tokio::test]
 async fn a_failing_event_holds_back_its_own_aggregate_only() {
-    let mut world = World::start(|_| {});
+    let mut world = World::start(RetryPolicy::default());
     let slow = AggregateKey::new("order", "slow");
     world.publisher.fail_next(&slow, PublishError::transient("Busy", "try later"), 2);
     world.enqueue("slow", 5);
     world.enqueue("fast", 5);
-    world.handle.wait_for(|status| status.sent == 10).await;
+    world.handle.wait_for(|status| status.sent == 10).await.expect("it runs");
     assert_eq!(world.delivered("slow"), numbers(0..5));
     assert_eq!(world.delivered("fast"), numbers(0..5));
     let status = world.stop().await;
@@ -96,15 +97,13 @@ async fn a_failing_event_holds_back_its_own_aggregate_only() {
 #[tokio::test]
 async fn an_exhausted_event_is_stored_and_its_successors_go_on_or_wait_as_policy_says() {
     for (give_up, expected) in [(GiveUp::Store, numbers(1..3)), (GiveUp::Park, numbers(0..0))] {
-        let mut world = World::start(|config| {
-            config.retry.attempts_max = 2;
-            config.retry.give_up = give_up;
-        });
+        let retry = RetryPolicy::default().with_attempts_max(2).with_give_up(give_up);
+        let mut world = World::start(retry);
         let key = AggregateKey::new("order", "a");
         world.publisher.fail_next(&key, PublishError::transient("Busy", "try later"), 2);
         world.enqueue("a", 3);
-        world.handle.wait_for(|status| status.failed == 1).await;
-        world.handle.caught_up().await;
+        world.handle.wait_for(|status| status.failed == 1).await.expect("it runs");
+        world.handle.caught_up().await.expect("it runs");
         assert_eq!(world.delivered("a"), expected, "{give_up:?}");
         let failed = world.store.list(&EventFilter::status(Status::Failed), 10).await.expect("list");
         assert_eq!(failed.len(), 1);
@@ -112,7 +111,7 @@ async fn an_exhausted_event_is_stored_and_its_successors_go_on_or_wait_as_policy
 
         let requeued = world.store.requeue(&EventFilter::status(Status::Failed)).await.expect("requeue");
         assert_eq!(requeued, 1);
-        world.handle.wait_for(|status| status.sent == 3).await;
+        world.handle.wait_for(|status| status.sent == 3).await.expect("it runs");
         let mut all = world.delivered("a");
         all.sort();
         assert_eq!(all, numbers(0..3));
@@ -125,13 +124,13 @@ async fn an_exhausted_event_is_stored_and_its_successors_go_on_or_wait_as_policy
 
 #[tokio::test]
 async fn an_undecodable_row_fails_alone() {
-    let mut world = World::start(|_| {});
+    let mut world = World::start(RetryPolicy::default());
     let mut tx = world.store.begin();
     tx.enqueue(&event("a", 0)).expect("enqueue");
     tx.enqueue_undecodable(&AggregateKey::new("order", "a"), "headers are no JSON object");
     tx.enqueue(&event("a", 1)).expect("enqueue");
     tx.commit();
-    world.handle.wait_for(|status| status.sent == 2 && status.failed == 1).await;
+    world.handle.wait_for(|status| status.sent == 2 && status.failed == 1).await.expect("it runs");
     assert_eq!(world.delivered("a"), numbers(0..2));
     let failed = world.store.list(&EventFilter::status(Status::Failed), 10).await.expect("list");
     assert_eq!(failed[0].cause, Some(FailureCause::Undecodable));
@@ -140,23 +139,21 @@ async fn an_undecodable_row_fails_alone() {
 
 #[tokio::test]
 async fn two_relays_share_the_work_and_a_clean_stop_hands_it_over() {
-    let mut first = World::start(|_| {});
-    first.handle.wait_for(|status| status.partitions == 64).await;
-    let mut config = RelayConfig::default();
-    config.membership_interval = Duration::from_millis(5);
-    let second = Relay::new(Arc::new(first.store.clone()), Arc::new(first.publisher.clone()), config)
-        .expect("valid settings");
+    let mut first = World::start(RetryPolicy::default());
+    first.handle.wait_for(|status| status.partitions == 64).await.expect("it runs");
+    let config = RelayConfig::default().with_membership_interval(Duration::from_millis(5));
+    let second = Relay::new(first.store.clone(), first.publisher.clone(), config).expect("valid settings");
     let mut handle = second.handle();
     let task = tokio::spawn(second.run());
-    handle.wait_for(|status| status.partitions == 32).await;
-    first.handle.wait_for(|status| status.partitions == 32).await;
+    handle.wait_for(|status| status.partitions == 32).await.expect("it runs");
+    first.handle.wait_for(|status| status.partitions == 32).await.expect("it runs");
     for aggregate in 0..20 {
         first.enqueue(&aggregate.to_string(), 10);
     }
     let (store, publisher) = (first.store.clone(), first.publisher.clone());
     publisher.delivered_at_least(200).await;
     first.stop().await;
-    handle.wait_for(|status| status.partitions == 64).await;
+    handle.wait_for(|status| status.partitions == 64).await.expect("it runs");
     let mut tx = store.begin();
     tx.enqueue(&event("last", 0)).expect("enqueue");
     tx.commit();
@@ -166,29 +163,48 @@ async fn two_relays_share_the_work_and_a_clean_stop_hands_it_over() {
     task.await.expect("the relay ends without a panic");
 }
 
+/// A clock whose process dies: nothing is done once its relay is dropped.
+struct Mortal(TokioClock);
+
+impl Clock for Mortal {
+    fn now(&self) -> Monotonic {
+        self.0.now()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(duration)
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) -> Task {
+        self.0.spawn(task)
+    }
+}
+
 #[tokio::test]
 async fn a_relay_that_beats_more_often_than_it_looks_around_takes_over_all_the_same() {
     let store = MemoryStore::new(Arc::new(TokioClock::default()));
     let relay = || {
-        let mut config = RelayConfig::default();
-        config.lease_ttl = Duration::from_millis(400);
-        config.publish_timeout = Duration::from_millis(100);
-        config.lease_margin = Duration::from_millis(50);
-        config.beat_interval = Duration::from_millis(20);
-        config.membership_interval = Duration::from_millis(30);
-        Relay::new(Arc::new(store.clone()), Arc::new(MemoryPublisher::new()), config).expect("valid settings")
+        let config = RelayConfig::default()
+            .with_lease_ttl(Duration::from_millis(400))
+            .with_publish_timeout(Duration::from_millis(100))
+            .with_lease_margin(Duration::from_millis(50))
+            .with_beat_interval(Duration::from_millis(20))
+            .with_membership_interval(Duration::from_millis(30));
+        let clock = Arc::new(Mortal(TokioClock::default()));
+        Relay::with_clock(store.clone(), MemoryPublisher::new(), config, clock).expect("valid settings")
     };
     let first = relay();
     let mut handle = first.handle();
     let task = tokio::spawn(first.run());
-    handle.wait_for(|status| status.partitions == 64).await;
+    handle.wait_for(|status| status.partitions == 64).await.expect("it runs");
     let second = relay();
     let mut handle = second.handle();
     let running = tokio::spawn(second.run());
     // Like a crash: its leases expire.
     task.abort();
     let all = handle.wait_for(|status| status.partitions == 64);
-    tokio::time::timeout(Duration::from_secs(60), all).await.expect("the second relay takes over");
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await.expect("the second relay takes over");
+    all.expect("it runs");
     handle.shutdown();
     running.await.expect("the relay ends without a panic");
 }

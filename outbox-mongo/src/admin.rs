@@ -15,12 +15,14 @@ use outbox_core::{
 
 use crate::{
     MongoStore,
-    document::{Stored, partition_of, pending, spellings_of},
+    codec::{
+        document::{Stored, partition_of, pending, spellings_of},
+        sequence::{created_at_expression, first_of, timestamp_of},
+    },
+    database::{Database, transaction::transact},
     error::{Fault, within},
     holds::{Hold, hold_id},
-    sequence::{created_at_expression, first_of, timestamp_of},
-    store::{Inner, holds_of, paused_topics, server_now, write_holds},
-    transaction::transact,
+    store::{holds_of, paused_topics, server_now, write_holds},
 };
 
 #[async_trait]
@@ -28,11 +30,11 @@ impl OutboxAdmin for MongoStore {
     /// Pending and failed events are found by their indexes, ids by theirs; any other condition reads the collection
     /// from `after` on until it has found enough, which takes its time where it is large.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
-        let inner = self.inner();
+        let database = self.database();
         if rows_max == 0 {
             return Ok(Vec::new());
         }
-        let events = if filter.archived { inner.archive() } else { inner.outbox() };
+        let events = if filter.archived { database.archive() } else { database.outbox() };
         let find = events.find(condition(filter)).sort(doc! { "sequence": 1 }).limit(rows_max.into());
         within("list events", async {
             let mut cursor = find.await?;
@@ -58,7 +60,7 @@ impl OutboxAdmin for MongoStore {
             doc! { "$sort": { "endless": 1, "until": 1, "_id": 1 } },
             doc! { "$limit": i64::from(rows_max) },
         ];
-        let holds = self.inner().holds();
+        let holds = self.database().holds();
         within("list holds", async {
             let mut cursor = holds.aggregate(pipeline).await?;
             let mut records = Vec::new();
@@ -85,12 +87,12 @@ impl OutboxAdmin for MongoStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         transact(
-            &inner.client,
+            &database.client,
             "requeue events",
-            (Arc::clone(inner), filter.clone()),
-            |session, (inner, filter)| requeue(inner, session, filter).boxed(),
+            (Arc::clone(database), filter.clone()),
+            |session, (database, filter)| requeue(database, session, filter).boxed(),
         )
         .await
     }
@@ -99,12 +101,12 @@ impl OutboxAdmin for MongoStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         transact(
-            &inner.client,
+            &database.client,
             "discard events",
-            (Arc::clone(inner), filter.clone()),
-            |session, (inner, filter)| discard(inner, session, filter).boxed(),
+            (Arc::clone(database), filter.clone()),
+            |session, (database, filter)| discard(database, session, filter).boxed(),
         )
         .await
     }
@@ -119,38 +121,39 @@ impl OutboxAdmin for MongoStore {
             "reason": or("reason", HoldReason::Paused.as_str().into()),
             "paused_at": "$$NOW",
         };
-        let holds = self.inner().holds();
+        let holds = self.database().holds();
         let pause = holds.update_one(doc! { "_id": hold_id(key) }, vec![doc! { "$set": set }]).upsert(true);
         within("pause an aggregate", async { pause.await }).await.map(drop)
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
         let due = vec![doc! { "$set": { "until": "$$NOW" } }, doc! { "$unset": "paused_at" }];
-        let holds = self.inner().holds();
+        let holds = self.database().holds();
         let resume = holds.update_one(doc! { "_id": hold_id(key) }, due);
         Ok(within("resume an aggregate", async { resume.await }).await?.matched_count > 0)
     }
 
     async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
-        let topics = self.inner().topics();
+        let topics = self.database().topics();
         let set = vec![doc! { "$set": { "paused_at": { "$ifNull": ["$paused_at", "$$NOW"] } } }];
         let pause = topics.update_one(doc! { "_id": topic }, set).upsert(true);
         within("pause a topic", async { pause.await }).await.map(drop)
     }
 
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
-        let inner = self.inner();
+        let database = self.database();
         transact(
-            &inner.client,
+            &database.client,
             "resume a topic",
-            (Arc::clone(inner), topic.to_owned()),
-            |session, (inner, topic)| {
+            (Arc::clone(database), topic.to_owned()),
+            |session, (database, topic)| {
                 async move {
                     // A hold does not say of which topic it is: those of another that is still paused are held again.
                     let due = vec![doc! { "$set": { "until": "$$NOW" } }];
                     let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
-                    inner.holds().update_many(of_topics, due).session(&mut *session).await?;
-                    let resumed = inner.topics().delete_one(doc! { "_id": topic }).session(session).await?;
+                    database.holds().update_many(of_topics, due).session(&mut *session).await?;
+                    let resumed =
+                        database.topics().delete_one(doc! { "_id": topic }).session(session).await?;
                     Ok(resumed.deleted_count > 0)
                 }
                 .boxed()
@@ -160,7 +163,7 @@ impl OutboxAdmin for MongoStore {
     }
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
-        paused_topics(self.inner(), "list paused topics").await
+        paused_topics(self.database(), "list paused topics").await
     }
 }
 
@@ -213,12 +216,12 @@ fn condition(filter: &EventFilter) -> Document {
 
 /// The events of a filter that also meet `also`: sequence and aggregate.
 async fn matching(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
     filter: &EventFilter,
     also: Document,
 ) -> Result<Vec<(Sequence, AggregateKey)>, Fault> {
-    let outbox = inner.outbox();
+    let outbox = database.outbox();
     let find = outbox.find(doc! { "$and": [condition(filter), also] }).sort(doc! { "sequence": 1 });
     let find = find.projection(doc! { "sequence": 1, "aggregate_type": 1, "aggregate_id": 1 });
     let mut cursor = find.session(&mut *session).await?;
@@ -230,8 +233,12 @@ async fn matching(
     Ok(found)
 }
 
-async fn requeue(inner: &Inner, session: &mut ClientSession, filter: &EventFilter) -> Result<u64, Fault> {
-    let failed = matching(inner, session, filter, doc! { "status": 2 }).await?;
+async fn requeue(
+    database: &Database,
+    session: &mut ClientSession,
+    filter: &EventFilter,
+) -> Result<u64, Fault> {
+    let failed = matching(database, session, filter, doc! { "status": 2 }).await?;
     if failed.is_empty() {
         return Ok(0);
     }
@@ -239,25 +246,29 @@ async fn requeue(inner: &Inner, session: &mut ClientSession, filter: &EventFilte
     let put_back =
         doc! { "$set": { "status": 0, "attempts": 0_i64 }, "$unset": { "cause": "", "failed_at": "" } };
     let events = doc! { "sequence": { "$in": sequences }, "status": 2 };
-    let requeued = inner.outbox().update_many(events, put_back).session(&mut *session).await?;
+    let requeued = database.outbox().update_many(events, put_back).session(&mut *session).await?;
     let mut of_each: HashMap<AggregateKey, Vec<Sequence>> = HashMap::new();
     for (sequence, key) in failed {
         of_each.entry(key).or_default().push(sequence);
     }
-    let before = holds_of(inner, session, of_each.keys()).await?;
-    let now = server_now(inner, session).await?;
+    let before = holds_of(database, session, of_each.keys()).await?;
+    let now = server_now(database, session).await?;
     let mut holds = before.clone();
     for (key, sequences) in &of_each {
         holds.insert(key.clone(), Hold::requeued(before.get(key), (key, sequences), now));
     }
-    write_holds(inner, session, &before, &holds).await?;
+    write_holds(database, session, &before, &holds).await?;
     Ok(requeued.modified_count)
 }
 
-async fn discard(inner: &Inner, session: &mut ClientSession, filter: &EventFilter) -> Result<u64, Fault> {
-    let failed = matching(inner, session, filter, doc! { "status": 2 }).await?;
+async fn discard(
+    database: &Database,
+    session: &mut ClientSession,
+    filter: &EventFilter,
+) -> Result<u64, Fault> {
+    let failed = matching(database, session, filter, doc! { "status": 2 }).await?;
     // Of those that wait only the event that a hold names: another one may be on its way.
-    let held = held_events(inner, session).await?;
+    let held = held_events(database, session).await?;
     let waiting = match held.is_empty() {
         true => Vec::new(),
         false => {
@@ -266,7 +277,7 @@ async fn discard(inner: &Inner, session: &mut ClientSession, filter: &EventFilte
                 "sequence",
                 doc! { "$in": held.keys().map(|held| timestamp_of(*held)).collect::<Vec<_>>() },
             );
-            matching(inner, session, filter, also).await?
+            matching(database, session, filter, also).await?
         }
     };
     let waiting: Vec<(Sequence, AggregateKey)> =
@@ -274,7 +285,7 @@ async fn discard(inner: &Inner, session: &mut ClientSession, filter: &EventFilte
     let list = |events: &[(Sequence, AggregateKey)]| -> Vec<Timestamp> {
         events.iter().map(|(sequence, _)| timestamp_of(*sequence)).collect()
     };
-    let outbox = inner.outbox();
+    let outbox = database.outbox();
     // The age that retention counts is that of the failure, not of giving it up.
     let given_up = doc! { "$set": { "cause": "discarded" } };
     let events = doc! { "sequence": { "$in": list(&failed) }, "status": 2 };
@@ -286,24 +297,24 @@ async fn discard(inner: &Inner, session: &mut ClientSession, filter: &EventFilte
     outbox.update_many(events, given_up).session(&mut *session).await?;
     // What waited for one of them has nothing to wait for any more.
     let discarded = [failed, waiting].concat();
-    let before = holds_of(inner, session, discarded.iter().map(|(_, key)| key)).await?;
-    let now: BsonDateTime = server_now(inner, session).await?;
+    let before = holds_of(database, session, discarded.iter().map(|(_, key)| key)).await?;
+    let now: BsonDateTime = server_now(database, session).await?;
     let mut holds = before.clone();
     for (sequence, key) in &discarded {
         if let Some(hold) = holds.get_mut(key).filter(|hold| hold.sequence == Some(*sequence)) {
             hold.until = Some(now);
         }
     }
-    write_holds(inner, session, &before, &holds).await?;
+    write_holds(database, session, &before, &holds).await?;
     Ok(discarded.len() as u64)
 }
 
 /// The events that holds name.
 async fn held_events(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
 ) -> Result<HashMap<Sequence, AggregateKey>, Fault> {
-    let mut cursor = inner.holds().find(doc! {}).session(&mut *session).await?;
+    let mut cursor = database.holds().find(doc! {}).session(&mut *session).await?;
     let mut held = HashMap::new();
     while cursor.advance(session).await? {
         let hold = Hold::of(cursor.current());

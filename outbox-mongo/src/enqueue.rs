@@ -13,11 +13,13 @@ use outbox_core::{AggregateKey, Enqueue, EnqueueError, Event, Sequence, StoreErr
 
 use crate::{
     MongoConfig,
+    codec::{
+        document::{id_of, partition_of},
+        sequence::sequence_of,
+    },
     config::Names,
-    document::{id_of, partition_of},
+    database::transaction::is_open,
     error::{DUPLICATE_KEY, code_of, store_error},
-    sequence::sequence_of,
-    transaction::is_open,
 };
 
 /// The most events that are written before their sequences are asked for.

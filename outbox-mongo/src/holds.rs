@@ -3,7 +3,7 @@
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, RawBsonRef, RawDocument, doc};
 use outbox_core::{AggregateKey, HoldReason, Partition, Sequence};
 
-use crate::{
+use crate::codec::{
     document::{partition_of, whole},
     sequence::{sequence_of, timestamp_of},
 };

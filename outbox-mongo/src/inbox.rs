@@ -15,11 +15,11 @@ use outbox_core::{
 
 use crate::{
     MongoConfig,
+    codec::millis,
     config::Names,
+    database::{index, transaction::is_open},
     error::{Fault, not_migrated, transaction_error},
     schema::VERSION_ID,
-    store::{index, millis},
-    transaction::is_open,
 };
 
 pub use schema::inbox_migration_script;

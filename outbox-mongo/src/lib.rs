@@ -1,17 +1,16 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod codec;
 mod config;
-mod document;
+mod database;
 mod enqueue;
 mod error;
 mod holds;
 mod inbox;
 mod reader;
 mod schema;
-mod sequence;
 mod store;
-mod transaction;
 
 pub use config::{MongoConfig, MongoConfigBuilder, MongoConfigError};
 pub use enqueue::MongoOutbox;

@@ -19,74 +19,108 @@
 //! one time.
 //!
 //! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing else to read,
-//! the reader starts from the beginning again, every [`SWEEP`](place::SWEEP).
+//! the reader starts from the beginning again, every [`SWEEP`](position::SWEEP).
 
 mod catch_up;
 mod due_holds;
 mod news;
 mod page;
-mod place;
 #[cfg(test)]
 mod plans;
+mod position;
 mod scan;
+mod snapshot;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use mongodb::{ClientSession, bson::DateTime as BsonDateTime};
-use outbox_core::{FetchRequest, Fetched, OutboxReader, Sequence, StoreError};
+use outbox_core::{AggregateKey, FetchRequest, Fetched, OutboxReader, StoreError};
 
-use crate::{error::within, store::Inner};
-use news::News;
-use place::Place;
+use self::{news::News, page::Page, position::Position, snapshot::Snapshot};
+use crate::{
+    codec::sequence::sequence_of,
+    database::Database,
+    error::{Fault, within},
+};
 
 /// The reader of one relay.
 ///
 /// If a fetch is dropped before it answers, the next one starts from the beginning: what was read meanwhile is lost,
 /// and would otherwise count as returned.
 pub(crate) struct MongoReader {
-    inner: Arc<Inner>,
-    place: Option<Place>,
+    database: Arc<Database>,
+    position: Option<Position>,
 }
 
 impl MongoReader {
-    pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, place: None }
+    pub(crate) fn new(database: Arc<Database>) -> Self {
+        Self { database, position: None }
     }
 }
 
 #[async_trait]
 impl OutboxReader for MongoReader {
     async fn fetch(&mut self, request: FetchRequest) -> Result<Fetched, StoreError> {
-        let mut place = self.place.take().unwrap_or_else(Place::new);
+        let mut position = self.position.take().unwrap_or_else(Position::new);
         if request.leases.is_empty() {
             return Ok(Fetched::default());
         }
         let fetch = async {
-            let session = self.inner.client.start_session().snapshot(true).await?;
-            place.fetch(&self.inner, session, &request).await
+            let session = self.database.client.start_session().snapshot(true).await?;
+            position.fetch(&self.database, session, &request).await
         };
         let fetched =
-            within("fetch events", fetch).await?.ok_or_else(|| self.inner.not_migrated("fetch events"))?;
-        self.place = Some(place);
+            within("fetch events", fetch).await?.ok_or_else(|| self.database.not_migrated("fetch events"))?;
+        self.position = Some(position);
         Ok(fetched)
     }
 }
 
-/// What one fetch looks at.
-struct At<'a> {
-    inner: &'a Inner,
-    session: ClientSession,
-    request: &'a FetchRequest,
-    now: BsonDateTime,
-    /// Everything that the session reads is as it was at this moment.
-    snapshot: Sequence,
-    /// There are holds at all: without one, no aggregate has any to look for.
-    any_hold: bool,
-}
-
-impl At<'_> {
-    fn is_known(&self, sequence: Sequence) -> bool {
-        self.request.known.binary_search(&sequence).is_ok()
+impl Position {
+    /// `None` where there is no outbox.
+    async fn fetch(
+        &mut self,
+        database: &Database,
+        mut session: ClientSession,
+        request: &FetchRequest,
+    ) -> Result<Option<Fetched>, Fault> {
+        self.lease(request);
+        let Some(news) = News::read(database, &mut session, self).await? else { return Ok(None) };
+        let moment = session.snapshot_time().and_then(sequence_of).ok_or_else(no_snapshot)?;
+        let mut at = Snapshot { database, session, request, now: news.now, moment, any_hold: news.any_hold };
+        self.advance(&at);
+        let mut page = Page {
+            rows: Vec::new(),
+            events_left: request.events_max.max(1),
+            bytes_left: request.bytes_max.max(1),
+            more: news.more_due,
+        };
+        // Due holds first: everything of their aggregate waits for them.
+        let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
+        let all_due_noted = self.note_scheduled(news.now, news.scheduled);
+        self.catch_up(&mut at, &mut page).await?;
+        let scanned = if all_due_noted { self.scan(&mut at, &mut page).await? } else { self.bound };
+        self.move_bound(database, news.now, scanned);
+        let full: HashSet<&AggregateKey> = request.full.iter().collect();
+        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
+        self.idle = !page.more;
+        self.fetched_at = Some(news.now);
+        let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
+        Ok(Some(Fetched {
+            rows: page.rows,
+            due_holds,
+            paused: self.paused(news.paused),
+            more: page.more,
+            next_due: news.next_due.map(wait),
+        }))
     }
 }
+
+/// The first statement of the session has been answered as if it were none of a snapshot.
+fn no_snapshot() -> Fault {
+    Fault::Write { code: SNAPSHOT_UNAVAILABLE, message: "the server gave no snapshot".to_owned() }
+}
+
+/// The server's code for a snapshot that it does not have.
+const SNAPSHOT_UNAVAILABLE: i32 = 246;

@@ -8,10 +8,10 @@ use outbox_core::{PARTITIONS, StoreError, StoreErrorKind};
 
 use crate::{
     MongoConfig,
+    codec::document::{pending, whole},
     config::Names,
-    document::{pending, whole},
+    database::transaction::check_writes,
     error::{Fault, store_error},
-    transaction::check_writes,
 };
 
 /// What each version of the collections brought, the first one first. A version that was released is never changed: a

@@ -9,17 +9,12 @@ pub(crate) use check::{identify, inspect, privileges, server};
 pub(crate) use membership::paused_topics;
 #[cfg(test)]
 pub(crate) use settle::among;
-pub(crate) use settle::{holds_of, index, server_now, write_holds};
+pub(crate) use settle::{holds_of, server_now, write_holds};
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use mongodb::{
-    Client, Collection, Database,
-    bson::{DateTime as BsonDateTime, Document, RawDocumentBuf, doc},
-    error::Error,
-    options::{ClientOptions, DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
-};
+use mongodb::{Client, options::ClientOptions};
 use outbox_core::{
     Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
     PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
@@ -27,11 +22,8 @@ use outbox_core::{
 };
 
 use crate::{
-    MongoConfig, MongoOutbox,
-    config::{Names, SELECTION_TIMEOUT},
-    error::{not_migrated, store_error, within},
-    reader::MongoReader,
-    schema::{self, VERSION_ID},
+    MongoConfig, MongoOutbox, config::SELECTION_TIMEOUT, database::Database, error::store_error,
+    reader::MongoReader, schema,
 };
 
 /// The store of a relay and the tool of an operator. Cheap to clone; all clones share the client.
@@ -39,18 +31,7 @@ use crate::{
 /// Whatever the url or the client says of reads and writes, it asks the primary for what a majority has, and writes to
 /// a majority: else a fail-over could undo a claim or a settle.
 #[derive(Clone)]
-pub struct MongoStore(Arc<Inner>);
-
-pub(crate) struct Inner {
-    pub(crate) client: Client,
-    pub(crate) database: Database,
-    /// For the statements of a snapshot session: the driver leaves a read concern as it is where there is one, and
-    /// anything but `snapshot` would let each statement see another state.
-    snapshots: Database,
-    pub(crate) config: MongoConfig,
-    /// What the client was told of reads and writes by its url, for `check`.
-    pub(crate) options: Option<ClientOptions>,
-}
+pub struct MongoStore(Arc<Database>);
 
 impl MongoStore {
     /// A store with a client of its own, which connects when it is first used: an unreachable server is a finding of
@@ -70,25 +51,12 @@ impl MongoStore {
         options.server_selection_timeout.get_or_insert(SELECTION_TIMEOUT);
         options.max_pool_size.get_or_insert(config.connections);
         let client = Client::with_options(options.clone()).map_err(|error| store_error(WHAT, error))?;
-        Ok(Self::of(client, config, Some(options)))
+        Ok(Self(Arc::new(Database::new(client, config, Some(options)))))
     }
 
     /// A store on the caller's client. Connects when it is first used.
     pub fn new(client: Client, config: &MongoConfig) -> Self {
-        Self::of(client, config, None)
-    }
-
-    fn of(client: Client, config: &MongoConfig, options: Option<ClientOptions>) -> Self {
-        let database = |read_concern: ReadConcern| {
-            let options = DatabaseOptions::builder()
-                .read_concern(read_concern)
-                .write_concern(WriteConcern::majority())
-                .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-                .build();
-            client.database_with_options(&config.names.database, options)
-        };
-        let (snapshots, database) = (database(ReadConcern::snapshot()), database(ReadConcern::majority()));
-        Self(Arc::new(Inner { client, database, snapshots, config: config.clone(), options }))
+        Self(Arc::new(Database::new(client, config, None)))
     }
 
     /// The writer's side of the same outbox.
@@ -101,10 +69,10 @@ impl MongoStore {
     /// # Errors
     /// [`StoreErrorKind::Schema`] if the collections are of a newer version than this program knows.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        schema::migrate(&self.0.database, self.0.names()).await
+        schema::migrate(&self.0.majority, self.0.names()).await
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn database(&self) -> &Arc<Database> {
         &self.0
     }
 }
@@ -112,58 +80,6 @@ impl MongoStore {
 impl fmt::Debug for MongoStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MongoStore").field("config", &self.0.config).finish_non_exhaustive()
-    }
-}
-
-impl Inner {
-    pub(crate) fn names(&self) -> &Names {
-        &self.config.names
-    }
-
-    /// A collection as a snapshot session reads it.
-    pub(crate) fn snapshot(&self, collection: &str) -> Collection<RawDocumentBuf> {
-        self.snapshots.collection(collection)
-    }
-
-    pub(crate) fn outbox(&self) -> Collection<RawDocumentBuf> {
-        self.database.collection(&self.names().outbox)
-    }
-
-    pub(crate) fn holds(&self) -> Collection<RawDocumentBuf> {
-        self.database.collection(&self.names().holds)
-    }
-
-    pub(crate) fn archive(&self) -> Collection<RawDocumentBuf> {
-        self.database.collection(&self.names().archive)
-    }
-
-    pub(crate) fn relays(&self) -> Collection<Document> {
-        self.database.collection(&self.names().relays)
-    }
-
-    pub(crate) fn partitions(&self) -> Collection<Document> {
-        self.database.collection(&self.names().partitions)
-    }
-
-    pub(crate) fn topics(&self) -> Collection<Document> {
-        self.database.collection(&self.names().topics)
-    }
-
-    pub(crate) fn meta(&self) -> Collection<Document> {
-        self.database.collection(&self.names().meta)
-    }
-
-    /// The server's clock.
-    pub(crate) async fn now(&self, what: &str) -> Result<BsonDateTime, StoreError> {
-        let meta = self.meta();
-        let find = meta.find_one(doc! { "_id": VERSION_ID }).projection(doc! { "now": "$$NOW" });
-        let found = within(what, async { find.await }).await?;
-        let now = found.and_then(|document| document.get_datetime("now").ok().copied());
-        now.ok_or_else(|| self.not_migrated(what))
-    }
-
-    pub(crate) fn not_migrated(&self, what: &str) -> StoreError {
-        not_migrated(what, &self.names().database, &self.names().outbox)
     }
 }
 
@@ -230,25 +146,4 @@ impl OutboxStore for MongoStore {
     async fn stats(&self) -> Result<StoreStats, StoreError> {
         retention::stats(&self.0).await
     }
-}
-
-/// A duration as the server's milliseconds.
-pub(crate) fn millis(duration: Duration) -> i64 {
-    // A thousand years: what is further ahead than the calendar cannot be added to now.
-    const MILLIS_MAX: i64 = 1000 * 365 * 86_400 * 1000;
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(MILLIS_MAX)
-}
-
-/// `duration` later.
-pub(crate) fn after(now: BsonDateTime, duration: Duration) -> BsonDateTime {
-    BsonDateTime::from_millis(now.timestamp_millis().saturating_add(millis(duration)))
-}
-
-/// The documents of a cursor, all of them.
-pub(crate) async fn collect(mut cursor: mongodb::Cursor<Document>) -> Result<Vec<Document>, Error> {
-    let mut documents = Vec::new();
-    while cursor.advance().await? {
-        documents.push(cursor.deserialize_current()?);
-    }
-    Ok(documents)
 }

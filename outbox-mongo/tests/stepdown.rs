@@ -5,14 +5,13 @@ mod support;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
     time::Duration,
 };
 
 use mongodb::bson::doc;
 use outbox_core::{
     Enqueue as _, Event, EventFilter, MemoryPublisher, OutboxAdmin as _, OutboxStore as _, Relay,
-    RelayConfig, Status, TokioClock,
+    RelayConfig, Status,
 };
 use support::Place;
 use uuid::Uuid;
@@ -55,12 +54,8 @@ async fn write_round(place: &Place, round: i32, ids: &mut Vec<Uuid>) -> bool {
 async fn a_step_down_loses_nothing_and_keeps_the_order() {
     let Some(place) = Place::new().await else { return };
     let publisher = MemoryPublisher::new();
-    let mut config = RelayConfig::default();
-    config.membership_interval = Duration::from_millis(50);
-    let store = Arc::new(place.store.clone());
-    let relay =
-        Relay::with_clock(store, Arc::new(publisher.clone()), config, Arc::new(TokioClock::default()));
-    let relay = relay.unwrap();
+    let config = RelayConfig::default().with_membership_interval(Duration::from_millis(50));
+    let relay = Relay::new(place.store.clone(), publisher.clone(), config).unwrap();
     let mut handle = relay.handle();
     let task = tokio::spawn(relay.run());
 
@@ -117,7 +112,7 @@ async fn a_step_down_loses_nothing_and_keeps_the_order() {
     for (aggregate, versions) in first {
         assert!(versions.is_sorted_by(|left, right| left < right), "order of {aggregate}: {versions:?}");
     }
-    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
     let pending = place.store.list(&EventFilter::status(Status::Pending), 10).await.unwrap();
     assert_eq!(pending.len(), 0);
     assert_eq!(place.store.stats().await.unwrap().sent, ids.len() as u64);

@@ -174,7 +174,7 @@ async fn assert_in_use(store: &MongoStore) {
     assert_eq!(store.paused_topics().await.unwrap(), ["paused"]);
 
     let publisher = Arc::new(MemoryPublisher::new());
-    let relay = Relay::new(Arc::new(store.clone()), publisher.clone(), RelayConfig::default()).unwrap();
+    let relay = Relay::new(store.clone(), publisher.clone(), RelayConfig::default()).unwrap();
     assert!(relay.check().await.is_empty());
     let mut handle = relay.handle();
     let running = tokio::spawn(relay.run());
@@ -182,7 +182,7 @@ async fn assert_in_use(store: &MongoStore) {
     let permanent = EventFilter { cause: Some(FailureCause::Permanent), ..EventFilter::default() };
     assert_eq!(store.requeue(&permanent).await.unwrap(), 1);
     tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(5)).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
     handle.shutdown();
     running.await.unwrap();
     let arrived = |id: &str| -> Vec<i64> {

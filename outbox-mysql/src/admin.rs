@@ -3,6 +3,7 @@
 //! Whoever changes a hold locks the row of its partition first: see `store::holds`.
 
 mod changes;
+mod filter;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,14 +16,17 @@ use outbox_core::{
 };
 use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
 
-use self::changes::{change_hold, discard, held_key, requeue, resume_topic};
+use self::{
+    changes::{change_hold, discard, held_key, requeue, resume_topic},
+    filter::push_filter,
+};
 use crate::{
     MysqlStore,
-    enqueue::storable,
+    codec::{duration, micros_of},
+    database::{begin, commit},
     error::{again, within},
     schema::part_of,
-    session::{begin, commit},
-    store::{Hold, duration, micros_of},
+    store::Hold,
 };
 
 #[async_trait]
@@ -47,10 +51,10 @@ impl OutboxAdmin for MysqlStore {
                 "SELECT o.*, CAST(o.part AS UNSIGNED) AS partition_code, {times} FROM {{outbox}} o WHERE TRUE"
             ),
         };
-        let mut query = QueryBuilder::<MySql>::new(self.inner().tables().text(&text));
+        let mut query = QueryBuilder::<MySql>::new(self.database().tables().text(&text));
         push_filter(&mut query, filter);
         query.push(" ORDER BY o.sequence LIMIT ").push_bind(rows_max);
-        let connection = &mut *self.inner().connection(what).await?;
+        let connection = &mut *self.database().connection(what).await?;
         within(what, async { query.build().fetch_all(connection).await?.iter().map(record).collect() }).await
     }
 
@@ -60,8 +64,8 @@ impl OutboxAdmin for MysqlStore {
         let sql = "SELECT part, aggregate_type, aggregate_id, sequence, reason, paused_at IS NOT NULL AS paused, \
                      IF(paused_at IS NULL, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), until), NULL) AS due \
                    FROM {holds} ORDER BY until IS NULL, until, part, aggregate_type, aggregate_id LIMIT ?";
-        let query = sqlx::query(self.inner().tables().sql(sql)).bind(rows_max);
-        let connection = &mut *self.inner().connection(what).await?;
+        let query = sqlx::query(self.database().tables().sql(sql)).bind(rows_max);
+        let connection = &mut *self.database().connection(what).await?;
         within(what, async { query.fetch_all(connection).await?.iter().map(hold).collect() }).await
     }
 
@@ -69,12 +73,12 @@ impl OutboxAdmin for MysqlStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         let what = "requeue events";
         again(|| async {
-            let mut connection = inner.connection(what).await?;
+            let mut connection = database.connection(what).await?;
             let mut transaction = begin(&mut connection, what).await?;
-            let count = within(what, requeue(inner, &mut transaction, filter)).await?;
+            let count = within(what, requeue(database, &mut transaction, filter)).await?;
             commit(transaction, what).await?;
             Ok(count)
         })
@@ -85,12 +89,12 @@ impl OutboxAdmin for MysqlStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         let what = "discard events";
         again(|| async {
-            let mut connection = inner.connection(what).await?;
+            let mut connection = database.connection(what).await?;
             let mut transaction = begin(&mut connection, what).await?;
-            let count = within(what, discard(inner, &mut transaction, filter)).await?;
+            let count = within(what, discard(database, &mut transaction, filter)).await?;
             commit(transaction, what).await?;
             Ok(count)
         })
@@ -103,28 +107,28 @@ impl OutboxAdmin for MysqlStore {
             let hold = hold.unwrap_or(plain);
             Some(Hold { until: None, paused_at: Some(now), ..hold })
         };
-        change_hold(self.inner(), "pause an aggregate", key, pause).await.map(drop)
+        change_hold(self.database(), "pause an aggregate", key, pause).await.map(drop)
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
         let resume = |hold: Option<Hold>, now| Some(Hold { until: Some(now), paused_at: None, ..hold? });
-        change_hold(self.inner(), "resume an aggregate", key, resume).await
+        change_hold(self.database(), "resume an aggregate", key, resume).await
     }
 
     async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
         let what = "pause a topic";
         let sql = "INSERT INTO {topics} (topic) VALUES (?) ON DUPLICATE KEY UPDATE topic = topic";
-        let query = sqlx::query(self.inner().tables().sql(sql)).bind(topic.as_bytes());
-        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+        let query = sqlx::query(self.database().tables().sql(sql)).bind(topic.as_bytes());
+        within(what, query.execute(&mut *self.database().connection(what).await?)).await.map(drop)
     }
 
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
-        let inner = self.inner();
+        let database = self.database();
         let what = "resume a topic";
         again(|| async {
-            let mut connection = inner.connection(what).await?;
+            let mut connection = database.connection(what).await?;
             let mut transaction = begin(&mut connection, what).await?;
-            let paused = within(what, resume_topic(inner, &mut transaction, topic)).await?;
+            let paused = within(what, resume_topic(database, &mut transaction, topic)).await?;
             commit(transaction, what).await?;
             Ok(paused)
         })
@@ -133,48 +137,11 @@ impl OutboxAdmin for MysqlStore {
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         let what = "list paused topics";
-        let sql = self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic");
+        let sql = self.database().tables().sql("SELECT topic FROM {topics} ORDER BY topic");
         let query = sqlx::query_scalar(sql);
         let topics: Vec<Vec<u8>> =
-            within(what, query.fetch_all(&mut *self.inner().connection(what).await?)).await?;
+            within(what, query.fetch_all(&mut *self.database().connection(what).await?)).await?;
         Ok(topics.iter().map(|topic| String::from_utf8_lossy(topic).into_owned()).collect())
-    }
-}
-
-fn push_filter(query: &mut QueryBuilder<MySql>, filter: &EventFilter) {
-    if !filter.ids.is_empty() {
-        query.push(" AND o.id IN (");
-        let mut ids = query.separated(", ");
-        for id in &filter.ids {
-            ids.push_bind(*id);
-        }
-        query.push(")");
-    }
-    if let Some(status) = filter.status {
-        query.push(" AND o.status = ").push_bind(status.code());
-    }
-    if let Some(cause) = filter.cause {
-        query.push(" AND o.cause = ").push_bind(cause.as_str());
-    }
-    let texts = [
-        (" AND o.aggregate_type = ", &filter.aggregate_type),
-        (" AND o.aggregate_id = ", &filter.aggregate_id),
-        (" AND o.event_type = ", &filter.event_type),
-    ];
-    for (condition, text) in texts {
-        if let Some(text) = text {
-            query.push(condition).push_bind(text.clone().into_bytes());
-        }
-    }
-    for (condition, time) in
-        [(" AND o.created_at >= ", filter.created_from), (" AND o.created_at < ", filter.created_before)]
-    {
-        if let Some(time) = time {
-            query.push(condition).push_bind(storable(time));
-        }
-    }
-    if let Some(after) = filter.after {
-        query.push(" AND o.sequence > ").push_bind(after);
     }
 }
 

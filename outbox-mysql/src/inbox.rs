@@ -13,10 +13,10 @@ use sqlx::{AssertSqlSafe, MySql, MySqlConnection, mysql::MySqlArguments, query::
 
 use crate::{
     MysqlConfig,
+    codec::{json, micros, rows},
     config::Tables,
     enqueue::storable,
     error::{DUPLICATE, NO_SAVEPOINT, number, store_error},
-    store::{json, micros, rows},
 };
 
 pub use schema::inbox_migration_sql;

@@ -1,13 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod codec;
 mod config;
+mod database;
 mod enqueue;
 mod error;
 mod inbox;
 mod reader;
 mod schema;
-mod session;
 mod store;
 
 pub use config::{MysqlConfig, MysqlConfigBuilder, MysqlConfigError};

@@ -38,12 +38,11 @@ use outbox_core::{
 };
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
-pub(crate) use self::statements::Statements;
-use self::{batch::Batch, decode::decode, due_holds::PAUSED_OVERLAP, known::Bitmap};
+use self::{batch::Batch, decode::decode, known::Bitmap, statements::Statements};
 use crate::{
+    codec::{NOW_MICROS, duration, micros},
+    database::{Database, open},
     error::{CALL_TIMEOUT, silent, store_error},
-    session,
-    store::{Inner, NOW_MICROS, duration, micros},
 };
 
 /// A scan that took longer than this and hit no limit is followed by a rest.
@@ -51,6 +50,9 @@ const SCAN_LONG: Duration = Duration::from_millis(20);
 /// How many times as long as the scan it rests, and the most.
 const REST_TIMES: u32 = 3;
 const REST_MAX: Duration = Duration::from_secs(1);
+
+/// How long the transaction of a pause may take from its statement to its commit and still be noticed.
+const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
 
 /// Reads for one relay, on a connection of its own.
 pub(crate) struct MysqlReader {
@@ -94,14 +96,14 @@ impl OutboxReader for MysqlReader {
 }
 
 impl MysqlReader {
-    pub(crate) async fn open(inner: Arc<Inner>) -> Result<Self, StoreError> {
-        let mut connection = session::open(&inner.pool).await?;
+    pub(crate) async fn open(database: Arc<Database>) -> Result<Self, StoreError> {
+        let mut connection = open(&database.pool).await?;
         let query = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {NOW_MICROS}")));
         let now: i64 =
             query.fetch_one(&mut connection).await.map_err(|error| store_error("open a reader", error))?;
         Ok(Self {
             connection,
-            sql: Statements::new(inner.tables()),
+            sql: Statements::new(database.tables()),
             broken: false,
             leases: BTreeMap::new(),
             holds_out: HashMap::new(),

@@ -23,6 +23,10 @@ const MIGRATION_WAIT_S: u32 = 30;
 /// tables.
 const LOCK_NAME: &str = "CONCAT('outbox-', LEFT(SHA2(CONCAT(COALESCE(?, DATABASE()), '/', ?), 256), 40))";
 
+/// The columns that the archive shares with the outbox.
+pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
+     content_type, headers, topic, created_at, available_at, status, attempts, last_error, cause, sent_at, failed_at";
+
 /// The aggregate's partition, of two parameters or columns: the expression of the generated column `part`.
 pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
     format!("(CRC32(CONCAT({aggregate_type}, '/', {aggregate_id})) & 63)")

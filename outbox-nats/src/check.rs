@@ -9,15 +9,14 @@ use outbox_core::{Finding, PublishError};
 use tokio::time::Instant;
 
 use crate::{
-    NatsPublisher,
     error::{Refusal, publish_error},
-    producer::{ANSWER_WAIT_MAX, ensure_stream},
+    producer::{ANSWER_WAIT_MAX, Producer, ensure_stream},
     record::subject_problem,
 };
 
 /// Looks at the server, at JetStream, and at the stream of each topic.
-pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<Finding> {
-    let context = match answering(publisher).await {
+pub(crate) async fn check(producer: &Producer, topics: &[String]) -> Vec<Finding> {
+    let context = match answering(producer).await {
         Ok(context) => context,
         Err(error) => return vec![connection_finding(&error)],
     };
@@ -31,7 +30,7 @@ pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<F
         ));
         return findings;
     }
-    if let Some(stream) = &publisher.config().stream
+    if let Some(stream) = &producer.config().stream
         && let Some(problem) = ensure_stream(&context, stream).await
     {
         findings.push(Finding::error(
@@ -51,13 +50,13 @@ pub(crate) async fn check(publisher: &NatsPublisher, topics: &[String]) -> Vec<F
 }
 
 /// A connection on which the server answers now. One that is there may be lost without anybody having noticed.
-async fn answering(publisher: &NatsPublisher) -> Result<Context, PublishError> {
+async fn answering(producer: &Producer) -> Result<Context, PublishError> {
     let deadline = Instant::now() + ANSWER_WAIT_MAX;
     loop {
-        let (live, context) = publisher.live(deadline, true).await?;
+        let (live, context) = producer.live(deadline, true).await?;
         match tokio::time::timeout_at(deadline, live.answers(&context)).await {
             Ok(true) => return Ok(context),
-            Ok(false) => publisher.retire(&live),
+            Ok(false) => producer.retire(&live),
             Err(_) => {
                 let detail = format!("no answer within {ANSWER_WAIT_MAX:?}");
                 return Err(publish_error(Refusal::NobodyAnswers, detail));

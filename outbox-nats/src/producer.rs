@@ -1,4 +1,5 @@
-//! The client's side of a publish call: one connection with everything that belongs to it ([`Live`]).
+//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with everything
+//! that belongs to it ([`Live`]).
 //!
 //! async-nats keeps what it is given in a queue and in a buffer, connects again by itself, and then sends what is
 //! left; when its last handle is dropped it still does. Nothing in it can take a message back. So each connection has
@@ -6,8 +7,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc as blocking,
     },
     thread,
@@ -46,6 +47,19 @@ const ACKS_MAX: usize = 16 * 1024;
 /// Denials that a call has not seen yet. Of more, the oldest are forgotten, and their messages time out.
 const DENIALS_MAX: usize = 64;
 
+/// Of what a server takes as one message, this is for the headers: the most that an event may have, with room for the
+/// attributes. By default a server takes 1 MiB, which leaves more than an event's payload may have by default.
+const HEADERS_BYTES: usize = 32 * 1024;
+
+/// The connection in service, which is made in the background at the first use, and anew when it is lost.
+pub(crate) struct Producer {
+    config: NatsConfig,
+    /// None before the first use and after the end.
+    current: Mutex<Option<Arc<Live>>>,
+    /// By what the server said at the last connection; 0 before.
+    payload_bytes_max: AtomicUsize,
+}
+
 /// A connection, from before it is made until it is lost or given up. Never connected twice.
 pub(crate) struct Live {
     state: watch::Receiver<State>,
@@ -73,6 +87,71 @@ pub(crate) enum State {
     Connecting(Option<PublishError>),
     Ready(Context),
     Over,
+}
+
+impl Producer {
+    pub(crate) fn new(config: NatsConfig) -> Self {
+        Self { config, current: Mutex::new(None), payload_bytes_max: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn config(&self) -> &NatsConfig {
+        &self.config
+    }
+
+    /// The largest payload that the server takes, in bytes, once it has said so.
+    pub(crate) fn payload_bytes_max(&self) -> Option<usize> {
+        Some(self.payload_bytes_max.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    pub(crate) async fn live(
+        &self,
+        deadline: Instant,
+        first_attempt: bool,
+    ) -> Result<(Arc<Live>, Context), PublishError> {
+        loop {
+            let live = self.newest()?;
+            if let Some(context) = live.ready(deadline, first_attempt).await? {
+                let bytes_max = context.client().max_payload();
+                let payload_bytes_max = bytes_max.saturating_sub(HEADERS_BYTES).max(bytes_max / 2);
+                self.payload_bytes_max.store(payload_bytes_max, Ordering::Relaxed);
+                return Ok((live, context));
+            }
+            if live.is_retired() && Instant::now() < deadline {
+                continue;
+            }
+            let detail = "the nats connection was lost as soon as it was made".to_owned();
+            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
+        }
+    }
+
+    fn newest(&self) -> Result<Arc<Live>, PublishError> {
+        let mut current = self.current();
+        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
+            return Ok(Arc::clone(live));
+        }
+        let live = Arc::new(Live::start(self.config.clone())?);
+        *current = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// Takes a connection out of service and drops whatever is not sent.
+    pub(crate) fn retire(&self, live: &Arc<Live>) {
+        self.current().take_if(|current| Arc::ptr_eq(current, live));
+        live.retire();
+    }
+
+    /// Takes the connection out of service, and waits until it has ended.
+    pub(crate) async fn close(&self) {
+        let live = self.current().take();
+        if let Some(live) = live {
+            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
+        }
+    }
 }
 
 impl Live {

@@ -9,8 +9,8 @@ use std::{
     convert::Infallible,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -27,24 +27,16 @@ use tokio::time::Instant;
 use crate::{
     NatsConfig, check,
     error::{Refusal, publish_error},
-    producer::{Live, ensure_stream},
+    producer::{Live, Producer, ensure_stream},
     record,
 };
-
-/// Of what a server takes as one message, this is for the headers: the most that an event may have, with room for the
-/// attributes. By default a server takes 1 MiB, which leaves more than an event's payload may have by default.
-const HEADERS_BYTES: usize = 32 * 1024;
 
 /// Sends messages to NATS JetStream: each acknowledged by its stream, one outcome each as it is known.
 ///
 /// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
 /// background at the first use, and made anew when it is lost.
 pub struct NatsPublisher {
-    config: NatsConfig,
-    /// The connection in service; none before the first use and after the end.
-    current: Mutex<Option<Arc<Live>>>,
-    /// By what the server said at the last connection; 0 before.
-    payload_bytes_max: AtomicUsize,
+    producer: Producer,
     /// The stream to create was missing when last seen.
     stream_missing: AtomicBool,
 }
@@ -52,43 +44,12 @@ pub struct NatsPublisher {
 impl NatsPublisher {
     /// A publisher with this configuration.
     pub fn new(config: NatsConfig) -> Self {
-        Self {
-            config,
-            current: Mutex::new(None),
-            payload_bytes_max: AtomicUsize::new(0),
-            stream_missing: AtomicBool::new(false),
-        }
+        Self { producer: Producer::new(config), stream_missing: AtomicBool::new(false) }
     }
 
     /// The configuration that this publisher was made with.
     pub fn config(&self) -> &NatsConfig {
-        &self.config
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
-    pub(crate) async fn live(
-        &self,
-        deadline: Instant,
-        first_attempt: bool,
-    ) -> Result<(Arc<Live>, Context), PublishError> {
-        loop {
-            let live = self.newest()?;
-            if let Some(context) = live.ready(deadline, first_attempt).await? {
-                let bytes_max = context.client().max_payload();
-                let payload_bytes_max = bytes_max.saturating_sub(HEADERS_BYTES).max(bytes_max / 2);
-                self.payload_bytes_max.store(payload_bytes_max, Ordering::Relaxed);
-                return Ok((live, context));
-            }
-            if live.is_retired() && Instant::now() < deadline {
-                continue;
-            }
-            let detail = "the nats connection was lost as soon as it was made".to_owned();
-            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
-        }
+        self.producer.config()
     }
 
     /// What is known of a message without the server.
@@ -96,9 +57,8 @@ impl NatsPublisher {
         if let Some(problem) = record::subject_problem(&message.topic) {
             return Err(PublishError::permanent("InvalidSubject", problem));
         }
-        let (bytes, bytes_max) =
-            (message.event.payload.len(), self.payload_bytes_max.load(Ordering::Relaxed));
-        if bytes > bytes_max && bytes_max > 0 {
+        let bytes = message.event.payload.len();
+        if let Some(bytes_max) = self.producer.payload_bytes_max().filter(|max| bytes > *max) {
             let refusal = Refusal::Publish(PublishErrorKind::MaxPayloadExceeded);
             let detail = format!(
                 "the payload has {bytes} bytes, more than the server takes with headers: {bytes_max}"
@@ -108,25 +68,9 @@ impl NatsPublisher {
         Ok(())
     }
 
-    fn newest(&self) -> Result<Arc<Live>, PublishError> {
-        let mut current = self.current();
-        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
-            return Ok(Arc::clone(live));
-        }
-        let live = Arc::new(Live::start(self.config.clone())?);
-        *current = Some(Arc::clone(&live));
-        Ok(live)
-    }
-
-    /// Takes a connection out of service and drops whatever is not sent.
-    pub(crate) fn retire(&self, live: &Arc<Live>) {
-        self.current().take_if(|current| Arc::ptr_eq(current, live));
-        live.retire();
-    }
-
     /// Creates the configured stream again, if messages have found it missing.
     async fn stream(&self, context: &Context) {
-        if let Some(stream) = &self.config.stream
+        if let Some(stream) = &self.config().stream
             && self.stream_missing.swap(false, Ordering::Relaxed)
         {
             ensure_stream(context, stream).await;
@@ -136,7 +80,7 @@ impl NatsPublisher {
 
 impl fmt::Debug for NatsPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NatsPublisher").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("NatsPublisher").field("config", self.config()).finish_non_exhaustive()
     }
 }
 
@@ -144,13 +88,12 @@ impl fmt::Debug for NatsPublisher {
 impl Publisher for NatsPublisher {
     fn capabilities(&self) -> PublisherCapabilities {
         let mut capabilities = PublisherCapabilities::default();
-        let bytes_max = self.payload_bytes_max.load(Ordering::Relaxed);
-        capabilities.payload_bytes_max = Some(bytes_max).filter(|bytes| *bytes > 0);
+        capabilities.payload_bytes_max = self.producer.payload_bytes_max();
         capabilities
     }
 
     async fn check(&self, topics: &[String]) -> Vec<Finding> {
-        check::check(self, topics).await
+        check::check(&self.producer, topics).await
     }
 
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
@@ -164,7 +107,7 @@ impl Publisher for NatsPublisher {
             }
         }
         while !unsent.is_empty() {
-            let (live, context) = match self.live(deadline, false).await {
+            let (live, context) = match self.producer.live(deadline, false).await {
                 Ok(live) => live,
                 Err(error) => {
                     return unsent.iter().for_each(|index| reporter.report(*index, Err(error.clone())));
@@ -194,10 +137,7 @@ impl Publisher for NatsPublisher {
     }
 
     async fn close(&self) {
-        let live = self.current().take();
-        if let Some(live) = live {
-            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
-        }
+        self.producer.close().await;
     }
 }
 
@@ -309,7 +249,7 @@ impl Flight<'_> {
     /// Ends the connection. What was flying has no outcome.
     fn end(&mut self) -> BTreeSet<usize> {
         if !self.flying.is_empty() {
-            self.publisher.retire(&self.live);
+            self.publisher.producer.retire(&self.live);
         }
         std::mem::take(&mut self.flying)
     }

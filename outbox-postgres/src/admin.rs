@@ -16,10 +16,10 @@ use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
 use crate::{
     PostgresStore,
+    codec::{Micros, partition_of},
+    database::{Database, begin},
     error::within,
-    micros::Micros,
     schema::part_of,
-    store::{Inner, begin, partition_of},
 };
 
 #[async_trait]
@@ -27,7 +27,7 @@ impl OutboxAdmin for PostgresStore {
     /// Failed events of the table are found by their index, ids by theirs; any other condition reads the table or the
     /// archive from `after` on until it has found enough, which on a large one takes its time.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
-        let inner = self.inner();
+        let database = self.database();
         let what = "list events";
         let failed = filter.status == Some(Status::Failed) || filter.cause.is_some();
         // The archive keeps no partition.
@@ -36,14 +36,14 @@ impl OutboxAdmin for PostgresStore {
             true => format!("SELECT o.*, {part} AS part FROM {{archive}} o"),
             false => "SELECT o.* FROM {outbox} o".to_owned(),
         };
-        let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(&text));
+        let mut query = QueryBuilder::<Postgres>::new(database.tables().text(&text));
         if failed && filter.ids.is_empty() && !filter.archived {
-            query.push(inner.tables().text(" JOIN {failed} f ON f.sequence = o.sequence"));
+            query.push(database.tables().text(" JOIN {failed} f ON f.sequence = o.sequence"));
         }
         query.push(" WHERE true");
         push_filter(&mut query, filter);
         query.push(" ORDER BY o.sequence LIMIT ").push_bind(i64::from(rows_max));
-        let connection = &mut *inner.connection(what).await?;
+        let connection = &mut *database.connection(what).await?;
         within(what, async {
             let rows = query.build().persistent(false).fetch_all(connection).await?;
             rows.iter().map(record).collect()
@@ -57,8 +57,8 @@ impl OutboxAdmin for PostgresStore {
                      CASE WHEN until < 'infinity' AND NOT paused \
                        THEN greatest((extract(epoch FROM until - clock_timestamp()) * 1000)::bigint, 0) END AS due_ms \
                    FROM {holds} ORDER BY until, part, aggregate_type, aggregate_id LIMIT $1";
-        let query = sqlx::query(self.inner().tables().sql(sql)).bind(i64::from(rows_max));
-        let connection = &mut *self.inner().connection(what).await?;
+        let query = sqlx::query(self.database().tables().sql(sql)).bind(i64::from(rows_max));
+        let connection = &mut *self.database().connection(what).await?;
         within(what, async { query.fetch_all(connection).await?.iter().map(hold).collect() }).await
     }
 
@@ -66,11 +66,11 @@ impl OutboxAdmin for PostgresStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         let what = "requeue events";
-        let mut connection = inner.connection(what).await?;
+        let mut connection = database.connection(what).await?;
         let mut transaction = begin(&mut connection, what).await?;
-        let count = within(what, requeue(inner, &mut transaction, filter)).await?;
+        let count = within(what, requeue(database, &mut transaction, filter)).await?;
         within(what, transaction.commit()).await?;
         Ok(count)
     }
@@ -79,11 +79,11 @@ impl OutboxAdmin for PostgresStore {
         if filter.archived {
             return Ok(0);
         }
-        let inner = self.inner();
+        let database = self.database();
         let what = "discard events";
-        let mut connection = inner.connection(what).await?;
+        let mut connection = database.connection(what).await?;
         let mut transaction = begin(&mut connection, what).await?;
-        let count = within(what, discard(inner, &mut transaction, filter)).await?;
+        let count = within(what, discard(database, &mut transaction, filter)).await?;
         within(what, transaction.commit()).await?;
         Ok(count)
     }
@@ -100,9 +100,9 @@ impl OutboxAdmin for PostgresStore {
                 from_sequence = least(h.from_sequence, excluded.from_sequence), changed_at = excluded.changed_at",
             part_of("$1::text", "$2::text")
         );
-        let query = sqlx::query(self.inner().tables().sql(&sql));
+        let query = sqlx::query(self.database().tables().sql(&sql));
         let query = query.bind(key.aggregate_type()).bind(key.aggregate_id());
-        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+        within(what, query.execute(&mut *self.database().connection(what).await?)).await.map(drop)
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
@@ -112,17 +112,17 @@ impl OutboxAdmin for PostgresStore {
              WHERE part = {} AND aggregate_type = $1 AND aggregate_id = $2",
             part_of("$1::text", "$2::text")
         );
-        let query = sqlx::query(self.inner().tables().sql(&sql));
+        let query = sqlx::query(self.database().tables().sql(&sql));
         let query = query.bind(key.aggregate_type()).bind(key.aggregate_id());
-        let done = within(what, query.execute(&mut *self.inner().connection(what).await?)).await?;
+        let done = within(what, query.execute(&mut *self.database().connection(what).await?)).await?;
         Ok(done.rows_affected() > 0)
     }
 
     async fn pause_topic(&self, topic: &str) -> Result<(), StoreError> {
         let what = "pause a topic";
         let sql = "INSERT INTO {topics} (topic) VALUES ($1) ON CONFLICT (topic) DO NOTHING";
-        let query = sqlx::query(self.inner().tables().sql(sql)).bind(topic);
-        within(what, query.execute(&mut *self.inner().connection(what).await?)).await.map(drop)
+        let query = sqlx::query(self.database().tables().sql(sql)).bind(topic);
+        within(what, query.execute(&mut *self.database().connection(what).await?)).await.map(drop)
     }
 
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
@@ -130,15 +130,15 @@ impl OutboxAdmin for PostgresStore {
         let sql = "WITH t AS (DELETE FROM {topics} WHERE topic = $1 RETURNING 1), \
                    h AS (UPDATE {holds} SET until = clock_timestamp() WHERE reason = 'topic' AND NOT paused) \
                    SELECT EXISTS (SELECT 1 FROM t)";
-        let query = sqlx::query_scalar(self.inner().tables().sql(sql)).bind(topic);
-        within(what, query.fetch_one(&mut *self.inner().connection(what).await?)).await
+        let query = sqlx::query_scalar(self.database().tables().sql(sql)).bind(topic);
+        within(what, query.fetch_one(&mut *self.database().connection(what).await?)).await
     }
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         let what = "list paused topics";
         let query =
-            sqlx::query_scalar(self.inner().tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
-        within(what, query.fetch_all(&mut *self.inner().connection(what).await?)).await
+            sqlx::query_scalar(self.database().tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
+        within(what, query.fetch_all(&mut *self.database().connection(what).await?)).await
     }
 }
 
@@ -174,15 +174,15 @@ fn push_filter(query: &mut QueryBuilder<Postgres>, filter: &EventFilter) {
 }
 
 async fn requeue(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
-    lock_floors(inner, connection).await?;
+    lock_floors(database, connection).await?;
     // The rows of the index are locked first, as retention does.
     let text =
         "SELECT o.sequence FROM {failed} f JOIN {outbox} o ON o.sequence = f.sequence WHERE o.status = 2";
-    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    let mut query = QueryBuilder::<Postgres>::new(database.tables().text(text));
     push_filter(&mut query, filter);
     query.push(" ORDER BY o.sequence FOR UPDATE OF f");
     let sequences: Vec<Sequence> =
@@ -211,44 +211,44 @@ async fn requeue(
                                  ELSE h.reason END, \
                    changed_at = excluded.changed_at) \
                SELECT count(*) FROM u";
-    let query = sqlx::query_scalar(inner.tables().sql(sql)).bind(sequences);
+    let query = sqlx::query_scalar(database.tables().sql(sql)).bind(sequences);
     let count: i64 = query.fetch_one(connection).await?;
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
 /// Waits for settles that are removing holds, so that the floors that are read next are those they leave behind.
-async fn lock_floors(inner: &Inner, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+async fn lock_floors(database: &Database, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let sql = "SELECT part FROM {partitions} ORDER BY part FOR SHARE";
-    sqlx::query(inner.tables().sql(sql)).execute(connection).await.map(drop)
+    sqlx::query(database.tables().sql(sql)).execute(connection).await.map(drop)
 }
 
 async fn discard(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
     // The successors of a parked event, which its hold names, have nothing to wait for any more.
     let text = "WITH u AS (UPDATE {outbox} o SET cause = 'discarded' FROM {failed} f \
                   WHERE f.sequence = o.sequence AND o.status = 2";
-    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    let mut query = QueryBuilder::<Postgres>::new(database.tables().text(text));
     push_filter(&mut query, filter);
     let text = " RETURNING o.sequence, o.part), \
                h AS (UPDATE {holds} h SET until = clock_timestamp() FROM u \
                   WHERE h.part = u.part AND h.sequence = u.sequence AND NOT h.paused) \
                SELECT count(*) FROM u";
-    query.push(inner.tables().text(text));
+    query.push(database.tables().text(text));
     let failed: i64 = query.build_query_scalar().persistent(false).fetch_one(&mut *connection).await?;
     // Of those that wait only the event that a hold names: another one may be on its way.
     let text = "WITH u AS (UPDATE {outbox} o SET status = 2, cause = 'discarded' FROM {holds} h \
                   WHERE h.part = o.part AND h.sequence = o.sequence AND o.status = 0";
-    let mut query = QueryBuilder::<Postgres>::new(inner.tables().text(text));
+    let mut query = QueryBuilder::<Postgres>::new(database.tables().text(text));
     push_filter(&mut query, filter);
     let text = " RETURNING o.sequence, o.part), \
                f AS (INSERT INTO {failed} (sequence) SELECT sequence FROM u ON CONFLICT (sequence) DO NOTHING), \
                h AS (UPDATE {holds} h SET until = clock_timestamp() FROM u \
                   WHERE h.part = u.part AND h.sequence = u.sequence AND NOT h.paused) \
                SELECT count(*) FROM u";
-    query.push(inner.tables().text(text));
+    query.push(database.tables().text(text));
     let held: i64 = query.build_query_scalar().persistent(false).fetch_one(connection).await?;
     Ok(u64::try_from(failed + held).unwrap_or_default())
 }

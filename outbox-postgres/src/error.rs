@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use outbox_core::{StoreError, StoreErrorKind};
 
 /// How long any one call may take before its connection is given up. Longer than the servers own timeouts (see
-/// `session`), so it acts only when the server cannot be heard any more.
+/// `database`), so it acts only when the server cannot be heard any more.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The kind of an error, by its SQLSTATE where it has one.

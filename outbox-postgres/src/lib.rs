@@ -1,14 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod codec;
 mod config;
+mod database;
 mod enqueue;
 mod error;
 mod inbox;
-mod micros;
 mod reader;
 mod schema;
-mod session;
 mod store;
 
 pub use config::{PostgresConfig, PostgresConfigBuilder, PostgresConfigError, SentRows};

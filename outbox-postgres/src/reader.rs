@@ -58,23 +58,24 @@ use self::{
     batch::Batch,
     bound::Bound,
     decode::{COLUMN_COUNT, decode},
-    due_holds::PAUSED_OVERLAP,
     keys::Keys,
     leases::Leases,
     progress::Progress,
     schedule::Schedule,
+    statements::Statements,
 };
-pub(crate) use self::{keys::Inherited, statements::Statements};
 use crate::{
+    codec::Micros,
+    database::{Database, Purpose, Session},
     error::{CALL_TIMEOUT, silent, store_error},
-    micros::Micros,
-    session::{Purpose, Session},
-    store::Inner,
 };
+
+/// How long the transaction of a pause may take from its first statement to its commit and still be noticed.
+const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
 
 /// Reads for one relay, on a connection of its own.
 pub(crate) struct PostgresReader {
-    inner: Arc<Inner>,
+    database: Arc<Database>,
     relay: RelayId,
     session: Session,
     sql: Statements,
@@ -133,26 +134,26 @@ impl Drop for PostgresReader {
     fn drop(&mut self) {
         let inherited = self.keys.bequeath();
         if !inherited.is_empty() {
-            self.inner.inherited().insert(self.relay, inherited);
+            self.database.inherited().insert(self.relay, inherited);
         }
     }
 }
 
 impl PostgresReader {
-    pub(crate) async fn open(inner: Arc<Inner>, relay: RelayId) -> Result<Self, StoreError> {
-        let mut session = Session::open(&inner.pool, Purpose::Fetch).await?;
-        let what = format!("open a reader of {}", inner.tables().outbox());
+    pub(crate) async fn open(database: Arc<Database>, relay: RelayId) -> Result<Self, StoreError> {
+        let mut session = Session::open(&database.pool, Purpose::Fetch).await?;
+        let what = format!("open a reader of {}", database.tables().outbox());
         let sql = "SELECT pg_get_serial_sequence($1, 'sequence')::regclass::oid, $1::regclass::oid, \
                    (SELECT oid FROM pg_database WHERE datname = current_database()), clock_timestamp()";
         let row: (Oid, Oid, Oid, Micros) = sqlx::query_as(sql)
-            .bind(inner.tables().outbox())
+            .bind(database.tables().outbox())
             .fetch_one(&mut session.connection)
             .await
             .map_err(|error| store_error(&what, error))?;
         Ok(Self {
-            sql: Statements::new(inner.tables()),
+            sql: Statements::new(database.tables()),
             oids: [row.0, row.1, row.2],
-            inner,
+            database,
             relay,
             session,
             broken: false,
@@ -227,7 +228,7 @@ impl PostgresReader {
             .bind(bound.visible < bound.drawn)
             .bind(self.oids[1])
             .bind(self.oids[2])
-            .bind(self.inner.settling_pid.load(Ordering::Acquire))
+            .bind(self.database.settling_pid.load(Ordering::Acquire))
             .bind(self.leases.all())
             .bind(self.schedule.from().0)
             .bind(self.paused_until)
@@ -236,7 +237,7 @@ impl PostgresReader {
             .map_err(fail)?;
         let drawn: Sequence = row.try_get("f").map_err(fail)?;
         if drawn < bound.drawn {
-            return Err(behind(self.inner.tables().outbox(), drawn, bound.drawn));
+            return Err(behind(self.database.tables().outbox(), drawn, bound.drawn));
         }
         let writers: Option<Vec<String>> = row.try_get("writers").map_err(fail)?;
         let now: Micros = row.try_get("now").map_err(fail)?;

@@ -12,6 +12,10 @@ const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 /// The version of the tables that this program reads and writes.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
+/// The columns that the archive shares with the outbox, less those that a settle changes.
+pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
+     content_type, headers, topic, created_at, available_at, last_error";
+
 /// The aggregate's partition, of two text parameters or columns: the expression of the generated column `part`.
 ///
 /// `md5` of text depends on the encoding of the database alone, and `check` insists on UTF8; `hashtext` is not

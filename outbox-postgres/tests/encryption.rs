@@ -33,7 +33,7 @@ async fn without_encryption_or_with_a_stranger_s_certificate_it_is_refused() {
     let stranger = format!("sslmode=verify-full&sslrootcert={certificates}/client.pem");
     for (parameters, reason) in [("sslmode=disable", "demands_tls"), (stranger.as_str(), "ertificate")] {
         let refused = match connect(&place, parameters).await {
-            Err(error) => error.to_string(),
+            Err(error) => outbox_core::chain(&error).to_string(),
             Ok(store) => format!("{:?}", store.check().await.unwrap()),
         };
         assert!(refused.contains(reason), "{parameters}: {refused}");

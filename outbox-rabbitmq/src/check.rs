@@ -7,10 +7,11 @@ use outbox_core::{Finding, PublishError};
 use tokio::time::Instant;
 
 use crate::{
-    RabbitMqPublisher,
+    RabbitMqConfig,
     declare::{answers, exchange_exists, make_all, queue_exists},
     error::{Refusal, publish_error},
-    producer::Session,
+    line::Lines,
+    producer::Producer,
     record,
 };
 
@@ -18,13 +19,13 @@ use crate::{
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Looks at the broker, makes what is declared, and looks at the exchange, or the queue, of each topic.
-pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> Vec<Finding> {
+pub(crate) async fn check(producer: &Producer, topics: &[String]) -> Vec<Finding> {
     let deadline = Instant::now() + ANSWER_WAIT_MAX;
-    let session = match answering(publisher, deadline).await {
-        Ok(session) => session,
+    let lines = match answering(producer, deadline).await {
+        Ok(lines) => lines,
         Err(error) => return vec![connection_finding(&error)],
     };
-    if session.is_blocked() {
+    if lines.session.is_blocked() {
         return vec![Finding::warning(
             "broker-blocked",
             "rabbitmq takes no messages at the moment, and answers no question about topics",
@@ -32,9 +33,9 @@ pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> V
         )];
     }
     let mut findings = Vec::new();
-    let connection = &session.connection;
+    let connection = &lines.session.connection;
     let looked = tokio::time::timeout_at(deadline, async {
-        let declarations = &publisher.config().declarations;
+        let declarations = &producer.config().declarations;
         findings.extend(make_all(connection, declarations).await.into_iter().map(|(what, why)| {
             Finding::error(
                 "not-declared",
@@ -43,7 +44,7 @@ pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> V
             )
         }));
         for topic in topics {
-            findings.extend(look(publisher, connection, topic).await);
+            findings.extend(look(producer.config(), connection, topic).await);
         }
     });
     if looked.await.is_err() {
@@ -58,15 +59,15 @@ pub(crate) async fn check(publisher: &RabbitMqPublisher, topics: &[String]) -> V
 
 /// A connection on which the broker answers now, or has said that it is blocked. One that is there may be lost without
 /// anybody having noticed.
-async fn answering(publisher: &RabbitMqPublisher, deadline: Instant) -> Result<Arc<Session>, PublishError> {
+async fn answering(producer: &Producer, deadline: Instant) -> Result<Arc<Lines>, PublishError> {
     loop {
-        let (live, session) = publisher.live(deadline, true).await?;
-        if session.is_blocked() {
-            return Ok(session);
+        let (live, lines) = producer.live(deadline, true).await?;
+        if lines.session.is_blocked() {
+            return Ok(lines);
         }
-        match tokio::time::timeout_at(deadline, answers(&session.connection)).await {
-            Ok(Ok(())) => return Ok(session),
-            Ok(Err(_)) => publisher.retire(&live),
+        match tokio::time::timeout_at(deadline, answers(&lines.session.connection)).await {
+            Ok(Ok(())) => return Ok(lines),
+            Ok(Err(_)) => producer.retire(&live),
             Err(_) => {
                 let detail = format!("no answer within {ANSWER_WAIT_MAX:?}");
                 return Err(publish_error(Refusal::NobodyAnswers, detail));
@@ -97,8 +98,8 @@ fn connection_finding(error: &PublishError) -> Finding {
 }
 
 /// Looks at where one topic goes.
-async fn look(publisher: &RabbitMqPublisher, connection: &Connection, topic: &str) -> Option<Finding> {
-    let (exchange, routing_key) = match record::address(publisher.config(), topic) {
+async fn look(config: &RabbitMqConfig, connection: &Connection, topic: &str) -> Option<Finding> {
+    let (exchange, routing_key) = match record::address(config, topic) {
         Ok(address) => address,
         Err(error) => return Some(Finding::error("invalid-topic", error.detail, "choose another name")),
     };

@@ -7,7 +7,7 @@ use std::{
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use crate::declare::Declaration;
+use crate::declare::{Declaration, RabbitMqExchangeKind, RabbitMqQueueKind};
 
 /// What RabbitMQ accepts by default since version 4.0 (`max_message_size`, 16 MiB).
 const PAYLOAD_BYTES_MAX_DEFAULT: usize = 16 * 1024 * 1024;
@@ -37,32 +37,6 @@ enum Address {
     RoutingKey { exchange: String },
     /// `exchange/routing key`.
     ExchangeAndRoutingKey,
-}
-
-/// How an exchange to be declared finds queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum RabbitMqExchangeKind {
-    /// By patterns that match the routing key's words.
-    #[default]
-    Topic,
-    /// By routing keys that are equal.
-    Direct,
-    /// All queues that are bound to it.
-    Fanout,
-    /// By the headers of a message.
-    Headers,
-}
-
-/// How a queue to be declared is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum RabbitMqQueueKind {
-    /// On a majority of several nodes.
-    #[default]
-    Quorum,
-    /// On one node.
-    Classic,
 }
 
 /// Everything that is wrong with a configuration, at once.

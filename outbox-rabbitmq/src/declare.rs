@@ -8,10 +8,33 @@ use lapin::{
     types::{AMQPValue, FieldTable, ShortString},
 };
 
-use crate::{
-    RabbitMqExchangeKind, RabbitMqQueueKind,
-    error::{NOT_FOUND, reply_code},
-};
+use crate::error::{NOT_FOUND, reply_code};
+
+/// How an exchange to be declared finds queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RabbitMqExchangeKind {
+    /// By patterns that match the routing key's words.
+    #[default]
+    Topic,
+    /// By routing keys that are equal.
+    Direct,
+    /// All queues that are bound to it.
+    Fanout,
+    /// By the headers of a message.
+    Headers,
+}
+
+/// How a queue to be declared is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RabbitMqQueueKind {
+    /// On a majority of several nodes.
+    #[default]
+    Quorum,
+    /// On one node.
+    Classic,
+}
 
 /// Something that is to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,9 @@ mod line;
 mod producer;
 mod publisher;
 mod record;
+mod session;
 mod tls;
 
-pub use config::{
-    RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError, RabbitMqExchangeKind, RabbitMqQueueKind,
-};
+pub use config::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqConfigError};
+pub use declare::{RabbitMqExchangeKind, RabbitMqQueueKind};
 pub use publisher::RabbitMqPublisher;

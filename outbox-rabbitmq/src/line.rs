@@ -8,7 +8,7 @@
 //! be the one that came back: only who sees all that is confirmed knows which one was not taken.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,17 +24,62 @@ use lapin::{
     types::ShortString,
 };
 use outbox_core::{PublishError, Reporter};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc},
+};
 
 use crate::{
     declare,
     error::{NO_ROUTE, NOT_FOUND, Refusal, publish_error, reply_code, unconfirmed},
-    producer::Session,
     record::Record,
+    session::Session,
 };
 
 /// How many messages of a channel may be unconfirmed. Further ones wait.
 const UNCONFIRMED_MAX: usize = 4096;
+
+/// How many exchanges have a channel at a time. A further one takes the place of another.
+const LINES_MAX: usize = 256;
+
+/// The channels of a connection, one for each exchange that has messages.
+pub(crate) struct Lines {
+    pub(crate) session: Arc<Session>,
+    /// That of the connection, which ends with it.
+    runtime: Handle,
+    lines: Mutex<HashMap<ShortString, mpsc::UnboundedSender<Job>>>,
+}
+
+impl Lines {
+    /// Those of a connection, to be called within its runtime.
+    pub(crate) fn new(session: Session) -> Self {
+        Self { session: Arc::new(session), runtime: Handle::current(), lines: Mutex::default() }
+    }
+
+    /// Gives a message to the channel of its exchange, which is opened if there is none.
+    pub(crate) fn send(&self, job: Job) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = match lines.get(job.exchange()) {
+            Some(line) => match line.send(job) {
+                Ok(()) => return,
+                // The channel has ended.
+                Err(mpsc::error::SendError(job)) => job,
+            },
+            None => job,
+        };
+        if lines.len() >= LINES_MAX
+            && let Some(exchange) = lines.keys().next().cloned()
+        {
+            // Its channel is closed when all that it has is confirmed.
+            lines.remove(&exchange);
+        }
+        let exchange = job.exchange().clone();
+        let (line, jobs) = mpsc::unbounded_channel();
+        let _ = line.send(job);
+        lines.insert(exchange.clone(), line);
+        self.runtime.spawn(run(Arc::clone(&self.session), exchange, jobs));
+    }
+}
 
 /// One call of `publish`, shared with the tasks of the channels.
 pub(crate) struct Call {
@@ -149,11 +194,7 @@ impl Drop for Job {
 }
 
 /// Sends the jobs and reports their outcomes, until there are no more or the channel has ended.
-pub(crate) async fn run(
-    session: Arc<Session>,
-    exchange: ShortString,
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-) {
+async fn run(session: Arc<Session>, exchange: ShortString, mut jobs: mpsc::UnboundedReceiver<Job>) {
     let channel = match open(&session, &exchange).await {
         Ok(channel) => channel,
         Err(error) => {

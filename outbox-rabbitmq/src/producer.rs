@@ -1,14 +1,14 @@
-//! The client's side of a publish call: one connection with everything that belongs to it ([`Live`]).
+//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with everything
+//! that belongs to it ([`Live`]).
 //!
 //! lapin queues what it is given and writes it when the broker lets it; nothing takes a message back. So each
 //! connection has a thread with a runtime of its own, in which lapin's tasks and its socket live: ending that ends the
 //! connection with all that it holds.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc as blocking,
     },
     thread,
@@ -19,20 +19,20 @@ use futures::StreamExt as _;
 use lapin::{
     Connection, ConnectionProperties, Event,
     tcp::AMQPUriTcpExt as _,
-    types::ShortString,
     uri::{AMQPScheme, AMQPUri},
 };
 use outbox_core::PublishError;
 use tokio::{
-    runtime::{Builder, Handle},
-    sync::{mpsc, oneshot, watch},
+    runtime::Builder,
+    sync::{oneshot, watch},
     time::Instant,
 };
 
 use crate::{
     RabbitMqConfig, declare,
     error::{ACCESS_REFUSED, NOT_ALLOWED, Refusal, publish_error, reply_code},
-    line::{self, Job},
+    line::Lines,
+    session::Session,
     tls,
 };
 
@@ -45,8 +45,12 @@ const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(50), Durat
 /// How long to wait for a thread to confirm its end. It takes microseconds, unless the machine is overloaded.
 const END_WAIT_MAX: Duration = Duration::from_millis(250);
 
-/// How many exchanges have a channel at a time. A further one takes the place of another.
-const LINES_MAX: usize = 256;
+/// The connection in service, which is made in the background at the first use, and anew when it is lost.
+pub(crate) struct Producer {
+    config: RabbitMqConfig,
+    /// None before the first use and after the end.
+    current: Mutex<Option<Arc<Live>>>,
+}
 
 /// A connection, from before it is made until it is lost or given up. Never connected twice.
 pub(crate) struct Live {
@@ -62,65 +66,63 @@ pub(crate) struct Live {
 pub(crate) enum State {
     /// With why the last attempt failed.
     Connecting(Option<PublishError>),
-    Ready(Arc<Session>),
+    Ready(Arc<Lines>),
     Over,
 }
 
-/// A connection that is made.
-pub(crate) struct Session {
-    pub(crate) connection: Connection,
-    /// Confirms that have come.
-    pub(crate) confirmed: AtomicU64,
-    /// What the client has written is with the operating system. TLS has a buffer of its own.
-    pub(crate) writes_through: bool,
-    /// A message found something missing that the configuration declares.
-    pub(crate) missing: AtomicBool,
-    runtime: Handle,
-    lines: Mutex<HashMap<ShortString, mpsc::UnboundedSender<Job>>>,
-}
-
-impl Session {
-    /// Gives a message to the channel of its exchange, which is opened if there is none.
-    pub(crate) fn send(self: &Arc<Self>, job: Job) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = match lines.get(job.exchange()) {
-            Some(line) => match line.send(job) {
-                Ok(()) => return,
-                // The channel has ended.
-                Err(mpsc::error::SendError(job)) => job,
-            },
-            None => job,
-        };
-        if lines.len() >= LINES_MAX
-            && let Some(exchange) = lines.keys().next().cloned()
-        {
-            // Its channel is closed when all that it has is confirmed.
-            lines.remove(&exchange);
-        }
-        let exchange = job.exchange().clone();
-        let (line, jobs) = mpsc::unbounded_channel();
-        let _ = line.send(job);
-        lines.insert(exchange.clone(), line);
-        self.runtime.spawn(line::run(Arc::clone(self), exchange, jobs));
+impl Producer {
+    pub(crate) fn new(config: RabbitMqConfig) -> Self {
+        Self { config, current: Mutex::new(None) }
     }
 
-    /// The broker takes nothing at the moment.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
+    pub(crate) fn config(&self) -> &RabbitMqConfig {
+        &self.config
     }
 
-    /// The largest frame, in bytes.
-    pub(crate) fn frame_bytes_max(&self) -> usize {
-        match self.connection.configuration().frame_max() {
-            0 => usize::MAX,
-            bytes => usize::try_from(bytes).unwrap_or(usize::MAX),
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    pub(crate) async fn live(
+        &self,
+        deadline: Instant,
+        first_attempt: bool,
+    ) -> Result<(Arc<Live>, Arc<Lines>), PublishError> {
+        loop {
+            let live = self.newest()?;
+            if let Some(lines) = live.ready(deadline, first_attempt).await? {
+                return Ok((live, lines));
+            }
+            if live.is_retired() && Instant::now() < deadline {
+                continue;
+            }
+            let detail = "the rabbitmq connection was lost as soon as it was made".to_owned();
+            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
         }
     }
 
-    /// Makes what the configuration declares, if a message has found it missing.
-    pub(crate) async fn make_missing(&self, config: &RabbitMqConfig) {
-        if !config.declarations.is_empty() && self.missing.swap(false, Ordering::Relaxed) {
-            declare::make_all(&self.connection, &config.declarations).await;
+    fn newest(&self) -> Result<Arc<Live>, PublishError> {
+        let mut current = self.current();
+        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
+            return Ok(Arc::clone(live));
+        }
+        let live = Arc::new(Live::start(self.config.clone())?);
+        *current = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    /// Takes a connection out of service and drops whatever is not sent.
+    pub(crate) fn retire(&self, live: &Arc<Live>) {
+        self.current().take_if(|current| Arc::ptr_eq(current, live));
+        live.retire();
+    }
+
+    /// Takes the connection out of service, and waits until it has ended.
+    pub(crate) async fn close(&self) {
+        let live = self.current().take();
+        if let Some(live) = live {
+            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
         }
     }
 }
@@ -151,7 +153,7 @@ impl Live {
         &self,
         deadline: Instant,
         first_attempt: bool,
-    ) -> Result<Option<Arc<Session>>, PublishError> {
+    ) -> Result<Option<Arc<Lines>>, PublishError> {
         let mut state = self.state.clone();
         let known = state.wait_for(|state| match state {
             State::Connecting(failure) => first_attempt && failure.is_some(),
@@ -163,7 +165,7 @@ impl Live {
             Err(_) => self.state.borrow().clone(),
         };
         match state {
-            State::Ready(session) => Ok(Some(session)),
+            State::Ready(lines) => Ok(Some(lines)),
             State::Over => Ok(None),
             State::Connecting(Some(failure)) => Err(failure),
             State::Connecting(None) => {
@@ -240,16 +242,9 @@ async fn live(
     })??;
     let mut events = connection.events_listener();
     declare::make_all(&connection, &config.declarations).await;
-    let session = Arc::new(Session {
-        connection,
-        confirmed: AtomicU64::new(0),
-        writes_through: !config.has_tls(),
-        missing: AtomicBool::new(false),
-        runtime: Handle::current(),
-        lines: Mutex::default(),
-    });
-    tell.send_replace(State::Ready(Arc::clone(&session)));
-    while session.connection.status().connected() {
+    let lines = Arc::new(Lines::new(Session::new(connection, config)));
+    tell.send_replace(State::Ready(Arc::clone(&lines)));
+    while lines.session.connection.status().connected() {
         match events.next().await {
             // Of a channel or of the connection, which the loop's condition tells apart.
             Some(Event::Error(error)) => {

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -21,9 +21,10 @@ use tokio::time::Instant;
 use crate::{
     RabbitMqConfig, check, declare,
     error::{Refusal, publish_error},
-    line::Call,
-    producer::{Live, Session},
+    line::{Call, Lines},
+    producer::{Live, Producer},
     record::{self, Record},
+    session::Session,
 };
 
 /// Sends messages to RabbitMQ: mandatory, persistent and confirmed, one outcome each as it is known.
@@ -31,65 +32,24 @@ use crate::{
 /// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
 /// background at the first use, and made anew when it is lost.
 pub struct RabbitMqPublisher {
-    config: RabbitMqConfig,
-    /// The connection in service; none before the first use and after the end.
-    current: Mutex<Option<Arc<Live>>>,
+    producer: Producer,
 }
 
 impl RabbitMqPublisher {
     /// A publisher with this configuration.
     pub fn new(config: RabbitMqConfig) -> Self {
-        Self { config, current: Mutex::new(None) }
+        Self { producer: Producer::new(config) }
     }
 
     /// The configuration that this publisher was made with.
     pub fn config(&self) -> &RabbitMqConfig {
-        &self.config
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
-    pub(crate) async fn live(
-        &self,
-        deadline: Instant,
-        first_attempt: bool,
-    ) -> Result<(Arc<Live>, Arc<Session>), PublishError> {
-        loop {
-            let live = self.newest()?;
-            if let Some(session) = live.ready(deadline, first_attempt).await? {
-                return Ok((live, session));
-            }
-            if live.is_retired() && Instant::now() < deadline {
-                continue;
-            }
-            let detail = "the rabbitmq connection was lost as soon as it was made".to_owned();
-            return Err(publish_error(Refusal::ConnectionLostBefore, detail));
-        }
-    }
-
-    fn newest(&self) -> Result<Arc<Live>, PublishError> {
-        let mut current = self.current();
-        if let Some(live) = current.as_ref().filter(|live| !live.is_over()) {
-            return Ok(Arc::clone(live));
-        }
-        let live = Arc::new(Live::start(self.config.clone())?);
-        *current = Some(Arc::clone(&live));
-        Ok(live)
-    }
-
-    /// Takes a connection out of service and drops whatever is not sent.
-    pub(crate) fn retire(&self, live: &Arc<Live>) {
-        self.current().take_if(|current| Arc::ptr_eq(current, live));
-        live.retire();
+        self.producer.config()
     }
 }
 
 impl fmt::Debug for RabbitMqPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitMqPublisher").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("RabbitMqPublisher").field("config", self.config()).finish_non_exhaustive()
     }
 }
 
@@ -97,12 +57,12 @@ impl fmt::Debug for RabbitMqPublisher {
 impl Publisher for RabbitMqPublisher {
     fn capabilities(&self) -> PublisherCapabilities {
         let mut capabilities = PublisherCapabilities::default();
-        capabilities.payload_bytes_max = Some(self.config.payload_bytes_max);
+        capabilities.payload_bytes_max = Some(self.config().payload_bytes_max);
         capabilities
     }
 
     async fn check(&self, topics: &[String]) -> Vec<Finding> {
-        check::check(self, topics).await
+        check::check(&self.producer, topics).await
     }
 
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter) {
@@ -118,20 +78,21 @@ impl Publisher for RabbitMqPublisher {
             if open.is_empty() {
                 return;
             }
-            let (live, session) = match self.usable(deadline).await {
+            let (live, lines) = match self.usable(deadline).await {
                 Ok(live) => live,
                 Err(error) => return open.iter().for_each(|index| call.report(*index, Err(error.clone()))),
             };
-            let answers = Answers::before(&session, deadline);
-            let flight = Flight { publisher: self, live, session: &session, call: &call };
+            let session = &lines.session;
+            let answers = Answers::before(session, deadline);
+            let flight = Flight { producer: &self.producer, live, session, call: &call };
             let in_time = tokio::time::timeout_at(deadline, async {
-                session.make_missing(&self.config).await;
+                session.make_missing(self.config()).await;
                 for index in open {
                     // The first time it is there already.
                     let record =
                         records[index].take().or_else(|| self.record(&call, index, &messages[index]));
                     if let Some(record) = record {
-                        send(&session, &call, index, record);
+                        send(&lines, &call, index, record);
                     }
                 }
                 tokio::select! {
@@ -161,27 +122,24 @@ impl Publisher for RabbitMqPublisher {
     }
 
     async fn close(&self) {
-        let live = self.current().take();
-        if let Some(live) = live {
-            let _ = tokio::task::spawn_blocking(move || live.retire()).await;
-        }
+        self.producer.close().await;
     }
 }
 
 impl RabbitMqPublisher {
     /// A connection that takes messages.
-    async fn usable(&self, deadline: Instant) -> Result<(Arc<Live>, Arc<Session>), PublishError> {
-        let (live, session) = self.live(deadline, false).await?;
-        if session.is_blocked() {
+    async fn usable(&self, deadline: Instant) -> Result<(Arc<Live>, Arc<Lines>), PublishError> {
+        let (live, lines) = self.producer.live(deadline, false).await?;
+        if lines.session.is_blocked() {
             let detail = "rabbitmq takes no messages: it is short of memory or disk".to_owned();
             return Err(publish_error(Refusal::ConnectionBlocked, detail));
         }
-        Ok((live, session))
+        Ok((live, lines))
     }
 
     /// The message as it is sent, or nothing after its outcome is reported.
     fn record(&self, call: &Call, index: usize, message: &Message) -> Option<Record> {
-        match record::record(&self.config, message) {
+        match record::record(self.config(), message) {
             Ok(record) => Some(record),
             Err(error) => {
                 call.report(index, Err(error));
@@ -191,10 +149,10 @@ impl RabbitMqPublisher {
     }
 }
 
-fn send(session: &Arc<Session>, call: &Arc<Call>, index: usize, record: Record) {
-    let frame_bytes_max = session.frame_bytes_max();
+fn send(lines: &Lines, call: &Arc<Call>, index: usize, record: Record) {
+    let frame_bytes_max = lines.session.frame_bytes_max();
     if record.properties_bytes <= frame_bytes_max {
-        return session.send(call.job(index, record));
+        return lines.send(call.job(index, record));
     }
     let detail = format!(
         "the headers have {} bytes with all that goes with them, more than fits a frame of {frame_bytes_max}",
@@ -242,7 +200,7 @@ impl Answers {
 
 /// A call's use of a connection. Dropped before everything has been answered, it leaves nothing to be sent.
 struct Flight<'a> {
-    publisher: &'a RabbitMqPublisher,
+    producer: &'a Producer,
     live: Arc<Live>,
     session: &'a Session,
     call: &'a Arc<Call>,
@@ -254,7 +212,7 @@ impl Drop for Flight<'_> {
         // stores when it is well again. So one that says so is kept, or each attempt would leave another duplicate.
         let waits = self.session.is_blocked() && self.call.is_written();
         if self.call.is_flying() && !waits {
-            self.publisher.retire(&self.live);
+            self.producer.retire(&self.live);
         }
     }
 }

@@ -12,10 +12,10 @@ use rusqlite::{Connection, Transaction, params, params_from_iter, types::Value};
 
 use crate::{
     SqliteConfig, SqliteStore,
+    codec::{PARTITION, lossy, micros, record},
+    database::now,
     error::Context,
-    row::{PARTITION, lossy, micros, record},
     schema::columns,
-    settle::now,
     store::paused_topics,
 };
 
@@ -28,18 +28,22 @@ impl OutboxAdmin for SqliteStore {
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let condition = Condition::of(filter)?;
         let table = if filter.archived { "{p}_archive" } else { "{p}" };
-        self.read("list events", move |config, connection| {
-            let (columns, condition, values) = (columns(), condition.sql, condition.values);
-            let sql =
-                format!("SELECT {columns} FROM {table} WHERE {condition} ORDER BY sequence LIMIT {rows_max}");
-            let mut statement = connection.prepare(&config.sql(&sql))?;
-            statement.query_map(params_from_iter(values), record)?.collect()
-        })
-        .await
+        self.database()
+            .read("list events", move |config, connection| {
+                let (columns, condition, values) = (columns(), condition.sql, condition.values);
+                let sql = format!(
+                    "SELECT {columns} FROM {table} WHERE {condition} ORDER BY sequence LIMIT {rows_max}"
+                );
+                let mut statement = connection.prepare(&config.sql(&sql))?;
+                statement.query_map(params_from_iter(values), record)?.collect()
+            })
+            .await
     }
 
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
-        self.read("list holds", move |config, connection| holds(config, connection, rows_max)).await
+        self.database()
+            .read("list holds", move |config, connection| holds(config, connection, rows_max))
+            .await
     }
 
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError> {
@@ -47,10 +51,11 @@ impl OutboxAdmin for SqliteStore {
             return Ok(0);
         }
         let condition = Condition::of(filter)?;
-        self.write("requeue events", move |config, transaction| {
-            requeue(config, transaction, condition).doing("requeue events")
-        })
-        .await
+        self.database()
+            .write("requeue events", move |config, transaction| {
+                requeue(config, transaction, condition).doing("requeue events")
+            })
+            .await
     }
 
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError> {
@@ -58,10 +63,11 @@ impl OutboxAdmin for SqliteStore {
             return Ok(0);
         }
         let condition = Condition::of(filter)?;
-        self.write("discard events", move |config, transaction| {
-            discard(config, transaction, &condition).doing("discard events")
-        })
-        .await
+        self.database()
+            .write("discard events", move |config, transaction| {
+                discard(config, transaction, &condition).doing("discard events")
+            })
+            .await
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
@@ -84,18 +90,19 @@ impl OutboxAdmin for SqliteStore {
     async fn resume_topic(&self, topic: &str) -> Result<bool, StoreError> {
         const WHAT: &str = "resume a topic";
         let topic = topic.to_owned();
-        self.write(WHAT, move |config, transaction| {
-            // A hold does not say of which topic it is: those of another one that is still paused are held again.
-            let due = config.sql("UPDATE {p}_holds SET until = {now} WHERE reason = ?1");
-            transaction.execute(&due, [HoldReason::Topic.as_str()]).doing(WHAT)?;
-            let resume = config.sql("DELETE FROM {p}_topics WHERE topic = ?1");
-            Ok(transaction.execute(&resume, [topic]).doing(WHAT)? > 0)
-        })
-        .await
+        self.database()
+            .write(WHAT, move |config, transaction| {
+                // A hold does not say of which topic it is: those of another one that is still paused are held again.
+                let due = config.sql("UPDATE {p}_holds SET until = {now} WHERE reason = ?1");
+                transaction.execute(&due, [HoldReason::Topic.as_str()]).doing(WHAT)?;
+                let resume = config.sql("DELETE FROM {p}_topics WHERE topic = ?1");
+                Ok(transaction.execute(&resume, [topic]).doing(WHAT)? > 0)
+            })
+            .await
     }
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
-        self.read("list paused topics", paused_topics).await
+        self.database().read("list paused topics", paused_topics).await
     }
 }
 
@@ -107,10 +114,11 @@ impl SqliteStore {
         sql: &'static str,
         values: Vec<String>,
     ) -> Result<bool, StoreError> {
-        self.write(what, move |config, transaction| {
-            Ok(transaction.execute(&config.sql(sql), params_from_iter(values)).doing(what)? > 0)
-        })
-        .await
+        self.database()
+            .write(what, move |config, transaction| {
+                Ok(transaction.execute(&config.sql(sql), params_from_iter(values)).doing(what)? > 0)
+            })
+            .await
     }
 }
 

@@ -69,7 +69,7 @@ impl SqliteConfig {
 
     /// A statement with this configuration's names: `{p}` is the prefix, `{now}` the database's clock in microseconds.
     pub(crate) fn sql(&self, template: &str) -> String {
-        template.replace("{p}", &self.prefix).replace("{now}", crate::schema::NOW)
+        template.replace("{p}", &self.prefix).replace("{now}", crate::codec::NOW)
     }
 }
 

@@ -12,7 +12,7 @@ use outbox_core::{
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use crate::{SqliteConfig, error::Context, row::to_micros, schema::exists};
+use crate::{SqliteConfig, codec::to_micros, error::Context, schema::exists};
 
 /// The version of the inbox's tables that this release makes and needs.
 pub const INBOX_SCHEMA_VERSION: i64 = 1;

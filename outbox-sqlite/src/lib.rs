@@ -27,16 +27,14 @@
 //! transaction. Its tables ([`inbox_migration_sql`]) need no outbox beside them.
 
 mod admin;
+mod codec;
 mod config;
-mod connection;
+mod database;
 mod enqueue;
 mod error;
 mod inbox;
 mod reader;
-mod row;
 mod schema;
-mod settle;
-mod snapshot;
 mod store;
 
 pub use config::{BUSY_TIMEOUT_DEFAULT, ConfigError, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};

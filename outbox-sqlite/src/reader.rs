@@ -19,6 +19,8 @@
 //! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing
 //! else to read, the reader starts from the beginning again, every [`SWEEP`].
 
+mod snapshot;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     time::Duration,
@@ -28,13 +30,12 @@ use async_trait::async_trait;
 use outbox_core::{AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError};
 use rusqlite::{Connection, params};
 
+use self::snapshot::{Page, Snapshot};
 use crate::{
     SqliteConfig,
-    connection::Worker,
+    codec::{PARTITION, PENDING_COLUMNS, Pending, lossy},
+    database::{Worker, now},
     error::Context,
-    row::{PARTITION, PENDING_COLUMNS, Pending, lossy},
-    settle::now,
-    snapshot::{At, Page},
 };
 
 /// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
@@ -60,7 +61,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub(crate) struct SqliteReader {
     config: SqliteConfig,
     worker: Worker,
-    place: Option<Place>,
+    position: Option<Position>,
 }
 
 impl SqliteReader {
@@ -68,7 +69,7 @@ impl SqliteReader {
         Ok(Self {
             config: config.clone(),
             worker: Worker::spawn(config, "outbox-sqlite-fetch")?,
-            place: None,
+            position: None,
         })
     }
 }
@@ -78,24 +79,24 @@ impl OutboxReader for SqliteReader {
     async fn fetch(&mut self, request: FetchRequest) -> Result<Fetched, StoreError> {
         const WHAT: &str = "fetch events";
         let Some(lease) = request.leases.iter().find(|lease| lease.partition == PARTITION).copied() else {
-            self.place = None;
+            self.position = None;
             return Ok(Fetched::default());
         };
-        let place = self.place.take().filter(|place| place.epoch == lease.epoch);
+        let position = self.position.take().filter(|position| position.epoch == lease.epoch);
         let config = self.config.clone();
         let fetched = self.worker.run(move |connection| {
-            let mut place = place.unwrap_or_else(|| Place::new(lease.epoch));
-            let fetched = place.fetch(&config, connection, &request).doing(WHAT)?;
-            Ok((place, fetched))
+            let mut position = position.unwrap_or_else(|| Position::new(lease.epoch));
+            let fetched = position.fetch(&config, connection, &request).doing(WHAT)?;
+            Ok((position, fetched))
         });
-        let (place, fetched) = fetched.await?;
-        self.place = Some(place);
+        let (position, fetched) = fetched.await?;
+        self.position = Some(position);
         Ok(fetched)
     }
 }
 
 /// Where a reader is, under one lease.
-struct Place {
+struct Position {
     epoch: Epoch,
     /// Everything up to here has been returned or passed by.
     read: Sequence,
@@ -119,7 +120,7 @@ struct Place {
     idle: bool,
 }
 
-impl Place {
+impl Position {
     fn new(epoch: Epoch) -> Self {
         Self {
             epoch,
@@ -143,8 +144,13 @@ impl Place {
         request: &FetchRequest,
     ) -> rusqlite::Result<Fetched> {
         // Only reads, and ends without a commit: one snapshot for every statement.
-        let snapshot = connection.transaction()?;
-        let at = At { config, snapshot: &snapshot, now: now(config, &snapshot)?, known: &request.known };
+        let transaction = connection.transaction()?;
+        let at = Snapshot {
+            config,
+            transaction: &transaction,
+            now: now(config, &transaction)?,
+            known: &request.known,
+        };
         self.advance(&at, request);
         let mut page = Page {
             rows: Vec::new(),
@@ -165,7 +171,7 @@ impl Place {
         Ok(Fetched { rows: page.rows, due_holds, paused, more: page.more, next_due: at.next_due()? })
     }
 
-    fn advance(&mut self, at: &At<'_>, request: &FetchRequest) {
+    fn advance(&mut self, at: &Snapshot<'_>, request: &FetchRequest) {
         self.full = request.full.iter().cloned().collect();
         for end in &request.ended_holds {
             self.given.remove(&end.key);
@@ -199,8 +205,8 @@ impl Place {
         }
     }
 
-    fn due_holds(&mut self, at: &At<'_>, page: &mut Page) -> rusqlite::Result<Vec<DueHold>> {
-        let mut due = at.snapshot.prepare_cached(&at.config.sql(
+    fn due_holds(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<Vec<DueHold>> {
+        let mut due = at.transaction.prepare_cached(&at.config.sql(
             "SELECT aggregate_type, aggregate_id, sequence FROM {p}_holds INDEXED BY {p}_holds_due \
              WHERE paused_at IS NULL AND until IS NOT NULL AND until <= ?1 ORDER BY until",
         ))?;
@@ -235,11 +241,11 @@ impl Place {
     }
 
     /// Takes note of the aggregates of rows behind the position whose time has come. False: there may be more.
-    fn note_scheduled(&mut self, at: &At<'_>) -> rusqlite::Result<bool> {
+    fn note_scheduled(&mut self, at: &Snapshot<'_>) -> rusqlite::Result<bool> {
         if self.catch_up.len() >= CATCH_UP_MAX {
             return Ok(false);
         }
-        let mut rows = at.snapshot.prepare_cached(&at.config.sql(
+        let mut rows = at.transaction.prepare_cached(&at.config.sql(
             "SELECT available_at, sequence, aggregate_type, aggregate_id FROM {p} INDEXED BY {p}_scheduled \
              WHERE status = 0 AND available_at IS NOT NULL AND (available_at, sequence) > (?1, ?2) \
              AND available_at <= ?3 ORDER BY available_at, sequence LIMIT ?4",
@@ -265,7 +271,7 @@ impl Place {
     }
 
     /// Reads what is behind the position of the aggregates that have something there, each in its turn.
-    fn catch_up(&mut self, at: &At<'_>, page: &mut Page) -> rusqlite::Result<()> {
+    fn catch_up(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<()> {
         if self.catch_up.is_empty() {
             self.turns.clear();
             return Ok(());
@@ -302,8 +308,8 @@ impl Place {
     }
 
     /// Reads on from the position.
-    fn scan(&mut self, at: &At<'_>, page: &mut Page) -> rusqlite::Result<()> {
-        let mut rows = at.snapshot.prepare_cached(&at.config.sql(&format!(
+    fn scan(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<()> {
+        let mut rows = at.transaction.prepare_cached(&at.config.sql(&format!(
             "SELECT {PENDING_COLUMNS}, EXISTS(SELECT 1 FROM {{p}}_holds h WHERE h.aggregate_type = o.aggregate_type \
              AND h.aggregate_id = o.aggregate_id) AS held FROM {{p}} o INDEXED BY {{p}}_pending \
              WHERE o.status = 0 AND o.sequence > ?1 ORDER BY o.sequence"
@@ -342,8 +348,8 @@ impl Place {
         held || full
     }
 
-    fn paused(&mut self, at: &At<'_>) -> rusqlite::Result<Vec<AggregateKey>> {
-        let mut pauses = at.snapshot.prepare_cached(&at.config.sql(
+    fn paused(&mut self, at: &Snapshot<'_>) -> rusqlite::Result<Vec<AggregateKey>> {
+        let mut pauses = at.transaction.prepare_cached(&at.config.sql(
             "SELECT aggregate_type, aggregate_id, paused_at FROM {p}_holds INDEXED BY {p}_holds_paused \
              WHERE paused_at IS NOT NULL",
         ))?;

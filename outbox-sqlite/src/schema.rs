@@ -1,11 +1,11 @@
-//! The tables: their SQL, the migration that makes them, and the check that finds them wanting.
+//! The tables: their SQL, and the migration that makes them.
 
 use std::time::Duration;
 
-use outbox_core::{Finding, StoreError, StoreErrorKind};
+use outbox_core::{StoreError, StoreErrorKind};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
-use crate::{SqliteConfig, connection, error::Context};
+use crate::{SqliteConfig, database::open, error::Context};
 
 /// What each version of the schema brought, the first one first. A version that was released is never changed: a change
 /// is a further entry, with its statements in [`MIGRATION`] such that they do nothing where they were done.
@@ -14,19 +14,11 @@ const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 /// The version of the schema that this release makes and needs.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// The database's clock: microseconds since 1970-01-01 UTC, with SQLite's own resolution of a millisecond.
-///
-/// `unixepoch('subsec')` would read better, but a writer may bring a library older than 3.42, where it is null.
-pub(crate) const NOW: &str = "(CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)";
-
-/// The oldest SQLite library this crate can run on: `RETURNING` came with 3.35.
-const SQLITE_VERSION_MIN: i32 = 3_035_000;
-
 /// How long `migrate` waits between attempts to switch to WAL.
 const WAL_RETRY: Duration = Duration::from_millis(10);
 
 /// The columns of an event, in the table and in the archive.
-const COLUMNS: &[&str] = &[
+pub(crate) const COLUMNS: &[&str] = &[
     "sequence",
     "id",
     "aggregate_type",
@@ -47,9 +39,10 @@ const COLUMNS: &[&str] = &[
     "failed_at",
 ];
 
-const TABLES: &[&str] = &["", "_relays", "_partitions", "_holds", "_archive", "_topics", "_schema"];
+pub(crate) const TABLES: &[&str] =
+    &["", "_relays", "_partitions", "_holds", "_archive", "_topics", "_schema"];
 
-const INDEXES: &[&str] =
+pub(crate) const INDEXES: &[&str] =
     &["_id", "_pending", "_by_key", "_scheduled", "_sent", "_failed", "_holds_due", "_holds_paused"];
 
 /// The statements inside the migration's transaction. `IF NOT EXISTS` everywhere, so that running them again, or in
@@ -184,7 +177,7 @@ pub(crate) fn missing_migrations(version: i64) -> String {
 /// # Errors
 /// [`StoreErrorKind::Schema`] if the schema is of a later release, which is left alone; else what SQLite says.
 pub fn migrate(config: &SqliteConfig) -> Result<(), StoreError> {
-    let mut connection = connection::open(config, OpenFlags::SQLITE_OPEN_CREATE)
+    let mut connection = open(config, OpenFlags::SQLITE_OPEN_CREATE)
         .doing(&format!("open {} to migrate it", config.path().display()))?;
     let doing = "migrate the outbox";
     refuse_newer(config, recorded_version(config, &connection).doing(doing)?)?;
@@ -211,7 +204,10 @@ fn refuse_newer(config: &SqliteConfig, version: Option<i64>) -> Result<(), Store
     }
 }
 
-fn recorded_version(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<Option<i64>> {
+pub(crate) fn recorded_version(
+    config: &SqliteConfig,
+    connection: &Connection,
+) -> rusqlite::Result<Option<i64>> {
     if !exists(connection, "table", &config.sql("{p}_schema"))? {
         return Ok(None);
     }
@@ -240,181 +236,4 @@ pub(crate) fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlit
     // Names of tables ignore case in SQLite.
     let sql = "SELECT EXISTS(SELECT 1 FROM sqlite_master WHERE type = ?1 AND name = ?2 COLLATE NOCASE)";
     connection.query_row(sql, (kind, name), |row| row.get(0))
-}
-
-/// Looks at the file and everything in it that could break a guarantee.
-pub(crate) fn check(config: &SqliteConfig) -> Result<Vec<Finding>, StoreError> {
-    let path = config.path().display();
-    if !config.path().exists() {
-        let problem = format!("there is no file {path}");
-        return Ok(vec![Finding::error(
-            "missing-file",
-            problem,
-            "correct the path, or run the migration to create it",
-        )]);
-    }
-    match connection::open(config, OpenFlags::empty()).and_then(|connection| inspect(config, &connection)) {
-        Ok(findings) => Ok(findings),
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => Ok(vec![Finding::error(
-            "not-a-database",
-            format!("{path} is not a SQLite database, or an encrypted one"),
-            "correct the path",
-        )]),
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
-            Ok(vec![Finding::error(
-                "corrupt",
-                format!("{path} is damaged: {error}"),
-                "restore it from a backup, or recover it with the sqlite3 shell's .recover",
-            )])
-        }
-        Err(error)
-            if matches!(
-                crate::error::classify(&error),
-                StoreErrorKind::Unavailable | StoreErrorKind::Denied
-            ) =>
-        {
-            Ok(vec![Finding::error(
-                "unreadable",
-                format!("{path} cannot be opened: {error}"),
-                "let the relay read and write the file and its directory, where SQLite keeps the write-ahead log",
-            )])
-        }
-        Err(error) => Err(crate::error::store_error("inspect the database", error)),
-    }
-}
-
-fn inspect(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    let path = config.path().display();
-    if rusqlite::version_number() < SQLITE_VERSION_MIN {
-        findings.push(Finding::error(
-            "sqlite-too-old",
-            format!("the SQLite library is {}, and 3.35.0 is needed", rusqlite::version()),
-            "build with the bundled library, which is the default of this crate",
-        ));
-    }
-    if connection.is_readonly("main")? {
-        findings.push(Finding::error(
-            "read-only",
-            format!("{path} can be read but not written"),
-            "let the relay write the file and its directory",
-        ));
-    }
-    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-    if !mode.eq_ignore_ascii_case("wal") {
-        findings.push(Finding::warning(
-            "journal-mode",
-            format!("the journal mode of {path} is {mode}: the relay and the service block each other"),
-            "run the migration, or PRAGMA journal_mode = WAL",
-        ));
-    }
-    inspect_schema(config, connection, &mut findings)?;
-    Ok(findings)
-}
-
-fn inspect_schema(
-    config: &SqliteConfig,
-    connection: &Connection,
-    findings: &mut Vec<Finding>,
-) -> rusqlite::Result<()> {
-    const MIGRATE: &str = "run the migration";
-    let prefix = config.prefix();
-    for suffix in TABLES {
-        if !exists(connection, "table", &format!("{prefix}{suffix}"))? {
-            let problem = format!("there is no table {prefix}{suffix}");
-            findings.push(Finding::error("missing-table", problem, MIGRATE));
-        }
-    }
-    for (table, columns) in [(prefix.to_owned(), COLUMNS), (format!("{prefix}_archive"), COLUMNS)] {
-        let missing = missing_columns(connection, &table, columns)?;
-        if !missing.is_empty() {
-            let problem = format!("table {table} has no column {}", missing.join(", "));
-            findings.push(Finding::error(
-                "missing-column",
-                problem,
-                "rename that table, then run the migration",
-            ));
-        }
-    }
-    for suffix in INDEXES {
-        // An index of a table that is missing is no news.
-        let table = if suffix.starts_with("_holds") { format!("{prefix}_holds") } else { prefix.to_owned() };
-        if exists(connection, "table", &table)? && !exists(connection, "index", &format!("{prefix}{suffix}"))?
-        {
-            let problem = format!("there is no index {prefix}{suffix}, which the reader names");
-            findings.push(Finding::error("missing-index", problem, MIGRATE));
-        }
-    }
-    if exists(connection, "table", prefix)? && !has_autoincrement(connection, prefix)? {
-        findings.push(Finding::error(
-            "no-autoincrement",
-            format!("table {prefix} has no AUTOINCREMENT: SQLite gives the numbers of deleted rows again, out of order"),
-            "create the table by the migration and copy the rows",
-        ));
-    }
-    match recorded_version(config, connection)? {
-        Some(version) if version > SCHEMA_VERSION => findings.push(Finding::error(
-            "newer-schema",
-            format!("{prefix}_schema has version {version}, and this release knows {SCHEMA_VERSION}"),
-            "upgrade this program",
-        )),
-        Some(version) if version < SCHEMA_VERSION => findings.push(Finding::error(
-            "older-schema",
-            format!(
-                "{prefix}_schema has version {version}, and this release needs {SCHEMA_VERSION}: {}",
-                missing_migrations(version)
-            ),
-            MIGRATE,
-        )),
-        None if exists(connection, "table", &format!("{prefix}_schema"))? => {
-            let problem = format!("{prefix}_schema names no version");
-            findings.push(Finding::error("older-schema", problem, MIGRATE));
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-fn missing_columns(
-    connection: &Connection,
-    table: &str,
-    columns: &[&'static str],
-) -> rusqlite::Result<Vec<&'static str>> {
-    if !exists(connection, "table", table)? {
-        return Ok(Vec::new());
-    }
-    let mut statement = connection.prepare("SELECT lower(name) FROM pragma_table_info(?1)")?;
-    let present =
-        statement.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
-    Ok(columns.iter().copied().filter(|column| !present.iter().any(|name| name == column)).collect())
-}
-
-fn has_autoincrement(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
-    let sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
-    let text: String = connection.query_row(sql, [table], |row| row.get(0))?;
-    // SQLite keeps comments in the text, and ours name the word.
-    Ok(text.lines().any(|line| {
-        line.split("--").next().is_some_and(|code| code.to_ascii_uppercase().contains("AUTOINCREMENT"))
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_cannot_be_written_is_found() {
-        let path = std::env::temp_dir().join(format!("outbox-read-only-{}.db", uuid::Uuid::now_v7()));
-        let config = SqliteConfig::builder(&path).build().unwrap();
-        migrate(&config).unwrap();
-        // Opened read-only, since the permissions of a file do not stop a test that runs as root.
-        let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let codes: Vec<_> =
-            inspect(&config, &connection).unwrap().iter().map(|finding| finding.code).collect();
-        assert_eq!(codes, ["read-only"]);
-        drop(connection);
-        for suffix in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
-        }
-    }
 }

@@ -169,7 +169,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(answer) => answer.map_err(|error| failed(what, error)),
-        Err(error) => Err(StoreError::new(StoreErrorKind::Unexpected, format!("{what}: {error}"))),
+        Err(error) => Err(StoreError::new(StoreErrorKind::Unexpected, what).with_source(error)),
     }
 }
 

@@ -123,27 +123,27 @@ async fn a_relay_delivers_and_another_takes_over_from_one_that_was_killed() {
     let place = async |n: u64| {
         let mut transaction = store.database().begin_write().unwrap();
         transaction.open_table(ORDERS).unwrap().insert(n, "placed").unwrap();
-        let event =
-            Event::builder("order", (n % 7).to_string(), "order.placed").json(&n).unwrap().build().unwrap();
+        let event = Event::builder("order", (n % 7).to_string(), "order.placed").json(&n).build().unwrap();
         store.enqueue(&mut transaction, &event).await.unwrap();
         transaction.commit().unwrap();
     };
     let publisher = Arc::new(MemoryPublisher::new());
     let relay = || {
-        let mut config = RelayConfig::default();
-        config.lease_ttl = Duration::from_secs(2);
-        config.beat_interval = Duration::from_millis(200);
-        config.publish_timeout = Duration::from_millis(500);
-        config.lease_margin = Duration::from_millis(200);
-        Relay::new(Arc::new(store.clone()), publisher.clone(), config).unwrap()
+        let config = RelayConfig::default()
+            .with_lease_ttl(Duration::from_secs(2))
+            .with_beat_interval(Duration::from_millis(200))
+            .with_publish_timeout(Duration::from_millis(500))
+            .with_lease_margin(Duration::from_millis(200));
+        Relay::new(store.clone(), publisher.clone(), config).unwrap()
     };
     for n in 0..100 {
         place(n).await;
     }
-    let first = tokio::spawn(relay().run());
+    let process = tokio::runtime::Runtime::new().unwrap();
+    process.spawn(relay().run());
     publisher.delivered_at_least(50).await;
-    // Like a crash: it releases nothing.
-    first.abort();
+    // Like a crash: without its runtime it releases nothing.
+    process.shutdown_background();
     for n in 100..200 {
         place(n).await;
     }
@@ -152,8 +152,8 @@ async fn a_relay_delivers_and_another_takes_over_from_one_that_was_killed() {
     let mut handle = second.handle();
     let running = tokio::spawn(second.run());
     let deadline = Duration::from_secs(60);
-    tokio::time::timeout(deadline, handle.wait_for(|status| status.partitions == 1)).await.unwrap();
-    tokio::time::timeout(deadline, handle.caught_up()).await.unwrap();
+    tokio::time::timeout(deadline, handle.wait_for(|status| status.partitions == 1)).await.unwrap().unwrap();
+    tokio::time::timeout(deadline, handle.caught_up()).await.unwrap().unwrap();
     handle.shutdown();
     running.await.unwrap();
     let mut last = [None; 7];

@@ -83,7 +83,7 @@ pub(crate) async fn run(options: &Options) -> Result<ExitCode, Error> {
             eprintln!("{}", stage.keep());
             report
         }
-        Err(error) => return Err(format!("{error}; {}", stage.keep()).into()),
+        Err(error) => return Err(format!("{}; {}", outbox::chain(&*error), stage.keep()).into()),
     };
     report.print();
     if options.json {

@@ -79,7 +79,7 @@ struct Consumer {
 #[tokio::main]
 async fn main() -> ExitCode {
     run(Arguments::parse()).await.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        eprintln!("error: {}", outbox::chain(&*error));
         ExitCode::FAILURE
     })
 }

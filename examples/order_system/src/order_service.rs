@@ -146,7 +146,7 @@ async fn advance(
 /// The order is the aggregate: events of one order stay in order, events of different orders need not wait for each
 /// other.
 fn event(order: &Order, step: Step) -> Result<Event, Error> {
-    Ok(Event::builder("order", order.id.to_string(), step.event_type()).json(order)?.build()?)
+    Ok(Event::builder("order", order.id.to_string(), step.event_type()).json(order).build()?)
 }
 
 async fn find(connection: &mut PgConnection, id: Uuid) -> Result<Option<(Order, String)>, sqlx::Error> {
@@ -180,7 +180,7 @@ impl IntoResponse for Refusal {
             Self::Unknown => (StatusCode::NOT_FOUND, "there is no such order"),
             Self::Conflict => (StatusCode::CONFLICT, "the order is another one, or in another step"),
             Self::Failed(error) => {
-                eprintln!("order-service: {error}");
+                eprintln!("order-service: {}", outbox::chain(&*error));
                 (StatusCode::INTERNAL_SERVER_ERROR, "the order service has failed: ask again")
             }
         };

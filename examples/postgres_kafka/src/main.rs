@@ -134,7 +134,7 @@ impl Shop {
             let upsert = "INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET state = $2";
             sqlx::query(upsert).bind(order).bind(state).execute(&mut *transaction).await?;
             let event = Event::builder("order", order, format!("order.{state}"))
-                .json(&serde_json::json!({ "order": order, "state": state }))?
+                .json(&serde_json::json!({ "order": order, "state": state }))
                 .build()?;
             self.outbox.enqueue(&mut transaction, &event).await?;
         }
@@ -165,10 +165,8 @@ async fn start_relay(
 ) -> Result<(RelayHandle, JoinHandle<RelayStatus>), Error> {
     let publisher =
         KafkaPublisher::new(KafkaConfig::builder(brokers).delivery_timeout(Duration::from_secs(4)).build()?)?;
-    let mut config = RelayConfig::default();
-    config.topic = topic.parse()?;
-    config.source = Arc::from("/shop");
-    let relay = Relay::new(Arc::new(store.clone()), Arc::new(publisher), config)?;
+    let config = RelayConfig::default().with_topic(topic.parse()?).with_source(Arc::from("/shop"));
+    let relay = Relay::new(store.clone(), publisher, config)?;
     for finding in relay.check().await {
         say("relay", &format!("check: {finding}"));
     }
@@ -179,8 +177,8 @@ async fn start_relay(
 
 async fn caught_up(handle: &mut RelayHandle) -> Result<(), Error> {
     // Before it owns partitions, a relay sees nothing that could be left to do.
-    tokio::time::timeout(PATIENCE, handle.wait_for(|status| status.partitions == 64)).await?;
-    tokio::time::timeout(PATIENCE, handle.caught_up()).await?;
+    tokio::time::timeout(PATIENCE, handle.wait_for(|status| status.partitions == 64)).await??;
+    tokio::time::timeout(PATIENCE, handle.caught_up()).await??;
     Ok(())
 }
 

@@ -147,11 +147,11 @@ async fn a_relay_sends_everything_in_order_and_gives_up_what_is_refused_for_good
     }
     transaction.commit();
 
-    let publisher = Arc::new(publisher(format!("http://{}/in", receiver.address), SECRET));
-    let relay = Relay::new(Arc::new(store.clone()), publisher, RelayConfig::default()).unwrap();
+    let publisher = publisher(format!("http://{}/in", receiver.address), SECRET);
+    let relay = Relay::new(store.clone(), publisher, RelayConfig::default()).unwrap();
     let mut handle = relay.handle();
     let running = tokio::spawn(relay.run());
-    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
     handle.shutdown();
     running.await.unwrap();
 

@@ -7,7 +7,8 @@ use futures::{FutureExt, future::BoxFuture};
 use crate::{
     INBOX_CLAUSES, InboxHarness, Violation,
     inbox::stage::Stage,
-    run::{self, Asked, Suite},
+    run::{self, Asked},
+    table::Suite,
     violation::Verdict,
 };
 

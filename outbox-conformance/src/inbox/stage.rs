@@ -3,7 +3,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use chrono::{DateTime, Utc};
-use outbox_core::{EventIdentity, InboxError, Receipt, StoreErrorKind};
+use outbox_core::{EventIdentity, InboxError, Receipt, StoreErrorKind, chain};
 
 use crate::{InboxHarness, InboxTransaction, Violation, violation::Verdict};
 
@@ -219,6 +219,6 @@ pub(crate) fn identity(source: &str, id: &str, time: Option<DateTime<Utc>>) -> E
 
 impl From<InboxError> for Violation {
     fn from(error: InboxError) -> Self {
-        Self::new("the inbox to answer", format!("an error: {error}"))
+        Self::new("the inbox to answer", format!("an error: {}", chain(&error)))
     }
 }

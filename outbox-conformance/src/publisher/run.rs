@@ -7,7 +7,8 @@ use futures::{FutureExt, future::BoxFuture};
 use crate::{
     PUBLISHER_CLAUSES, PublisherHarness, Violation,
     publisher::stage::Stage,
-    run::{self, Asked, Suite},
+    run::{self, Asked},
+    table::Suite,
     violation::Verdict,
 };
 

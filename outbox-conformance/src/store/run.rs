@@ -6,8 +6,9 @@ use futures::{FutureExt, future::BoxFuture};
 
 use crate::{
     STORE_CLAUSES, StoreHarness, Violation,
-    run::{self, Asked, Suite},
+    run::{self, Asked},
     store::stage::Stage,
+    table::Suite,
     violation::Verdict,
 };
 

@@ -14,6 +14,7 @@ mod settle;
 mod state;
 mod store;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test has the real time")]
 mod tests;
 mod time;
 mod transaction;

@@ -111,20 +111,10 @@ impl MemoryTransaction {
     fn write(&mut self, event: &Event) -> Sequence {
         let key = AggregateKey::new(event.aggregate_type(), event.aggregate_id());
         let created_at = self.store.now();
-        let content = StoredEvent {
-            id: event.id(),
-            event_type: event.event_type().to_owned(),
-            version: event.version(),
-            payload: event.payload().clone(),
-            content_type: Some(event.content_type().to_owned()),
-            headers: event.headers().clone(),
-            topic: event.topic().map(str::to_owned),
-            created_at,
-        };
         let row = EventRow {
             partition: partition_of(&key),
             key,
-            content: Ok(content),
+            content: Ok(StoredEvent::of(event, created_at)),
             created_at,
             available_at: event.available_at(),
             life: Life::Pending,

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{Disposal, RetryPolicy, TopicTemplate, WhenSent};
+use crate::{Disposal, RetryPolicy, TopicTemplate, WhenSent, with::with};
 
 /// What happens to rows in a final state, in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,14 @@ impl Default for Retention {
         }
     }
 }
+
+with!(Retention {
+    with_when_sent when_sent: WhenSent,
+    with_sent sent: Option<(Duration, Disposal)>,
+    with_failed failed: Option<(Duration, Disposal)>,
+    with_interval interval: Duration,
+    with_batch_max batch_max: u32,
+});
 
 /// The settings of a relay. Every default suits a service of ordinary size; [`validate`](Self::validate) refuses what
 /// does not fit together, all of it at once.
@@ -62,9 +70,10 @@ pub struct RelayConfig {
     pub buffer_bytes_max: usize,
     /// Events read at once. Default 2,000.
     pub fetch_events_max: usize,
-    /// Outcomes recorded at once. Default 1,000: on an encrypted connection to PostgreSQL, MySQL or MariaDB, sqlx 0.9.0 sends
-    /// more than 16 KiB in pieces, the last of which TCP holds back for 40 ms, and 2,000 took three times as long there. On
-    /// other connections the two do not differ.
+    /// Outcomes recorded at once: as many as [`publish_max`](Self::publish_max), so that what was in flight
+    /// together is recorded together. Default 2,000. A store may ask for fewer
+    /// ([`StoreCapabilities::settle_events_max`](crate::StoreCapabilities::settle_events_max)), and then has
+    /// fewer.
     pub settle_events_max: usize,
     /// The pause between two reads of a table that had something new within the last half second. Default 3 ms.
     pub poll_min: Duration,
@@ -100,7 +109,7 @@ impl Default for RelayConfig {
             buffer_events_max: 8_192,
             buffer_bytes_max: 16 * 1024 * 1024,
             fetch_events_max: 2_000,
-            settle_events_max: 1_000,
+            settle_events_max: 2_000,
             poll_min: Duration::from_millis(3),
             poll_max: Duration::from_millis(100),
             retry: RetryPolicy::default(),
@@ -127,6 +136,30 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+with!(RelayConfig {
+    with_topic topic: TopicTemplate,
+    with_source source: Arc<str>,
+    with_lease_ttl lease_ttl: Duration,
+    with_beat_interval beat_interval: Duration,
+    with_membership_interval membership_interval: Duration,
+    with_publish_timeout publish_timeout: Duration,
+    with_lease_margin lease_margin: Duration,
+    with_in_flight_max in_flight_max: usize,
+    with_publish_max publish_max: usize,
+    with_buffer_events_max buffer_events_max: usize,
+    with_buffer_bytes_max buffer_bytes_max: usize,
+    with_fetch_events_max fetch_events_max: usize,
+    with_settle_events_max settle_events_max: usize,
+    with_poll_min poll_min: Duration,
+    with_poll_max poll_max: Duration,
+    with_retry retry: RetryPolicy,
+    with_retention retention: Retention,
+    with_topic_recheck topic_recheck: Duration,
+    with_unavailable_delay unavailable_delay: (Duration, Duration),
+    with_shutdown_timeout shutdown_timeout: Duration,
+    with_seed seed: Option<u64>,
+});
 
 impl RelayConfig {
     /// Checks every setting by itself and against the others.
@@ -222,13 +255,11 @@ mod tests {
 
     #[test]
     fn all_problems_are_named_at_once() {
-        let config = RelayConfig {
-            lease_ttl: Duration::from_secs(2),
-            poll_min: Duration::from_secs(1),
-            in_flight_max: 0,
-            source: Arc::from(""),
-            ..RelayConfig::default()
-        };
+        let config = RelayConfig::default()
+            .with_lease_ttl(Duration::from_secs(2))
+            .with_poll_min(Duration::from_secs(1))
+            .with_in_flight_max(0)
+            .with_source(Arc::from(""));
         let problems = config.validate().unwrap_err().problems;
         for name in ["lease_ttl", "poll_min", "in_flight_max", "source"] {
             assert!(problems.iter().any(|problem| problem.contains(name)), "{name} is not in {problems:?}");

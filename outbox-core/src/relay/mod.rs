@@ -3,27 +3,35 @@
 //! [`Relay`] ties a store and a publisher together. Its decisions are in `engine` and the small pure modules beside
 //! it; `run` has the loops, `steward` the membership.
 
+mod account;
 mod config;
+mod decided;
 mod engine;
+mod flights;
 mod full;
 mod handle;
+mod happening;
 mod lanes;
+mod leases;
+mod observer;
 mod polling;
+mod reading;
 mod run;
 mod scopes;
 mod share;
 mod steward;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 pub use config::{ConfigError, RelayConfig, Retention};
-pub use handle::{Phase, RelayHandle, RelayStatus};
+pub use handle::{Availability, NotReady, Phase, RelayEnded, RelayHandle, RelayStatus};
+pub use observer::{Change, GivenUp, ObservedFetch, ObservedPublish, ObservedSettle, Observer, StoreWork};
 
 use self::{
     handle::Signals,
     run::{Loop, Parts},
 };
-use crate::{Clock, Finding, OutboxStore, Publisher, TokioClock};
+use crate::{Clock, Finding, OutboxStore, Publisher, TokioClock, chain};
 
 /// A relay, ready to run.
 ///
@@ -41,12 +49,12 @@ use crate::{Clock, Finding, OutboxStore, Publisher, TokioClock};
 ///     MemoryPublisher, MemoryStore, Publisher as _, Relay, RelayConfig, SharedPublisher, TokioClock,
 /// };
 ///
-/// let publisher = Arc::new(MemoryPublisher::new());
+/// let publisher = MemoryPublisher::new();
 /// let mut running = Vec::new();
 /// for _tenant in ["billing", "shop"] {
 ///     let store = MemoryStore::new(Arc::new(TokioClock::default()));
 ///     let shared = SharedPublisher::new(publisher.clone());
-///     let relay = Relay::new(Arc::new(store), Arc::new(shared), RelayConfig::default())?;
+///     let relay = Relay::new(store, shared, RelayConfig::default())?;
 ///     running.push((relay.handle(), tokio::spawn(relay.run())));
 /// }
 /// // … at the end …
@@ -72,23 +80,27 @@ impl std::fmt::Debug for Relay {
 }
 
 impl Relay {
-    /// A relay from `store` to `publisher`, on Tokio.
+    /// A relay from `store` to `publisher`, on Tokio. Both are taken as they are, or in an `Arc` or a `Box`,
+    /// of a type or of the trait.
     ///
     /// # Errors
     /// Every problem of the settings at once.
     pub fn new(
-        store: Arc<dyn OutboxStore>,
-        publisher: Arc<dyn Publisher>,
+        store: impl OutboxStore,
+        publisher: impl Publisher,
         config: RelayConfig,
     ) -> Result<Self, ConfigError> {
         Self::with_clock(store, publisher, config, Arc::new(TokioClock::default()))
     }
 
     /// The same under another clock, such as a simulated one.
+    ///
+    /// # Errors
+    /// Every problem of the settings at once.
     pub fn with_clock(
-        store: Arc<dyn OutboxStore>,
-        publisher: Arc<dyn Publisher>,
-        config: RelayConfig,
+        store: impl OutboxStore,
+        publisher: impl Publisher,
+        mut config: RelayConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
         let mut problems = config.validate().err().map(|error| error.problems).unwrap_or_default();
@@ -103,8 +115,19 @@ impl Relay {
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
-        let (signals, handle) = Signals::pair();
-        Ok(Self { parts: Parts { store, publisher, clock, config }, signals, handle })
+        if let Some(max) = store.capabilities().settle_events_max {
+            config.settle_events_max = config.settle_events_max.min(max.max(1));
+        }
+        let (signals, handle) = Signals::pair(Arc::clone(&clock));
+        let (store, publisher) = (Arc::new(store), Arc::new(publisher));
+        Ok(Self { parts: Parts { store, publisher, clock, config, observer: None }, signals, handle })
+    }
+
+    /// The same, and `observer` is told what it does.
+    #[must_use]
+    pub fn with_observer(mut self, observer: impl Observer) -> Self {
+        self.parts.observer = Some(Arc::new(observer));
+        self
     }
 
     /// A handle to wake it, watch it and end it.
@@ -118,7 +141,7 @@ impl Relay {
             Ok(findings) => findings,
             Err(error) => vec![Finding::error(
                 "store",
-                format!("the store cannot be checked: {error}"),
+                format!("the store cannot be checked: {}", chain(&error)),
                 "make it reachable and see that the relay's user may read the outbox tables",
             )],
         };
@@ -126,14 +149,47 @@ impl Relay {
         findings
     }
 
-    /// Relays until the handle asks for a shutdown. A store or broker that goes away is waited for.
+    /// Relays until the handle asks for a shutdown. A store or broker that goes away is waited for. It checks
+    /// nothing beforehand: see [`check`](Self::check).
     ///
-    /// Dropping the returned future ends the relay at once, like a crash: its partitions are free when its lease
-    /// expires, and what was in flight is published again.
+    /// Dropping the returned future ends the relay at once. What is in flight then may be published again.
+    /// Its partitions are given back in the background, as soon as no message is in flight, if the runtime
+    /// still runs; else they are free when its lease expires. [`run_until`](Self::run_until) ends it without
+    /// any repetition.
     pub async fn run(mut self) -> RelayStatus {
-        let seed = self.parts.config.seed.unwrap_or_else(|| fastrand::u64(..));
+        let seed = self.parts.config.seed.unwrap_or_else(random_seed);
         // The relay itself holds a handle, so that it goes on when the caller has dropped the others.
         let _handle = self.handle;
         Loop::start(self.parts, seed).run(&mut self.signals).await
     }
+
+    /// Relays until `stop` completes or the handle asks for a shutdown, finishes what is in flight, and ends.
+    ///
+    /// ```no_run
+    /// # use outbox_core::{MemoryPublisher, MemoryStore, Relay, RelayConfig, TokioClock};
+    /// # async fn relay(store: MemoryStore, publisher: MemoryPublisher) -> Result<(), Box<dyn std::error::Error>> {
+    /// let relay = Relay::new(store, publisher, RelayConfig::default())?;
+    /// let status = relay.run_until(async { drop(tokio::signal::ctrl_c().await) }).await;
+    /// println!("{} events were sent", status.sent);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> RelayStatus {
+        let handle = self.handle();
+        let mut running = std::pin::pin!(self.run());
+        tokio::select! {
+            biased;
+            status = &mut running => return status,
+            () = stop => handle.shutdown(),
+        }
+        running.await
+    }
+}
+
+/// The seed of all random numbers of a relay that was given none.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one number that is not drawn from a seeded generator: the seed"
+)]
+pub(crate) fn random_seed() -> u64 {
+    fastrand::u64(..)
 }

@@ -7,32 +7,19 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::{
-    RelayConfig, RelayStatus,
+    Observer, RelayConfig, RelayStatus, StoreWork,
     engine::{Command, Engine},
-    handle::{Phase, Signals},
-    steward::{Standing, Steward},
+    handle::Signals,
+    happening::{Happening, Standing},
+    steward::Steward,
 };
 use crate::{
-    Clock, FetchRequest, Fetched, Lease, Message, Monotonic, OutboxReader, OutboxStore, Publisher,
-    PurgeRequest, RelayId, Report, Reporter, Sequence, SettleRequest, Settled, StoreError, Task,
-    retry::backoff,
+    Clock, FetchRequest, Lease, Message, Monotonic, OutboxReader, OutboxStore, Publisher, PurgeRequest,
+    RelayId, Report, Reporter, Sequence, SettleRequest, Task, chain, retry::backoff,
 };
 
 /// How many reports are taken up before what follows from them is done.
 const REPORTS_AT_ONCE: usize = 4_096;
-
-/// Something that happened outside the engine.
-#[derive(Debug)]
-pub(crate) enum Happening {
-    Standing(Standing),
-    Fetched(Fetched),
-    FetchFailed(StoreError, Monotonic),
-    Settled(Settled),
-    AttemptBegun(bool),
-    PublishEnded(u64, &'static str),
-    Trouble(StoreError),
-    Wakeup,
-}
 
 /// What the settler is asked to write.
 enum Write {
@@ -47,21 +34,33 @@ pub(crate) struct Parts {
     pub(crate) publisher: Arc<dyn Publisher>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: RelayConfig,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 /// The running relay.
+///
+/// Its channels have no limit of their own: each is bounded by what the engine asks for at a time, and by the
+/// pauses after errors.
 pub(crate) struct Loop {
     parts: Parts,
     engine: Engine,
+    /// One answer of the reader, one of the settler, one end of each call (`publish_max`), and what the
+    /// steward and retention say, who pause after each statement.
     happenings: mpsc::UnboundedReceiver<Happening>,
     tell: mpsc::UnboundedSender<Happening>,
+    /// One for each message in flight: `publish_max`.
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
+    /// One at a time.
     fetches: mpsc::UnboundedSender<(RelayId, FetchRequest)>,
+    /// One settle and one attempt at a time.
     writes: mpsc::UnboundedSender<Write>,
+    /// Each lease once.
     releases: mpsc::UnboundedSender<Vec<Lease>>,
     calls: std::collections::HashMap<u64, Task>,
     tasks: Vec<Task>,
+    /// The leases were given back, or are to expire.
+    left: bool,
 }
 
 impl Loop {
@@ -82,31 +81,41 @@ impl Loop {
             paused_topics: Vec::new(),
         };
         let clock = Arc::clone(&parts.clock);
-        let mut tasks = vec![
+        let tasks = vec![
             clock.spawn(Box::pin(steward.run())),
             clock.spawn(Box::pin(read(parts.clone(), rng.fork(), fetch_orders, tell.clone()))),
             clock.spawn(Box::pin(write(parts.clone(), rng.fork(), write_orders, tell.clone()))),
         ];
-        if let Some(wakeups) = parts.store.wakeups() {
-            tasks.push(clock.spawn(Box::pin(listen(wakeups, tell.clone()))));
+        let engine = Engine::new(parts.config.clone(), rng.u64(..), parts.observer.clone());
+        let (calls, left) = (std::collections::HashMap::new(), false);
+        Self {
+            parts,
+            engine,
+            happenings,
+            tell,
+            reports,
+            reporter,
+            fetches,
+            writes,
+            releases,
+            calls,
+            tasks,
+            left,
         }
-        let engine = Engine::new(parts.config.clone(), rng.u64(..));
-        let calls = std::collections::HashMap::new();
-        Self { parts, engine, happenings, tell, reports, reporter, fetches, writes, releases, calls, tasks }
     }
 
     /// Runs until the handle asks for a shutdown, and then until what is in flight is settled or its time is up.
     pub(crate) async fn run(mut self, signals: &mut Signals) -> RelayStatus {
         let retention = self.parts.clock.spawn(Box::pin(retain(self.parts.clone(), self.tell.clone())));
         self.tasks.push(retention);
-        self.engine.status.phase = Phase::Running;
+        self.engine.start();
         let mut stop_at: Option<Monotonic> = None;
         let mut reports = Vec::with_capacity(REPORTS_AT_ONCE);
         loop {
             let now = self.parts.clock.now();
             self.act(now);
-            self.engine.refresh_status();
-            signals.publish(&self.engine.status);
+            self.engine.turn_ended();
+            signals.publish(self.engine.status());
             if let Some(stop_at) = stop_at
                 && (self.engine.is_drained() || now >= stop_at)
             {
@@ -121,7 +130,6 @@ impl Loop {
                 biased;
                 () = signals.stopped(), if stop_at.is_none() => {
                     stop_at = Some(self.parts.clock.now() + self.parts.config.shutdown_timeout);
-                    self.engine.status.phase = Phase::Draining;
                     self.engine.stop();
                 }
                 Some(happening) = self.happenings.recv() => self.happened(happening),
@@ -143,23 +151,14 @@ impl Loop {
     async fn end(mut self, signals: &Signals) -> RelayStatus {
         self.calls.clear();
         self.tasks.clear();
-        if let Some(relay) = self.engine.status.relay {
-            // Whoever comes next must not wait for the lease to expire; should this fail, it does just that.
-            let leave = self.parts.store.leave(relay);
-            let timeout = self.parts.clock.sleep(self.parts.config.publish_timeout);
-            tokio::select! {
-                biased;
-                left = leave => if let Err(error) = left {
-                    tracing::warn!(%error, "the relay's leases could not be released and will expire");
-                },
-                () = timeout => tracing::warn!("the store did not answer: the relay's leases will expire"),
-            }
+        if let Some(relay) = self.engine.status().relay {
+            leave(&self.parts, relay).await;
         }
+        self.left = true;
         self.parts.publisher.close().await;
-        self.engine.status.phase = Phase::Stopped;
-        self.engine.refresh_status();
-        signals.publish(&self.engine.status);
-        self.engine.status
+        self.engine.ended();
+        signals.publish(self.engine.status());
+        self.engine.status().clone()
     }
 
     /// Does all that the engine wants done.
@@ -171,6 +170,8 @@ impl Loop {
         while let Some(command) = self.engine.next_publish(now) {
             self.order(command);
         }
+        // Once more: an event that must not be published, such as one whose topic is paused, was decided just
+        // now.
         while let Some(command) = self.engine.next_settle() {
             self.order(command);
         }
@@ -220,12 +221,12 @@ impl Loop {
         let engine = &mut self.engine;
         match happening {
             Happening::Standing(standing) => self.standing(now, standing),
-            Happening::Fetched(fetched) => engine.fetched(now, fetched),
+            Happening::Fetched(fetched, took) => engine.fetched(now, fetched, took),
             Happening::FetchFailed(error, retry_at) => {
                 engine.fetch_failed(now, retry_at);
-                self.trouble(&error);
+                engine.store_failed(now, StoreWork::Reading, &error);
             }
-            Happening::Settled(settled) => engine.settled(now, &settled),
+            Happening::Settled(settled, took) => engine.settled(now, &settled, took),
             Happening::AttemptBegun(recorded) => {
                 if let Some(command) = engine.attempt_begun(now, recorded) {
                     self.order(command);
@@ -239,8 +240,8 @@ impl Loop {
                 self.engine.call_ended(now, call, why);
                 self.calls.remove(&call);
             }
-            Happening::Trouble(error) => self.trouble(&error),
-            Happening::Wakeup => engine.wake(now),
+            Happening::Purged(purged) => engine.purged(&purged),
+            Happening::Trouble(work, error) => engine.store_failed(now, work, &error),
         }
     }
 
@@ -249,22 +250,46 @@ impl Loop {
         match standing {
             Standing::Joined(relay, lease_until) => engine.joined(relay, lease_until),
             Standing::Renewed(lease_until) => engine.renewed(lease_until),
-            Standing::Buried => {
-                tracing::warn!("the relay's lease expired before it was renewed: starting anew");
-                engine.buried();
-            }
+            Standing::Buried => engine.buried(),
+            Standing::Looked => engine.looked(),
             Standing::Claimed(claimed) => engine.claimed(now, &claimed),
             Standing::Lost(leases) => engine.lost(&leases),
             Standing::Drain(partitions) => engine.drain(&partitions),
             Standing::PausedTopics(topics) => engine.paused_topics(topics),
-            Standing::Trouble(error) => self.trouble(&error),
+            Standing::Trouble(error) => engine.store_failed(now, StoreWork::Membership, &error),
         }
     }
+}
 
-    fn trouble(&mut self, error: &StoreError) {
-        tracing::warn!(%error, "the store did not do what was asked: trying again");
-        self.engine.status.store_errors += 1;
-        self.engine.status.last_store_error = Some(error.to_string());
+impl Drop for Loop {
+    /// The future was dropped, or a panic ends it: other relays should not have to wait for the leases to
+    /// expire.
+    fn drop(&mut self) {
+        let Some(relay) = self.engine.status().relay.filter(|_| !self.left) else { return };
+        self.tasks.clear();
+        let (parts, calls) = (self.parts.clone(), std::mem::take(&mut self.calls));
+        self.parts.clock.detach(Box::pin(async move {
+            // What is on its way ends first, each call within the publish time-out: a successor that another
+            // relay sends must not overtake it.
+            for call in calls.into_values() {
+                call.await;
+            }
+            leave(&parts, relay).await;
+        }));
+    }
+}
+
+/// Gives the leases back, so that the next relay need not wait for them to expire; should this fail, it does
+/// just that.
+async fn leave(parts: &Parts, relay: RelayId) {
+    let leave = parts.store.leave(relay);
+    let timeout = parts.clock.sleep(parts.config.publish_timeout);
+    tokio::select! {
+        biased;
+        left = leave => if let Err(error) = left {
+            tracing::warn!(error = %chain(&error), "the relay's leases could not be released and will expire");
+        },
+        () = timeout => tracing::warn!("the store did not answer: the relay's leases will expire"),
     }
 }
 
@@ -278,6 +303,7 @@ async fn read(
     let mut reader: Option<(RelayId, Box<dyn OutboxReader>)> = None;
     let mut failures = 0;
     while let Some((relay, request)) = orders.recv().await {
+        let began_at = parts.clock.now();
         let fetched = match reader.take_if(|(of, _)| *of == relay) {
             Some(kept) => Ok(kept),
             None => parts.store.reader(relay).await.map(|made| (relay, made)),
@@ -293,7 +319,7 @@ async fn read(
         let happening = match fetched {
             Ok(fetched) => {
                 failures = 0;
-                Happening::Fetched(fetched)
+                Happening::Fetched(fetched, parts.clock.now().saturating_sub(began_at))
             }
             Err(error) => {
                 failures += 1;
@@ -317,8 +343,13 @@ async fn write(
     while let Some(order) = orders.recv().await {
         let mut failures = 0;
         loop {
+            let began_at = parts.clock.now();
+            let took = || parts.clock.now().saturating_sub(began_at);
             let written = match &order {
-                Write::Settle(request) => parts.store.settle(request).await.map(Happening::Settled),
+                Write::Settle(request) => {
+                    let settled = parts.store.settle(request).await;
+                    settled.map(|settled| Happening::Settled(settled, took()))
+                }
                 Write::Attempt(relay, lease, sequence, attempts) => parts
                     .store
                     .begin_attempt(*relay, *lease, *sequence, *attempts)
@@ -332,24 +363,13 @@ async fn write(
                 }
                 Err(error) => {
                     failures += 1;
-                    let _ = tell.send(Happening::Trouble(error));
+                    let _ = tell.send(Happening::Trouble(StoreWork::Settling, error));
                     let (min, max) = parts.config.unavailable_delay;
                     parts.clock.sleep(backoff(min, max, failures, rng.f64())).await;
                 }
             }
         }
     }
-}
-
-async fn listen(
-    mut wakeups: futures::stream::BoxStream<'static, ()>,
-    tell: mpsc::UnboundedSender<Happening>,
-) {
-    use futures::StreamExt;
-    while wakeups.next().await.is_some() {
-        let _ = tell.send(Happening::Wakeup);
-    }
-    std::future::pending::<()>().await;
 }
 
 /// Removes final rows as retention says, a batch at a time.
@@ -363,17 +383,19 @@ async fn retain(parts: Parts, tell: mpsc::UnboundedSender<Happening>) {
     loop {
         parts.clock.sleep(retention.interval).await;
         loop {
-            match parts.store.purge(request).await {
-                Ok(purged) if purged.sent.max(purged.failed) >= u64::from(request.rows_max) => {
-                    // Retention gives way to the relay's own statements.
-                    parts.clock.sleep(Duration::from_millis(10)).await;
-                }
-                Ok(_) => break,
+            let purged = match parts.store.purge(request).await {
+                Ok(purged) => purged,
                 Err(error) => {
-                    let _ = tell.send(Happening::Trouble(error));
+                    let _ = tell.send(Happening::Trouble(StoreWork::Retention, error));
                     break;
                 }
+            };
+            let _ = tell.send(Happening::Purged(purged));
+            if purged.sent.max(purged.failed) < u64::from(request.rows_max) {
+                break;
             }
+            // Retention gives way to the relay's own statements.
+            parts.clock.sleep(Duration::from_millis(10)).await;
         }
     }
 }

@@ -1,23 +1,125 @@
 //! A broker or a topic that is unavailable: paused, then probed by a single message, then open again.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{Monotonic, retry::backoff};
 
-#[derive(Debug, Default)]
-pub(crate) struct Scope {
-    /// Failures since the last success.
-    pub(crate) failures: u32,
+/// The broker and the topics, as far as they do not take messages.
+#[derive(Debug)]
+pub(crate) struct Scopes {
+    delay_min: Duration,
+    delay_max: Duration,
+    broker: Scope,
+    /// The topics that were unavailable when they were last tried.
+    topics: HashMap<Arc<str>, Scope>,
+    /// The topics that an operator has paused.
+    paused: HashSet<String>,
+}
+
+/// Whether a message may go to its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It may.
+    Open,
+    /// An operator has paused the topic.
+    Paused,
+    /// The topic is unavailable, after so many failures, and is not tried before that time.
+    Shut(u32, Monotonic),
+}
+
+impl Scopes {
+    /// All is open. What is unavailable is tried again after delays between these bounds.
+    pub(crate) fn new((delay_min, delay_max): (Duration, Duration)) -> Self {
+        let (broker, topics, paused) = (Scope::default(), HashMap::new(), HashSet::new());
+        Self { delay_min, delay_max, broker, topics, paused }
+    }
+
+    /// How many messages the broker may be given, `in_flight` being out.
+    pub(crate) fn room(&self, now: Monotonic, in_flight: usize) -> usize {
+        self.broker.room(now, in_flight)
+    }
+
     /// Nothing is sent before this.
-    pub(crate) until: Monotonic,
+    pub(crate) fn shut_until(&self) -> Monotonic {
+        self.broker.until
+    }
+
+    pub(crate) fn broker_failed(&mut self, now: Monotonic, random: f64) {
+        self.broker.failed(now, self.delay_min, self.delay_max, random);
+    }
+
+    /// The topic is unavailable: how long it is not tried.
+    pub(crate) fn topic_failed(&mut self, now: Monotonic, topic: Arc<str>, random: f64) -> Duration {
+        let scope = self.topics.entry(topic).or_default();
+        scope.failed(now, self.delay_min, self.delay_max, random);
+        scope.until.saturating_sub(now).max(self.delay_min)
+    }
+
+    /// The broker took a message.
+    pub(crate) fn broker_succeeded(&mut self) {
+        self.broker.succeeded();
+    }
+
+    /// The broker took a message that went to this topic. True if the topic was unavailable.
+    pub(crate) fn topic_succeeded(&mut self, topic: &str) -> bool {
+        !self.topics.is_empty() && self.topics.remove(topic).is_some()
+    }
+
+    /// The topic was unavailable when it was last tried.
+    pub(crate) fn is_shut(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    /// Whether a message may go to the topic now. If the topic was unavailable, the message is its probe.
+    pub(crate) fn pass(&mut self, now: Monotonic, topic: &str) -> Passage {
+        if self.paused.contains(topic) {
+            return Passage::Paused;
+        }
+        let Some(scope) = self.topics.get_mut(topic) else { return Passage::Open };
+        if scope.room(now, usize::from(scope.probing)) == 0 {
+            return Passage::Shut(scope.failures, scope.until);
+        }
+        scope.probing = scope.failures > 0;
+        Passage::Open
+    }
+
+    /// How long an event is held whose topic was [`Shut`](Passage::Shut).
+    pub(crate) fn delay(&self, now: Monotonic, failures: u32, until: Monotonic, random: f64) -> Duration {
+        let delay = backoff(self.delay_min, self.delay_max, failures, random);
+        delay.max(self.delay_min).max(until.saturating_sub(now))
+    }
+
+    /// If the message was its topic's probe, another may follow.
+    pub(crate) fn probe_ended(&mut self, topic: &str) {
+        if let Some(scope) = self.topics.get_mut(topic) {
+            scope.probing = false;
+        }
+    }
+
+    /// These are the topics that are paused, and no others.
+    pub(crate) fn pause(&mut self, topics: Vec<String>) {
+        self.paused = topics.into_iter().collect();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Scope {
+    /// Failures since the last success.
+    failures: u32,
+    /// Nothing is sent before this.
+    until: Monotonic,
     /// A probe is out.
-    pub(crate) probing: bool,
+    probing: bool,
 }
 
 impl Scope {
     /// How many messages may be sent now, `in_flight` being out: any number when all is well, none during a pause,
     /// one at a time after it.
-    pub(crate) fn room(&self, now: Monotonic, in_flight: usize) -> usize {
+    fn room(&self, now: Monotonic, in_flight: usize) -> usize {
         match self.failures {
             0 => usize::MAX,
             _ if now < self.until => 0,
@@ -26,7 +128,7 @@ impl Scope {
     }
 
     /// Something within the scope was unavailable. The many messages that were out at the time count as one failure.
-    pub(crate) fn failed(&mut self, now: Monotonic, min: Duration, max: Duration, random: f64) {
+    fn failed(&mut self, now: Monotonic, min: Duration, max: Duration, random: f64) {
         self.probing = false;
         if now < self.until {
             return;
@@ -35,7 +137,7 @@ impl Scope {
         self.until = now + backoff(min, max, self.failures, random).max(min);
     }
 
-    pub(crate) fn succeeded(&mut self) {
+    fn succeeded(&mut self) {
         *self = Self::default();
     }
 }

@@ -4,24 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::{RelayConfig, run::Happening, share};
+use super::{
+    RelayConfig,
+    happening::{Happening, Standing},
+    share,
+};
 use crate::{
     Claimed, Clock, Epoch, Lease, Membership, Monotonic, OutboxStore, Owner, Partition, RelayId, StoreError,
     retry::backoff,
 };
-
-/// What the steward tells the engine.
-#[derive(Debug)]
-pub(crate) enum Standing {
-    Joined(RelayId, Monotonic),
-    Renewed(Monotonic),
-    Buried,
-    Claimed(Vec<Claimed>),
-    Lost(Vec<Lease>),
-    Drain(Vec<Partition>),
-    PausedTopics(Vec<String>),
-    Trouble(StoreError),
-}
 
 pub(crate) struct Steward {
     pub(crate) store: Arc<dyn OutboxStore>,
@@ -86,8 +77,11 @@ impl Steward {
         let mut look_at = self.clock.now();
         let mut beat_at = look_at + self.config.beat_interval;
         let mut failures = 0;
+        // The engine is told that the store answers once after joining, and after each trouble.
+        let mut look_told = false;
         loop {
             let now = self.clock.now();
+            let mut looked = false;
             let turn = if now >= beat_at {
                 let beat = self.store.beat(relay, self.config.lease_ttl).await;
                 match beat {
@@ -102,12 +96,20 @@ impl Steward {
             } else {
                 // A time of its own: where beats are more frequent than this, they must not take its place.
                 look_at = now + self.config.membership_interval;
+                looked = true;
                 self.look_around(relay, &mut owned).await
             };
             match turn {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    failures = 0;
+                    if looked && !look_told {
+                        look_told = true;
+                        self.say(Standing::Looked);
+                    }
+                }
                 Err(error) => {
                     failures += 1;
+                    look_told = false;
                     self.trouble(failures, error).await;
                     continue;
                 }

@@ -16,6 +16,7 @@
 //! - Deliveries are at least once here as well: an unknown outcome is tried again.
 //! - A topic that an operator has paused keeps relays back, and not a replay, which an operator has asked for.
 
+mod handle;
 mod pace;
 mod queue;
 mod run;
@@ -24,9 +25,11 @@ use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
+use self::handle::Signals;
+pub use self::handle::{ReplayEnded, ReplayHandle};
 use crate::{
-    Clock, ConfigError, EventFilter, EventRecord, Message, OutboxAdmin, Publisher, RetryPolicy, Sequence,
-    Status, StoreError, StoredEvent, TokioClock, TopicTemplate,
+    Clock, ConfigError, EventFilter, EventRecord, Message, OutboxAdmin, Phase, Publisher, RetryPolicy,
+    Sequence, Status, StoreError, StoredEvent, TokioClock, TopicTemplate, with::with,
 };
 
 /// The header that every message of a replay has, and no other message: writers cannot set a header that starts with
@@ -66,12 +69,25 @@ pub struct ReplayConfig {
     pub in_flight_max: usize,
     /// How long a publish may take before its outcome counts as unknown. Default 5 s.
     pub publish_timeout: Duration,
-    /// How often and after which delays a refused event is tried again. What happens to one that is given up is not
-    /// asked: it is reported, and the replay goes on without it. The age of an event counts for nothing here.
+    /// How often and after which delays a refused event is tried again. [`RetryPolicy::give_up`] is ignored:
+    /// an event that is given up is reported, and the replay continues. The age of an event is ignored as
+    /// well.
     pub retry: RetryPolicy,
     /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to 5 s.
     pub unavailable_delay: (Duration, Duration),
 }
+
+with!(ReplayConfig {
+    with_filter filter: EventFilter,
+    with_topic topic: TopicTemplate,
+    with_own_topics own_topics: bool,
+    with_source source: Arc<str>,
+    with_rate rate: Option<NonZeroU32>,
+    with_in_flight_max in_flight_max: usize,
+    with_publish_timeout publish_timeout: Duration,
+    with_retry retry: RetryPolicy,
+    with_unavailable_delay unavailable_delay: (Duration, Duration),
+});
 
 impl ReplayConfig {
     /// A replay of the events that `filter` means to `topic`.
@@ -141,6 +157,8 @@ pub struct ReplayPlan {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplayProgress {
+    /// Where it is in its life.
+    pub phase: Phase,
     /// Events that the broker has acknowledged.
     pub sent: u64,
     /// Events that were given up. They can be replayed by their ids.
@@ -182,15 +200,15 @@ pub enum ReplayEnd {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
+/// # use std::sync::Arc;
 /// use outbox_core::{EventFilter, MemoryPublisher, MemoryStore, Replay, ReplayConfig, ReplayEnd, TokioClock};
 ///
-/// let store = Arc::new(MemoryStore::new(Arc::new(TokioClock::default())));
+/// let store = MemoryStore::new(Arc::new(TokioClock::default()));
 /// let filter = EventFilter { aggregate_type: Some("order".to_owned()), ..EventFilter::default() };
 /// let config = ReplayConfig::new(filter, "orders.replayed".parse()?);
-/// let replay = Replay::new(store, Arc::new(MemoryPublisher::new()), config)?;
+/// let replay = Replay::new(store, MemoryPublisher::new(), config)?;
 /// println!("{} events would be sent", replay.plan(|_| ()).await?.events);
-/// let (progress, end) = replay.run(std::future::pending(), |_| ()).await;
+/// let (progress, end) = replay.run().await;
 /// assert!(matches!(end, ReplayEnd::Complete) && progress.refused == 0);
 /// # Ok(()) }
 /// ```
@@ -200,6 +218,8 @@ pub struct Replay {
     clock: Arc<dyn Clock>,
     config: ReplayConfig,
     id: Uuid,
+    handle: ReplayHandle,
+    signals: Signals,
 }
 
 impl std::fmt::Debug for Replay {
@@ -209,13 +229,14 @@ impl std::fmt::Debug for Replay {
 }
 
 impl Replay {
-    /// A replay from the store of `admin` to `publisher`, on Tokio.
+    /// A replay from the store of `admin` to `publisher`, on Tokio. Both are taken as they are, or in an
+    /// `Arc` or a `Box`, of a type or of the trait.
     ///
     /// # Errors
     /// Every problem of the settings at once.
     pub fn new(
-        admin: Arc<dyn OutboxAdmin>,
-        publisher: Arc<dyn Publisher>,
+        admin: impl OutboxAdmin,
+        publisher: impl Publisher,
         config: ReplayConfig,
     ) -> Result<Self, ConfigError> {
         Self::with_clock(admin, publisher, config, Arc::new(TokioClock::default()))
@@ -226,17 +247,24 @@ impl Replay {
     /// # Errors
     /// Every problem of the settings at once.
     pub fn with_clock(
-        admin: Arc<dyn OutboxAdmin>,
-        publisher: Arc<dyn Publisher>,
+        admin: impl OutboxAdmin,
+        publisher: impl Publisher,
         mut config: ReplayConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
-        let problems = config.problems(&*publisher);
+        let problems = config.problems(&publisher);
         if !problems.is_empty() {
             return Err(ConfigError { problems });
         }
         config.filter.status = config.filter.status.or(Some(Status::Sent));
-        Ok(Self { admin, publisher, clock, config, id: Uuid::now_v7() })
+        let (signals, handle) = Signals::pair();
+        let (admin, publisher) = (Arc::new(admin), Arc::new(publisher));
+        Ok(Self { admin, publisher, clock, config, id: Uuid::now_v7(), handle, signals })
+    }
+
+    /// A handle to watch it and end it.
+    pub fn handle(&self) -> ReplayHandle {
+        self.handle.clone()
     }
 
     /// The replay's id, the value of [`REPLAY_HEADER`].

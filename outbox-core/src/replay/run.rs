@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use super::{Pages, Replay, ReplayEnd, ReplayProgress, keep, pace::Pace, queue::Queue};
 use crate::{
-    EventRecord, Message, Monotonic, PublishError, PublishErrorKind, PublishErrorScope, Report, Reporter,
-    RetryDecision, StoreError, StoreErrorKind, retry::backoff,
+    EventRecord, Message, Monotonic, Phase, PublishError, PublishErrorKind, PublishErrorScope, Report,
+    Reporter, RetryDecision, StoreError, StoreErrorKind, chain, relay::random_seed, retry::backoff,
 };
 
 /// The next page is read when fewer events than this are left to be begun.
@@ -22,38 +22,48 @@ const QUEUE_LOW: usize = 256;
 const READS_MAX: u32 = 10;
 
 impl Replay {
-    /// Sends the events, until there is no further one or `stop` completes; what is in flight then is waited for, for
-    /// at most the publish time-out. `progress` is called whenever something has changed.
+    /// Sends the events, until there is no further one or the handle asks for a shutdown; what is in flight
+    /// then is waited for, for at most the publish time-out.
     ///
-    /// A broker that is away is waited for, until `stop`; a store that is away for ten tries. Dropping the returned
-    /// future ends the replay at once: what is in flight may arrive or not.
-    pub async fn run(
-        &self,
-        stop: impl Future<Output = ()>,
-        mut progress: impl FnMut(&ReplayProgress),
-    ) -> (ReplayProgress, ReplayEnd) {
-        let mut state = State::new(self);
-        let mut stop = std::pin::pin!(stop.fuse());
+    /// A broker that is away is waited for, until the shutdown; a store that is away for ten tries. Dropping
+    /// the returned future ends the replay at once: what is in flight may arrive or not.
+    pub async fn run(self) -> (ReplayProgress, ReplayEnd) {
+        let mut state = State::new(&self);
+        let mut stop = std::pin::pin!(self.signals.stopped().fuse());
         loop {
             let now = self.clock.now();
             state.begin(now);
             if let Some(end) = state.ended() {
-                progress(&state.progress);
+                state.progress.phase = Phase::Stopped;
+                self.signals.publish(&state.progress);
                 return (state.progress, end);
             }
             let wake = OptionFuture::from(state.next_wake(now).map(|at| self.clock.sleep(at - now)));
             tokio::select! {
                 // What was reported is looked at before the end of a call, which decides over what was not.
                 biased;
-                () = &mut stop, if !state.stopping => state.stopping = true,
+                () = &mut stop, if !state.stopping => state.stop(),
                 Some(report) = state.reports.recv() => state.reported_all(report),
                 Some(call) = state.calls.next() => state.call_ended(call),
                 Some(page) = OptionFuture::from(state.reading.as_mut()) => state.page_read(page),
                 Some(()) = wake => {}
             }
             state.note_position();
-            progress(&state.progress);
+            self.signals.publish(&state.progress);
         }
+    }
+
+    /// Sends the events, until there is no further one, `stop` completes or the handle asks for a shutdown,
+    /// and waits for what is in flight.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> (ReplayProgress, ReplayEnd) {
+        let handle = self.handle();
+        let mut running = std::pin::pin!(self.run());
+        tokio::select! {
+            biased;
+            ended = &mut running => return ended,
+            () = stop => handle.shutdown(),
+        }
+        running.await
     }
 }
 
@@ -80,6 +90,7 @@ struct State<'a> {
     unavailable: (u32, Monotonic),
     stopping: bool,
     progress: ReplayProgress,
+    rng: fastrand::Rng,
 }
 
 struct Call {
@@ -106,8 +117,18 @@ impl<'a> State<'a> {
             reports,
             unavailable: (0, Monotonic::ZERO),
             stopping: false,
-            progress: ReplayProgress { position: replay.config.filter.after, ..ReplayProgress::default() },
+            progress: ReplayProgress {
+                phase: Phase::Running,
+                position: replay.config.filter.after,
+                ..ReplayProgress::default()
+            },
+            rng: fastrand::Rng::with_seed(random_seed()),
         }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.progress.phase = Phase::Draining;
     }
 
     /// Begins whatever may begin: a read, a publish.
@@ -211,8 +232,8 @@ impl<'a> State<'a> {
         let passing = matches!(error.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Conflict);
         let failures = if passing { self.reads_failed.0 + 1 } else { READS_MAX };
         let (min, max) = self.replay.config.unavailable_delay;
-        self.read_at = self.replay.clock.now() + backoff(min, max, failures, fastrand::f64());
-        self.progress.waiting_for = Some(error.to_string());
+        self.read_at = self.replay.clock.now() + backoff(min, max, failures, self.rng.f64());
+        self.progress.waiting_for = Some(chain(&error).to_string());
         self.reads_failed = (failures, Some(error));
     }
 
@@ -259,7 +280,7 @@ impl<'a> State<'a> {
                 // Messages that failed together are one failure.
                 if now >= self.unavailable.1 {
                     self.unavailable.0 = self.unavailable.0.saturating_add(1);
-                    self.unavailable.1 = now + backoff(min, max, self.unavailable.0, fastrand::f64());
+                    self.unavailable.1 = now + backoff(min, max, self.unavailable.0, self.rng.f64());
                 }
                 self.progress.waiting_for = Some(error.to_string());
                 self.queue.put_back(message, alone);
@@ -271,7 +292,7 @@ impl<'a> State<'a> {
             _ => {
                 let failures = self.queue.failures(message);
                 let age = std::time::Duration::ZERO;
-                match self.replay.config.retry.decide(failures, age, fastrand::f64()) {
+                match self.replay.config.retry.decide(failures, age, self.rng.f64()) {
                     RetryDecision::After(delay) => {
                         self.progress.retried += 1;
                         self.queue.again(message, now + delay);

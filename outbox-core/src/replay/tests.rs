@@ -47,19 +47,18 @@ async fn settle_all(store: &MemoryStore, when_sent: WhenSent, outcome: impl Fn(&
 }
 
 fn config(filter: EventFilter) -> ReplayConfig {
-    let mut config = ReplayConfig::new(filter, "again".parse().unwrap());
-    config.retry.delay_min = Duration::from_millis(1);
-    config.retry.delay_max = Duration::from_millis(2);
-    config.unavailable_delay = (Duration::from_millis(1), Duration::from_millis(2));
-    config
+    let (min, max) = (Duration::from_millis(1), Duration::from_millis(2));
+    ReplayConfig::new(filter, "again".parse().unwrap())
+        .with_retry(RetryPolicy::default().with_delay_min(min).with_delay_max(max))
+        .with_unavailable_delay((min, max))
 }
 
 fn replay(store: &MemoryStore, publisher: &Arc<impl Publisher>, config: ReplayConfig) -> Replay {
-    Replay::new(Arc::new(store.clone()), Arc::clone(publisher) as _, config).unwrap()
+    Replay::new(store.clone(), Arc::clone(publisher), config).unwrap()
 }
 
-async fn run(replay: &Replay) -> ReplayProgress {
-    let (progress, end) = replay.run(std::future::pending(), |_| ()).await;
+async fn run(replay: Replay) -> ReplayProgress {
+    let (progress, end) = replay.run().await;
     assert!(matches!(end, ReplayEnd::Complete), "{end:?}");
     progress
 }
@@ -84,7 +83,8 @@ async fn sent_events_are_sent_again_in_order_and_marked() {
     let before = store.list(&EventFilter::default(), u32::MAX).await.unwrap();
     let publisher = Arc::new(MemoryPublisher::new());
     let replay = replay(&store, &publisher, config(EventFilter::default()));
-    let progress = run(&replay).await;
+    let id = replay.id();
+    let progress = run(replay).await;
     assert_eq!((progress.sent, progress.refused, progress.retried), (2_100, 0, 0));
     assert_eq!(progress.position, before.last().map(|record| record.sequence));
     let delivered = publisher.delivered();
@@ -92,7 +92,7 @@ async fn sent_events_are_sent_again_in_order_and_marked() {
     assert_in_order(&delivered);
     let (first, record) = (&delivered[0], &before[0]);
     assert_eq!((Some(first.event.id), &*first.topic, first.attempt), (record.id, "again", 1));
-    assert_eq!(first.event.headers[REPLAY_HEADER], replay.id().to_string());
+    assert_eq!(first.event.headers[REPLAY_HEADER], id.to_string());
     assert_eq!(first.event.headers["n"], "0");
     assert_eq!(store.list(&EventFilter::default(), u32::MAX).await.unwrap(), before, "nothing is changed");
 }
@@ -122,7 +122,7 @@ async fn the_archive_is_replayed_and_failed_events_of_it_where_they_are_asked_fo
         let replay = replay(&store, &publisher, config(filter));
         let plan = replay.plan(|_| ()).await.unwrap();
         assert_eq!((plan.events, publisher.delivered().len()), (expected, 0), "a dry run sends nothing");
-        assert_eq!(run(&replay).await.sent, expected);
+        assert_eq!(run(replay).await.sent, expected);
         assert_eq!(publisher.delivered().len() as u64, expected);
     }
 }
@@ -156,7 +156,7 @@ async fn what_fails_for_a_while_is_tried_again_and_what_fails_for_good_is_named(
     publisher.fail_next(&key("0"), PublishError::transient("Busy", "later"), 3);
     publisher.fail_next(&key("1"), PublishError::permanent("TooLarge", "never"), 1);
     publisher.fail_next(&key("2"), PublishError::unavailable("Down", "gone"), 4);
-    let progress = run(&replay(&store, &publisher, config(EventFilter::default()))).await;
+    let progress = run(replay(&store, &publisher, config(EventFilter::default()))).await;
     assert_eq!((progress.sent, progress.refused, progress.retried), (59, 1, 3));
     let [refusal] = &progress.refusals[..] else { panic!("{progress:?}") };
     assert_eq!((refusal.sequence, refusal.error.as_str()), (2, "TooLarge: never"));
@@ -173,7 +173,7 @@ async fn what_fails_for_a_while_is_tried_again_and_what_fails_for_good_is_named(
 async fn an_event_that_fails_its_batch_is_sent_alone() {
     let store = sent(10, 2, WhenSent::Keep).await;
     let publisher = Arc::new(Batches::default());
-    let progress = run(&replay(&store, &publisher, config(EventFilter::default()))).await;
+    let progress = run(replay(&store, &publisher, config(EventFilter::default()))).await;
     // Sequence 7 fails whatever travels with it, and only it is refused.
     assert_eq!((progress.sent, progress.refused), (19, 1), "{progress:?}");
     assert_eq!(progress.refusals[0].sequence, 7);
@@ -246,10 +246,9 @@ impl Publisher for Slow {
 async fn one_message_of_an_aggregate_is_in_flight_and_an_unknown_outcome_is_tried_again() {
     let store = sent(11, 40, WhenSent::Keep).await;
     let publisher = Arc::new(Slow { silent: true, ..Slow::default() });
-    let mut config = config(EventFilter::default());
-    config.in_flight_max = 8;
+    let mut config = config(EventFilter::default()).with_in_flight_max(8);
     config.retry.attempts_max = 100;
-    let progress = run(&replay(&store, &publisher, config)).await;
+    let progress = run(replay(&store, &publisher, config)).await;
     assert_eq!((progress.sent, progress.refused), (440, 0));
     assert!(progress.retried > 0);
     assert_in_order(&publisher.inner.delivered());
@@ -263,18 +262,11 @@ async fn a_replay_that_is_stopped_goes_on_where_it_ended() {
     let (mut sent, mut rounds) = (0, 0);
     loop {
         rounds += 1;
-        let mut config = config(EventFilter { after, ..EventFilter::default() });
-        config.in_flight_max = 3;
-        let (stopper, stop) = tokio::sync::oneshot::channel::<()>();
-        let mut stopper = Some(stopper);
+        let config = config(EventFilter { after, ..EventFilter::default() }).with_in_flight_max(3);
         let replay = replay(&store, &publisher, config);
-        let (progress, end) = replay
-            .run(stop.map(drop), |progress| {
-                if progress.sent >= 90 {
-                    drop(stopper.take());
-                }
-            })
-            .await;
+        let mut handle = replay.handle();
+        let stop = handle.wait_for(|progress| progress.sent >= 90).map(drop);
+        let (progress, end) = replay.run_until(stop).await;
         sent += progress.sent;
         assert!(progress.position >= after, "{progress:?}");
         after = progress.position;
@@ -296,13 +288,19 @@ async fn a_replay_that_is_stopped_goes_on_where_it_ended() {
 async fn the_rate_is_kept_on_the_clock() {
     let store = sent(50, 4, WhenSent::Keep).await;
     let publisher = Arc::new(MemoryPublisher::new());
-    let mut config = config(EventFilter::default());
-    config.rate = NonZeroU32::new(10);
+    let config = config(EventFilter::default()).with_rate(NonZeroU32::new(10));
     let clock = Arc::new(JumpingClock::default());
-    let replay = Replay::with_clock(Arc::new(store), publisher, config, clock.clone()).unwrap();
-    let mut counts = Vec::new();
-    let (progress, _) =
-        replay.run(std::future::pending(), |p| counts.push((clock.now().as_secs(), p.sent))).await;
+    let replay = Replay::with_clock(store, publisher, config, clock.clone()).unwrap();
+    let (mut handle, mut counts) = (replay.handle(), Vec::new());
+    let counting = async {
+        let mut sent = 0;
+        while let Ok(progress) = handle.wait_for(|progress| progress.sent > sent).await {
+            sent = progress.sent;
+            counts.push((clock.now().as_secs(), sent));
+        }
+    };
+    let ((progress, _), ()) = tokio::join!(replay.run(), counting);
+    assert!(counts.len() > 20, "the progress is told on the way: {} times", counts.len());
     assert_eq!(progress.sent, 200);
     assert!(clock.now() >= Duration::from_millis(19_800), "200 events at 10 a second: {:?}", clock.now());
     for (second, sent) in counts {
@@ -394,8 +392,8 @@ async fn a_store_that_is_away_is_waited_for_and_one_that_stays_away_ends_the_rep
         let failing = Failing { inner: store.clone(), kind, left: AtomicU32::new(times) };
         let publisher = Arc::new(MemoryPublisher::new());
         let filter = EventFilter::default();
-        let replay = Replay::new(Arc::new(failing), publisher.clone() as _, config(filter)).unwrap();
-        let (progress, end) = replay.run(std::future::pending(), |_| ()).await;
+        let replay = Replay::new(failing, publisher.clone(), config(filter)).unwrap();
+        let (progress, end) = replay.run().await;
         assert_eq!(matches!(end, ReplayEnd::Complete), complete, "{end:?}");
         if complete {
             assert_eq!(progress.sent, 500);
@@ -420,4 +418,37 @@ fn a_replay_that_makes_no_sense_is_refused_with_every_reason() {
     config.filter.status = Some(Status::Pending);
     let error = Replay::new(store, publisher(), config).unwrap_err();
     assert!(error.problems[0].contains("on their way"), "{error}");
+}
+
+#[tokio::test]
+async fn the_handle_tells_how_a_replay_ended() {
+    let store = sent(2, 5, WhenSent::Keep).await;
+    let complete = replay(&store, &Arc::new(MemoryPublisher::new()), config(EventFilter::default()));
+    let mut handle = complete.handle();
+    assert_eq!(handle.progress().phase, Phase::Starting);
+    run(complete).await;
+    assert_eq!((handle.progress().phase, handle.progress().sent), (Phase::Stopped, 10));
+    let ended = handle.wait_for(|progress| progress.sent > 10).await.unwrap_err();
+    assert_eq!(ended.progress().sent, 10);
+
+    let dropped = replay(&store, &Arc::new(Silent), config(EventFilter::default()));
+    let mut handle = dropped.handle();
+    assert!(dropped.run().now_or_never().is_none(), "it waits for the publisher");
+    let ended = handle.wait_for(|progress| progress.sent == 10).await.unwrap_err();
+    assert_eq!(ended.progress().phase, Phase::Dropped);
+    assert!(ended.to_string().contains("dropped"), "{ended}");
+}
+
+/// A publisher that never answers.
+struct Silent;
+
+#[async_trait]
+impl Publisher for Silent {
+    async fn check(&self, _topics: &[String]) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    async fn publish(&self, _messages: Vec<Arc<Message>>, _timeout: Duration, _reporter: Reporter) {
+        std::future::pending::<()>().await;
+    }
 }

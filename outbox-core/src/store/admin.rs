@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{FailureCause, HoldReason, Partition, Sequence, Status};
-use crate::{AggregateKey, StoreError};
+use crate::{AggregateKey, StoreError, with::with};
 
 /// Which events an operator means. Conditions are joined by *and*; none is all events of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -253,3 +253,21 @@ pub trait OutboxAdmin: Send + Sync + 'static {
     /// The topics that are paused.
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError>;
 }
+
+with!(EventRecord {
+    with_id id: Option<Uuid>,
+    with_event_type event_type: String,
+    with_version version: i32,
+    with_payload payload: Bytes,
+    with_content_type content_type: Option<String>,
+    with_headers headers: BTreeMap<String, String>,
+    with_topic topic: Option<String>,
+    with_available_at available_at: Option<DateTime<Utc>>,
+    with_status status: Status,
+    with_attempts attempts: u32,
+    with_last_error last_error: Option<String>,
+    with_cause cause: Option<FailureCause>,
+    with_sent_at sent_at: Option<DateTime<Utc>>,
+});
+
+with!(HoldRecord { with_due_in due_in: Option<Duration>, with_paused paused: bool });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Lease, Partition, Row, Sequence};
-use crate::AggregateKey;
+use crate::{AggregateKey, with::with};
 
 /// The most aggregates that [`FetchRequest::full`] names.
 pub const FULL_MAX: usize = 64;
@@ -94,3 +94,20 @@ pub struct Fetched {
     /// When the next hold or scheduled event becomes due, counted from now, if that is known.
     pub next_due: Option<Duration>,
 }
+
+with!(FetchRequest {
+    with_leases leases: Vec<Lease>,
+    with_known known: Vec<Sequence>,
+    with_ended_holds ended_holds: Vec<HoldEnd>,
+    with_full full: Vec<AggregateKey>,
+    with_events_max events_max: usize,
+    with_bytes_max bytes_max: usize,
+});
+
+with!(Fetched {
+    with_rows rows: Vec<Row>,
+    with_due_holds due_holds: Vec<DueHold>,
+    with_paused paused: Vec<AggregateKey>,
+    with_more more: bool,
+    with_next_due next_due: Option<Duration>,
+});

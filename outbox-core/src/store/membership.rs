@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::with::with;
+
 /// The share of the table an event belongs to: `hash(aggregate) mod PARTITIONS`, computed by the store.
 pub type Partition = u16;
 
@@ -80,3 +82,9 @@ impl Claimed {
         Self { lease, owner_died }
     }
 }
+
+with!(Membership {
+    with_relays_live relays_live: u32,
+    with_partitions partitions: Vec<PartitionView>,
+    with_paused_topics paused_topics: Vec<String>,
+});

@@ -13,6 +13,7 @@
 
 mod admin;
 mod fetch;
+mod forward;
 mod hold;
 mod membership;
 mod page;
@@ -25,7 +26,6 @@ mod status;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
 
 pub use self::{
     admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin},
@@ -49,20 +49,21 @@ use crate::{Finding, StoreError};
 pub struct StoreCapabilities {
     /// How many partitions there are: [`PARTITIONS`](crate::PARTITIONS), or 1 where only one relay makes sense.
     pub partitions: u16,
-    /// `wakeups` gives a stream.
-    pub wakeups: bool,
+    /// The most settlements that one settle should have, where more would be slower: a relay keeps to it.
+    /// `None`, the default, leaves it to the relay's settings.
+    pub settle_events_max: Option<usize>,
 }
 
 impl StoreCapabilities {
-    /// Capabilities of a store with this many partitions and no wake-ups.
+    /// Capabilities of a store with this many partitions.
     pub fn new(partitions: u16) -> Self {
-        Self { partitions, wakeups: false }
+        Self { partitions, settle_events_max: None }
     }
 
-    /// Declares that `wakeups` gives a stream.
+    /// Declares that a settle should have no more settlements than this.
     #[must_use]
-    pub fn with_wakeups(mut self) -> Self {
-        self.wakeups = true;
+    pub fn with_settle_events_max(mut self, settle_events_max: usize) -> Self {
+        self.settle_events_max = Some(settle_events_max);
         self
     }
 }
@@ -135,12 +136,6 @@ pub trait OutboxStore: Send + Sync + 'static {
 
     /// Numbers that count every row.
     async fn stats(&self) -> Result<StoreStats, StoreError>;
-
-    /// A stream that yields when there may be something new to read, where the store has one. Spurious and missed
-    /// wake-ups are harmless.
-    fn wakeups(&self) -> Option<BoxStream<'static, ()>> {
-        None
-    }
 }
 
 /// One relay's way through the table.

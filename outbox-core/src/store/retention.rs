@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::with::with;
+
 /// What becomes of a row whose event is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum WhenSent {
@@ -49,3 +51,10 @@ pub struct Purged {
     /// Failed rows removed.
     pub failed: u64,
 }
+
+with!(PurgeRequest {
+    with_sent sent: Option<(Duration, Disposal)>,
+    with_failed failed: Option<(Duration, Disposal)>,
+});
+
+with!(Purged { with_sent sent: u64, with_failed failed: u64 });

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::Partition;
-use crate::AggregateKey;
+use crate::{AggregateKey, Event, with::with};
 
 /// The position of an event in its store: given by the store, unique, and ascending within an aggregate whose
 /// changes are serialised (locked or version-checked) by the service. Zero and below are never valid.
@@ -96,4 +96,27 @@ impl StoredEvent {
             created_at,
         }
     }
+
+    /// An event as it is read back from a store that wrote it at `created_at`.
+    pub fn of(event: &Event, created_at: DateTime<Utc>) -> Self {
+        Self {
+            id: event.id(),
+            event_type: event.event_type().to_owned(),
+            version: event.version(),
+            payload: event.payload().clone(),
+            content_type: Some(event.content_type().to_owned()),
+            headers: event.headers().clone(),
+            topic: event.topic().map(str::to_owned),
+            created_at,
+        }
+    }
 }
+
+with!(Row { with_attempts attempts: u32, with_age age: Duration });
+
+with!(StoredEvent {
+    with_version version: i32,
+    with_content_type content_type: Option<String>,
+    with_headers headers: BTreeMap<String, String>,
+    with_topic topic: Option<String>,
+});

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{FailureCause, HoldReason, Lease, Partition, RelayId, Sequence, WhenSent};
-use crate::AggregateKey;
+use crate::{AggregateKey, with::with};
 
 /// What became of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,13 +125,6 @@ pub struct Settled {
     pub fenced: Vec<Partition>,
 }
 
-impl Settled {
-    /// A settle that found these leases lost, and recorded everything else.
-    pub fn with_fenced(fenced: Vec<Partition>) -> Self {
-        Self { fenced }
-    }
-}
-
 impl SettleRequest {
     /// A request that records nothing yet and keeps sent rows.
     pub fn new(relay: RelayId, leases: Vec<Lease>) -> Self {
@@ -174,6 +167,16 @@ impl SettleRequest {
         self.unholds.iter().filter(move |unhold| !fenced.contains(&unhold.partition))
     }
 }
+
+with!(SettleRequest {
+    with_relay relay: RelayId,
+    with_leases leases: Vec<Lease>,
+    with_settlements settlements: Vec<Settlement>,
+    with_unholds unholds: Vec<Unhold>,
+    with_when_sent when_sent: WhenSent,
+});
+
+with!(Settled { with_fenced fenced: Vec<Partition> });
 
 #[cfg(test)]
 mod tests {

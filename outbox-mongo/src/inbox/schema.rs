@@ -10,9 +10,10 @@ use outbox_core::{Finding, StoreError, StoreErrorKind};
 use crate::{
     MongoConfig,
     config::Names,
+    database::index,
     error::{Fault, store_error, within},
     schema::{apply, say_version, script, version},
-    store::{identify, index, inspect, privileges, server},
+    store::{identify, inspect, privileges, server},
 };
 
 /// The version of the collections that this program reads and writes.

@@ -5,22 +5,24 @@ use std::collections::HashSet;
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use outbox_core::{AggregateKey, Sequence};
 
-use super::{At, page::Page, place::Place};
+use super::{page::Page, position::Position, snapshot::Snapshot};
 use crate::{
-    document::{Stored, pending},
+    codec::{
+        document::{Stored, pending},
+        sequence::timestamp_of,
+    },
+    database::index,
     error::Fault,
     holds::{hold_id, key_of},
     schema::PENDING_BY_KEY,
-    sequence::timestamp_of,
-    store::index,
 };
 
 /// The most aggregates that are read by one statement: each is a scan of its own, and all are merged.
 const AGGREGATES_AT_ONCE: usize = 32;
 
-impl Place {
+impl Position {
     /// Reads what is behind the read position of the aggregates that have something there, each in its turn.
-    pub(super) async fn catch_up(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<(), Fault> {
+    pub(super) async fn catch_up(&mut self, at: &mut Snapshot<'_>, page: &mut Page) -> Result<(), Fault> {
         if self.catch_up.is_empty() {
             self.turns.clear();
             return Ok(());
@@ -53,7 +55,7 @@ impl Place {
 
     async fn read_batch(
         &mut self,
-        at: &mut At<'_>,
+        at: &mut Snapshot<'_>,
         batch: Vec<(AggregateKey, Sequence)>,
         events_min: usize,
         page: &mut Page,
@@ -63,7 +65,7 @@ impl Place {
         }
         let filter = self.of_batch(&batch, at.now);
         let count = self.rows_at_once(page, page.events_left - events_min + 1);
-        let outbox = at.inner.snapshot(&at.inner.names().outbox);
+        let outbox = at.database.snapshot(&at.database.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING_BY_KEY)).sort(doc! { "sequence": 1 });
         let mut cursor = find.batch_size(count).session(&mut at.session).await?;
         let mut stopped_at = None;
@@ -109,7 +111,7 @@ impl Place {
 
 /// The aggregates among these that have a hold.
 pub(super) async fn held_among<'k>(
-    at: &mut At<'_>,
+    at: &mut Snapshot<'_>,
     keys: impl Iterator<Item = &'k AggregateKey>,
 ) -> Result<HashSet<AggregateKey>, Fault> {
     let mut held = HashSet::new();
@@ -117,7 +119,7 @@ pub(super) async fn held_among<'k>(
         return Ok(held);
     }
     let ids: Vec<Bson> = keys.map(hold_id).collect();
-    let holds = at.inner.snapshot(&at.inner.names().holds);
+    let holds = at.database.snapshot(&at.database.names().holds);
     let find = holds.find(doc! { "_id": { "$in": ids } }).projection(doc! { "_id": 1 });
     let mut cursor = find.session(&mut at.session).await?;
     while cursor.advance(&mut at.session).await? {

@@ -5,23 +5,25 @@ use std::collections::HashMap;
 use mongodb::bson::{Timestamp, doc};
 use outbox_core::{AggregateKey, DueHold, Row, Sequence};
 
-use super::{At, page::Page, place::Place};
+use super::{page::Page, position::Position, snapshot::Snapshot};
 use crate::{
-    document::{Stored, pending},
+    codec::{
+        document::{Stored, pending},
+        sequence::timestamp_of,
+    },
+    database::index,
     error::Fault,
     holds::Hold,
     schema::PENDING,
-    sequence::timestamp_of,
-    store::index,
 };
 
 /// The most held events that are asked for at once: with the largest payloads they still fit into an answer.
 const EVENTS_AT_ONCE: usize = 32;
 
-impl Place {
+impl Position {
     pub(super) async fn due_holds(
         &mut self,
-        at: &mut At<'_>,
+        at: &mut Snapshot<'_>,
         due: Vec<(AggregateKey, Hold)>,
         page: &mut Page,
     ) -> Result<Vec<DueHold>, Fault> {
@@ -65,7 +67,10 @@ impl Place {
 }
 
 /// The events of these holds that are pending and due.
-async fn held_rows(at: &mut At<'_>, holds: &[(AggregateKey, Hold)]) -> Result<HashMap<Sequence, Row>, Fault> {
+async fn held_rows(
+    at: &mut Snapshot<'_>,
+    holds: &[(AggregateKey, Hold)],
+) -> Result<HashMap<Sequence, Row>, Fault> {
     let sequences: Vec<Timestamp> =
         holds.iter().filter_map(|(_, hold)| hold.sequence).map(timestamp_of).collect();
     let mut rows = HashMap::with_capacity(sequences.len());
@@ -75,8 +80,8 @@ async fn held_rows(at: &mut At<'_>, holds: &[(AggregateKey, Hold)]) -> Result<Ha
     let mut filter = doc! { "sequence": { "$in": sequences } };
     filter.extend(pending());
     let mut cursor = at
-        .inner
-        .snapshot(&at.inner.names().outbox)
+        .database
+        .snapshot(&at.database.names().outbox)
         .find(filter)
         .hint(index(PENDING))
         .session(&mut at.session)

@@ -8,14 +8,16 @@ use mongodb::{
 };
 use outbox_core::{AggregateKey, Sequence};
 
-use super::place::{DUE_HOLDS_MAX, Place, SCHEDULED_ROWS_MAX};
+use super::position::{DUE_HOLDS_MAX, Position, SCHEDULED_ROWS_MAX};
 use crate::{
-    document::{Stored, pending},
+    codec::{
+        document::{Stored, pending},
+        sequence::timestamp_of,
+    },
+    database::Database,
     error::Fault,
     holds::{Hold, key_of},
     schema::VERSION_ID,
-    sequence::timestamp_of,
-    store::Inner,
 };
 
 /// How far back pauses are looked for beyond the last fetch, in milliseconds: a pause is visible a moment after its
@@ -44,14 +46,14 @@ pub(super) struct News {
 impl News {
     /// `None` where there is no outbox.
     pub(super) async fn read(
-        inner: &Inner,
+        database: &Database,
         session: &mut ClientSession,
-        place: &Place,
+        position: &Position,
     ) -> Result<Option<Self>, Fault> {
         // Those that the relay has in hand are still due.
-        let due_max = DUE_HOLDS_MAX + place.given.len();
-        let pipeline = pipeline(inner, place, due_max);
-        let meta = inner.snapshot(&inner.names().meta);
+        let due_max = DUE_HOLDS_MAX + position.given.len();
+        let pipeline = pipeline(database, position, due_max);
+        let meta = database.snapshot(&database.names().meta);
         let mut cursor = meta.aggregate(pipeline).session(&mut *session).await?;
         if !cursor.advance(session).await? {
             return Ok(None);
@@ -87,15 +89,15 @@ impl News {
 }
 
 /// The statement: the document of the version, with what is looked up beside it.
-pub(super) fn pipeline(inner: &Inner, place: &Place, due_max: usize) -> Vec<Document> {
-    let names = inner.names();
+pub(super) fn pipeline(database: &Database, position: &Position, due_max: usize) -> Vec<Document> {
+    let names = database.names();
     let look_up = |from: &str, name: &str, pipeline: Vec<Document>| {
         doc! { "$lookup": { "from": from, "as": name, "pipeline": pipeline } }
     };
     let in_time = |name: &str, compare: &str| doc! { compare: [format!("${name}"), "$$NOW"] };
     // A null sorts before all dates and is none.
     let hold_until = |compare: &str| {
-        let mut filter = place.of_partitions();
+        let mut filter = position.of_partitions();
         filter.extend(doc! { "paused_at": Bson::Null, "until": { "$gt": BsonDateTime::MIN } });
         filter.insert("$expr", in_time("until", compare));
         doc! { "$match": filter }
@@ -106,7 +108,7 @@ pub(super) fn pipeline(inner: &Inner, place: &Place, due_max: usize) -> Vec<Docu
         filter.insert("$expr", in_time("available_at", compare));
         doc! { "$match": filter }
     };
-    let (due_at, due_sequence) = place.due;
+    let (due_at, due_sequence) = position.due;
     let mut after = doc! { "available_at": { "$gte": due_at } };
     if due_sequence < Sequence::MAX {
         // Many can be scheduled for one moment.
@@ -116,7 +118,7 @@ pub(super) fn pipeline(inner: &Inner, place: &Place, due_max: usize) -> Vec<Docu
         after = doc! { "available_at": { "$gt": due_at } };
     }
     let fields = doc! { "sequence": 1, "available_at": 1, "aggregate_type": 1, "aggregate_id": 1 };
-    let pauses_from = place.fetched_at.map_or(BsonDateTime::MIN, |at| {
+    let pauses_from = position.fetched_at.map_or(BsonDateTime::MIN, |at| {
         BsonDateTime::from_millis(at.timestamp_millis().saturating_sub(PAUSES_BACK_MS))
     });
     let paused = doc! { "$match": { "paused_at": { "$gte": pauses_from } } };

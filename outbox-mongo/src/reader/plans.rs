@@ -5,11 +5,11 @@ use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use outbox_core::{AggregateKey, FetchRequest, Lease};
 use uuid::Uuid;
 
-use super::{At, news, page::Page, place::Place};
+use super::{Snapshot, news, page::Page, position::Position};
 use crate::{
     MongoConfig, MongoStore,
+    codec::sequence::{sequence_of, timestamp_of},
     schema::{FAILED, PENDING, PENDING_BY_KEY, SEQUENCE},
-    sequence::{sequence_of, timestamp_of},
     store::among,
 };
 
@@ -31,7 +31,7 @@ async fn store() -> Option<MongoStore> {
 
 /// Events and holds without number; every hundredth is scheduled, every tenth was given up.
 async fn insert(store: &MongoStore, from: usize, to: usize) {
-    let inner = store.inner();
+    let database = store.database();
     let event = |n: usize| {
         let mut event = doc! {
             "sequence": timestamp_of(0), "aggregate_type": "order", "aggregate_id": (n % 1000).to_string(),
@@ -45,8 +45,8 @@ async fn insert(store: &MongoStore, from: usize, to: usize) {
         }
         event
     };
-    let outbox = inner.database.collection::<Document>(&inner.names().outbox);
-    let holds = inner.database.collection::<Document>(&inner.names().holds);
+    let outbox = database.majority.collection::<Document>(&database.names().outbox);
+    let holds = database.majority.collection::<Document>(&database.names().holds);
     for from in (from..to).step_by(10_000) {
         let numbers = || from..to.min(from + 10_000);
         outbox.insert_many(numbers().map(event)).await.unwrap();
@@ -80,17 +80,17 @@ fn stages(plan: &Document) -> Vec<String> {
 
 async fn plan_of_find(store: &MongoStore, filter: Document, index: &str, sorted: bool) -> Vec<String> {
     let mut find =
-        doc! { "find": &store.inner().names().outbox, "filter": filter, "hint": index, "limit": 100 };
+        doc! { "find": &store.database().names().outbox, "filter": filter, "hint": index, "limit": 100 };
     if sorted {
         find.insert("sort", doc! { "sequence": 1 });
     }
     let explain = doc! { "explain": find, "verbosity": "queryPlanner" };
-    let answer = store.inner().database.run_command(explain).await.unwrap();
+    let answer = store.database().majority.run_command(explain).await.unwrap();
     stages(answer.get_document("queryPlanner").unwrap().get_document("winningPlan").unwrap())
 }
 
 async fn check_finds(store: &MongoStore) {
-    let inner = store.inner();
+    let database = store.database();
     let all: Vec<Lease> = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
     for leases in [&all[..], &all[..20], &all[40..41]] {
         let request = FetchRequest {
@@ -99,16 +99,16 @@ async fn check_finds(store: &MongoStore) {
             full: vec![AggregateKey::new("order", "7")],
             ..FetchRequest::default()
         };
-        let mut place = Place::new();
-        place.lease(&request);
-        let session = inner.client.start_session().snapshot(true).await.unwrap();
+        let mut position = Position::new();
+        position.lease(&request);
+        let session = database.client.start_session().snapshot(true).await.unwrap();
         let (now, snapshot) = (BsonDateTime::now(), 1 << 40);
-        let at = At { inner, session, request: &request, now, snapshot, any_hold: true };
-        let scan = plan_of_find(store, place.filter(&at, 0, &[]), PENDING, true).await;
+        let at = Snapshot { database, session, request: &request, now, moment: snapshot, any_hold: true };
+        let scan = plan_of_find(store, position.filter(&at, 0, &[]), PENDING, true).await;
         assert_eq!(scan, ["LIMIT", "FETCH", "IXSCAN pending"], "of {} leases", leases.len());
 
         let batch: Vec<_> = (0..32).map(|n| (AggregateKey::new("order", &n.to_string()), 0)).collect();
-        let by_key = plan_of_find(store, place.of_batch(&batch, at.now), PENDING_BY_KEY, true).await;
+        let by_key = plan_of_find(store, position.of_batch(&batch, at.now), PENDING_BY_KEY, true).await;
         assert!(by_key.contains(&"IXSCAN pending_by_key".to_owned()), "{by_key:?}");
         assert!(!by_key.iter().any(|stage| stage == "COLLSCAN" || stage == "SORT"), "{by_key:?}");
     }
@@ -122,23 +122,23 @@ async fn check_finds(store: &MongoStore) {
 
 /// What the statement of the news reads, by list: documents examined, and the indexes used.
 async fn check_news(store: &MongoStore) {
-    let inner = store.inner();
+    let database = store.database();
     for partitions in [64, 20, 1] {
         let leases = (0..partitions).map(|partition| Lease { partition, epoch: 1 }).collect();
-        let mut place = Place::new();
-        place.lease(&FetchRequest { leases, ..FetchRequest::default() });
-        place.due = (BsonDateTime::now(), 7);
-        check_lists(store, news::pipeline(inner, &place, 256)).await;
+        let mut position = Position::new();
+        position.lease(&FetchRequest { leases, ..FetchRequest::default() });
+        position.due = (BsonDateTime::now(), 7);
+        check_lists(store, news::pipeline(database, &position, 256)).await;
     }
 }
 
 async fn check_lists(store: &MongoStore, pipeline: Vec<Document>) {
-    let inner = store.inner();
+    let database = store.database();
     let aggregate = doc! {
-        "aggregate": &inner.names().meta, "pipeline": pipeline, "cursor": {},
+        "aggregate": &database.names().meta, "pipeline": pipeline, "cursor": {},
     };
     let explain = doc! { "explain": aggregate, "verbosity": "executionStats" };
-    let answer = inner.database.run_command(explain).await.unwrap();
+    let answer = database.majority.run_command(explain).await.unwrap();
     let mut lists = 0;
     for stage in answer.get_array("stages").unwrap().iter().filter_map(Bson::as_document) {
         let Ok(look_up) = stage.get_document("$lookup") else { continue };
@@ -156,24 +156,25 @@ async fn check_lists(store: &MongoStore, pipeline: Vec<Document>) {
 async fn all_statements_of_a_fetch_see_one_state() {
     let Some(store) = store().await else { return };
     insert(&store, 1, 3).await;
-    let inner = store.inner();
+    let database = store.database();
     let leases = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
     let request = FetchRequest { leases, ..FetchRequest::default() };
-    let mut place = Place::new();
-    place.lease(&request);
-    let mut session = inner.client.start_session().snapshot(true).await.unwrap();
-    let news = news::News::read(inner, &mut session, &place).await.unwrap().unwrap();
+    let mut position = Position::new();
+    position.lease(&request);
+    let mut session = database.client.start_session().snapshot(true).await.unwrap();
+    let news = news::News::read(database, &mut session, &position).await.unwrap().unwrap();
     // Both an event and a hold of another one.
     insert(&store, 3, 4).await;
     let hold = doc! { "_id": { "aggregate_type": "order", "aggregate_id": "1" }, "partition": 1, "reason": "paused" };
-    inner.database.collection(&inner.names().holds).insert_one(hold).await.unwrap();
+    database.majority.collection(&database.names().holds).insert_one(hold).await.unwrap();
     let snapshot = session.snapshot_time().and_then(sequence_of).unwrap();
-    let mut at = At { inner, session, request: &request, now: news.now, snapshot, any_hold: true };
+    let mut at =
+        Snapshot { database, session, request: &request, now: news.now, moment: snapshot, any_hold: true };
     let mut page = Page { rows: Vec::new(), events_left: 10, bytes_left: 1 << 20, more: false };
-    place.scan(&mut at, &mut page).await.unwrap();
+    position.scan(&mut at, &mut page).await.unwrap();
     let ids: Vec<&str> = page.rows.iter().map(|row| row.key.aggregate_id()).collect();
     assert_eq!(ids, ["1", "2"]);
-    inner.database.drop().await.unwrap();
+    database.majority.drop().await.unwrap();
 }
 
 #[tokio::test]
@@ -184,5 +185,5 @@ async fn the_plans_are_right_on_an_empty_a_small_and_a_huge_collection() {
         check_finds(&store).await;
         check_news(&store).await;
     }
-    store.inner().database.drop().await.unwrap();
+    store.database().majority.drop().await.unwrap();
 }

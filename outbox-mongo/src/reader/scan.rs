@@ -5,13 +5,15 @@ use std::collections::HashSet;
 use mongodb::bson::{Document, Timestamp, doc};
 use outbox_core::{AggregateKey, Row, Sequence};
 
-use super::{At, catch_up::held_among, page::Page, place::Place};
+use super::{catch_up::held_among, page::Page, position::Position, snapshot::Snapshot};
 use crate::{
-    document::{Stored, pending},
+    codec::{
+        document::{Stored, pending},
+        sequence::timestamp_of,
+    },
+    database::index,
     error::Fault,
     schema::PENDING,
-    sequence::timestamp_of,
-    store::index,
 };
 
 /// The most events that one fetch passes by, so that a parked aggregate with a long backlog does not make it slow.
@@ -27,9 +29,9 @@ struct Chunk {
     is_last: bool,
 }
 
-impl Place {
+impl Position {
     /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that was.
-    pub(super) async fn scan(&mut self, at: &mut At<'_>, page: &mut Page) -> Result<Sequence, Fault> {
+    pub(super) async fn scan(&mut self, at: &mut Snapshot<'_>, page: &mut Page) -> Result<Sequence, Fault> {
         let mut rows_left = SCAN_ROWS_MAX.max(page.events_left);
         let mut position = self.bound;
         // What was caught up with is part of the answer, and not known yet.
@@ -59,15 +61,15 @@ impl Place {
             }
             if chunk.is_last {
                 // What is not visible in this snapshot and has a sequence before it is late.
-                self.read = self.read.max(at.snapshot);
-                return Ok(position.max(at.snapshot));
+                self.read = self.read.max(at.moment);
+                return Ok(position.max(at.moment));
             }
         }
     }
 
     async fn chunk(
         &mut self,
-        at: &mut At<'_>,
+        at: &mut Snapshot<'_>,
         position: Sequence,
         returned: &[Sequence],
         rows_max: usize,
@@ -76,7 +78,7 @@ impl Place {
         let filter = self.filter(at, position, returned);
         let rows_at_once = self.rows_at_once(page, rows_max);
         let limit = i64::try_from(rows_max).unwrap_or(i64::MAX);
-        let outbox = at.inner.snapshot(&at.inner.names().outbox);
+        let outbox = at.database.snapshot(&at.database.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING)).sort(doc! { "sequence": 1 });
         let mut cursor = find.limit(limit).batch_size(rows_at_once).session(&mut at.session).await?;
         let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -97,7 +99,7 @@ impl Place {
     }
 
     /// What is pending and due after a sequence, without what the relay has or wants no more of.
-    pub(super) fn filter(&self, at: &At<'_>, position: Sequence, returned: &[Sequence]) -> Document {
+    pub(super) fn filter(&self, at: &Snapshot<'_>, position: Sequence, returned: &[Sequence]) -> Document {
         let after = |list: &[Sequence]| list.partition_point(|sequence| *sequence <= position);
         let known = &at.request.known[after(&at.request.known)..];
         let passed = self.passed.range(position + 1..);

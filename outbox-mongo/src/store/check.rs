@@ -14,52 +14,53 @@ use mongodb::{
 use outbox_core::{Finding, PARTITIONS, StoreError, StoreErrorKind};
 
 use self::collections::entry;
-use super::{Inner, collect};
 use crate::{
+    database::{Database, collect, index},
     error::{Fault, classify, within},
     schema::{self, SCHEMA_VERSION, SEQUENCE, missing_migrations, newer_version},
 };
 
 const MIGRATE: &str = "run the migration: `MongoStore::migrate`, or the script of `migration_script`";
 
-pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
+pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let mut findings = Vec::new();
-    client(inner, &mut findings);
+    client(database, &mut findings);
     let what = "check the outbox";
     let hello =
-        match within(what, async { Ok::<_, Fault>(command(inner, doc! { "hello": 1 }).await) }).await? {
+        match within(what, async { Ok::<_, Fault>(command(database, doc! { "hello": 1 }).await) }).await? {
             Ok(hello) => hello,
             Err(error) => {
-                findings.push(unreachable(inner, &error));
+                findings.push(unreachable(database, &error));
                 return Ok(findings);
             }
         };
     if !server(&hello, &mut findings) {
         return Ok(findings);
     }
-    let status = within(what, async { Ok::<_, Fault>(identify(&inner.database).await) }).await?;
+    let status = within(what, async { Ok::<_, Fault>(identify(&database.majority).await) }).await?;
     let status = match status {
         Ok(status) => status,
         Err(error) => {
-            findings.push(unreachable(inner, &error));
+            findings.push(unreachable(database, &error));
             return Ok(findings);
         }
     };
-    within(what, lifetime(inner, &mut findings)).await?;
-    let may_look = privileges(&inner.names().database, ("relay", &needed(inner)), &status, &mut findings);
-    if may_look && within(what, collections(inner, &mut findings)).await? {
-        within(what, documents(inner, &mut findings)).await?;
+    within(what, lifetime(database, &mut findings)).await?;
+    let may_look =
+        privileges(&database.names().database, ("relay", &needed(database)), &status, &mut findings);
+    if may_look && within(what, collections(database, &mut findings)).await? {
+        within(what, documents(database, &mut findings)).await?;
     }
     Ok(findings)
 }
 
-async fn command(inner: &Inner, command: Document) -> Result<Document, Error> {
-    inner.client.database("admin").run_command(command).await
+async fn command(database: &Database, command: Document) -> Result<Document, Error> {
+    database.client.database("admin").run_command(command).await
 }
 
 /// What the url says of reads and writes. The relay does not heed it, but a service that uses the same url does.
-fn client(inner: &Inner, findings: &mut Vec<Finding>) {
-    let Some(options) = &inner.options else { return };
+fn client(database: &Database, findings: &mut Vec<Finding>) {
+    let Some(options) = &database.options else { return };
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
     if options.selection_criteria.as_ref().is_some_and(|criteria| *criteria != primary) {
         findings.push(Finding::warning(
@@ -83,15 +84,15 @@ fn client(inner: &Inner, findings: &mut Vec<Finding>) {
     }
 }
 
-fn unreachable(inner: &Inner, error: &Error) -> Finding {
-    let hosts = inner
+fn unreachable(database: &Database, error: &Error) -> Finding {
+    let hosts = database
         .options
         .as_ref()
         .map(|options| options.hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
     let place = format!(
         "MongoDB at {}, database {:?}",
         hosts.as_deref().unwrap_or("the client's hosts"),
-        inner.names().database
+        database.names().database
     );
     // The driver's own words for what it found at each host, without the account.
     let problem = format!("{place}: {}", error.kind);
@@ -111,11 +112,11 @@ fn unreachable(inner: &Inner, error: &Error) -> Finding {
 }
 
 /// The server's limit of a transaction, where the account may ask for it.
-async fn lifetime(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault> {
+async fn lifetime(database: &Database, findings: &mut Vec<Finding>) -> Result<(), Fault> {
     const NAME: &str = "transactionLifetimeLimitSeconds";
-    let answer = command(inner, doc! { "getParameter": 1, NAME: 1 }).await;
+    let answer = command(database, doc! { "getParameter": 1, NAME: 1 }).await;
     let Ok(seconds) = answer.as_ref().map(|answer| number(answer, NAME)) else { return Ok(()) };
-    let configured = inner.config.transaction_lifetime.as_secs();
+    let configured = database.config.transaction_lifetime.as_secs();
     if seconds.is_some_and(|seconds| u64::try_from(seconds).is_ok_and(|seconds| seconds > configured)) {
         findings.push(Finding::error(
             "transaction-lifetime",
@@ -140,8 +141,8 @@ fn number(document: &Document, name: &str) -> Option<i64> {
 }
 
 /// What a relay and its operator do, by collection.
-fn needed(inner: &Inner) -> [(&str, &'static str); 7] {
-    let names = inner.names();
+fn needed(database: &Database) -> [(&str, &'static str); 7] {
+    let names = database.names();
     [
         (&names.outbox, "find listIndexes update remove"),
         (&names.relays, "find listIndexes insert update remove"),
@@ -154,11 +155,11 @@ fn needed(inner: &Inner) -> [(&str, &'static str); 7] {
 }
 
 /// Collections, their options and indexes; true if everything is there.
-async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool, Fault> {
-    let names = inner.names();
-    let needed = needed(inner).map(|(collection, _)| collection);
+async fn collections(database: &Database, findings: &mut Vec<Finding>) -> Result<bool, Fault> {
+    let names = database.names();
+    let needed = needed(database).map(|(collection, _)| collection);
     let wanted = (&needed[..], schema::indexes(names));
-    let (listed, complete) = inspect(&inner.database, wanted, MIGRATE, findings).await?;
+    let (listed, complete) = inspect(&database.majority, wanted, MIGRATE, findings).await?;
     if !complete {
         if entry(&listed, &names.outbox).is_some() && entry(&listed, &names.meta).is_none() {
             findings.push(Finding::error(
@@ -169,7 +170,7 @@ async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool,
         }
         return Ok(false);
     }
-    version(inner, findings).await?;
+    version(database, findings).await?;
     let options = entry(&listed, &names.outbox).and_then(|entry| entry.get_document("options").ok());
     if options.and_then(|options| options.get_document("validator").ok()) != Some(&schema::validator()) {
         findings.push(Finding::error(
@@ -185,17 +186,17 @@ async fn collections(inner: &Inner, findings: &mut Vec<Finding>) -> Result<bool,
     Ok(true)
 }
 
-async fn version(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault> {
-    match schema::version(&inner.database, &inner.names().meta).await? {
+async fn version(database: &Database, findings: &mut Vec<Finding>) -> Result<(), Fault> {
+    match schema::version(&database.majority, &database.names().meta).await? {
         Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
             "schema-newer",
-            newer_version(inner.names(), found).to_string(),
+            newer_version(database.names(), found).to_string(),
             "upgrade the program, or connect it to another outbox",
         )),
         Some(SCHEMA_VERSION) => {}
         found => {
             let found = found.unwrap_or_default();
-            let outbox = &inner.names().outbox;
+            let outbox = &database.names().outbox;
             findings.push(Finding::error(
                 "schema-older",
                 format!(
@@ -209,8 +210,8 @@ async fn version(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault
     Ok(())
 }
 
-async fn documents(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fault> {
-    let partitions = inner.partitions();
+async fn documents(database: &Database, findings: &mut Vec<Finding>) -> Result<(), Fault> {
+    let partitions = database.partitions();
     let found = collect(partitions.find(doc! {}).await?).await?;
     let whole = (0..i32::from(PARTITIONS)).all(|partition| {
         found.iter().any(|row| row.get_i32("_id").ok() == Some(partition) && row.get_i64("epoch").is_ok())
@@ -218,7 +219,7 @@ async fn documents(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fau
     if !whole {
         findings.push(Finding::error(
             "missing-partitions",
-            format!("{} does not hold the partitions 0 to {}", inner.names().partitions, PARTITIONS - 1),
+            format!("{} does not hold the partitions 0 to {}", database.names().partitions, PARTITIONS - 1),
             MIGRATE,
         ));
     }
@@ -226,11 +227,11 @@ async fn documents(inner: &Inner, findings: &mut Vec<Finding>) -> Result<(), Fau
     let unfilled = doc! { "$or": [
         { "sequence": Bson::Null }, { "sequence": { "$lte": Timestamp { time: 0, increment: 0 } } },
     ] };
-    let found = inner.outbox().find_one(unfilled).hint(super::index(SEQUENCE)).await;
+    let found = database.outbox().find_one(unfilled).hint(index(SEQUENCE)).await;
     if matches!(found, Ok(Some(_))) {
         findings.push(Finding::warning(
             "no-sequence",
-            format!("{} holds a document without a sequence, which no relay reads", inner.names().outbox),
+            format!("{} holds a document without a sequence, which no relay reads", database.names().outbox),
             "insert it anew, with sequence: Timestamp(0, 0) on its first level, and delete it",
         ));
     }

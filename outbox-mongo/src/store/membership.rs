@@ -6,8 +6,12 @@ use mongodb::bson::{Bson, Document, doc};
 use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
 use uuid::Uuid;
 
-use super::{Inner, collect, millis};
-use crate::{document::id_of, error::within, schema};
+use crate::{
+    codec::{document::id_of, millis},
+    database::{Database, collect},
+    error::within,
+    schema,
+};
 
 /// A relay is alive. One whose expiry is further ahead than it can have been set is left over from before the server's
 /// clock was set back.
@@ -22,23 +26,23 @@ fn renew(ttl: Duration) -> Vec<Document> {
     vec![doc! { "$set": { "expires_at": { "$add": ["$$NOW", ttl] }, "ttl_ms": ttl } }]
 }
 
-pub(super) async fn join(inner: &Inner, ttl: Duration) -> Result<RelayId, StoreError> {
+pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "enter a relay";
     // MongoDB makes any collection by itself when it is written to, and only this says that it is the right one.
-    let version = within(what, schema::version(&inner.database, &inner.names().meta)).await?;
-    if version.ok_or_else(|| inner.not_migrated(what))? > schema::SCHEMA_VERSION {
-        return Err(schema::newer_version(inner.names(), version.unwrap_or_default()));
+    let version = within(what, schema::version(&database.majority, &database.names().meta)).await?;
+    if version.ok_or_else(|| database.not_migrated(what))? > schema::SCHEMA_VERSION {
+        return Err(schema::newer_version(database.names(), version.unwrap_or_default()));
     }
     let relay = RelayId(Uuid::now_v7());
-    let relays = inner.relays();
+    let relays = database.relays();
     let enter = relays.update_one(doc! { "_id": id_of(relay.0) }, renew(ttl)).upsert(true);
     within(what, async { enter.await }).await?;
     Ok(relay)
 }
 
-pub(super) async fn beat(inner: &Inner, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
+pub(super) async fn beat(database: &Database, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
     let what = "keep a relay alive";
-    let relays = inner.relays();
+    let relays = database.relays();
     let mine = doc! { "_id": id_of(relay.0), "$expr": alive() };
     let renewed = within(what, async { relays.update_one(mine, renew(ttl)).await }).await?;
     // The partitions keep the name of a relay that is gone: that is how a claim knows that it died.
@@ -60,8 +64,8 @@ struct View {
 
 impl View {
     /// Partitions first and relays second: an owner that is not alive by then was not when the partition was read.
-    async fn read(inner: &Inner, what: &str) -> Result<Self, StoreError> {
-        let (partitions, relays) = (inner.partitions(), inner.relays());
+    async fn read(database: &Database, what: &str) -> Result<Self, StoreError> {
+        let (partitions, relays) = (database.partitions(), database.relays());
         let partitions = partitions.find(doc! {}).sort(doc! { "_id": 1 });
         let partitions = within(what, async { collect(partitions.await?).await }).await?;
         let relays = relays.find(doc! { "$expr": alive() });
@@ -77,7 +81,7 @@ impl View {
             partitions: partitions.iter().filter_map(row).collect(),
             alive: relays.iter().filter_map(|relay| uuid(relay, "_id")).collect(),
         };
-        if view.partitions.is_empty() { Err(inner.not_migrated(what)) } else { Ok(view) }
+        if view.partitions.is_empty() { Err(database.not_migrated(what)) } else { Ok(view) }
     }
 
     fn is_alive(&self, relay: Uuid) -> bool {
@@ -92,9 +96,9 @@ fn uuid(document: &Document, name: &str) -> Option<Uuid> {
     }
 }
 
-pub(super) async fn membership(inner: &Inner, relay: RelayId) -> Result<Membership, StoreError> {
+pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Membership, StoreError> {
     let what = "read the membership";
-    let view = View::read(inner, what).await?;
+    let view = View::read(database, what).await?;
     let owner = |row: &PartitionRow| match row.owner {
         Some(owner) if !view.is_alive(owner) => Owner::Free,
         Some(owner) if owner == relay.0 => Owner::Mine,
@@ -106,24 +110,24 @@ pub(super) async fn membership(inner: &Inner, relay: RelayId) -> Result<Membersh
     Ok(Membership {
         relays_live: u32::try_from(view.alive.len()).unwrap_or(u32::MAX),
         partitions: view.partitions.iter().map(partition).collect(),
-        paused_topics: paused_topics(inner, what).await?,
+        paused_topics: paused_topics(database, what).await?,
     })
 }
 
-pub(crate) async fn paused_topics(inner: &Inner, what: &str) -> Result<Vec<String>, StoreError> {
-    let topics = inner.topics();
+pub(crate) async fn paused_topics(database: &Database, what: &str) -> Result<Vec<String>, StoreError> {
+    let topics = database.topics();
     let find = topics.find(doc! {}).sort(doc! { "_id": 1 });
     let found = within(what, async { collect(find.await?).await }).await?;
     Ok(found.iter().filter_map(|topic| topic.get_str("_id").ok()).map(str::to_owned).collect())
 }
 
 pub(super) async fn claim(
-    inner: &Inner,
+    database: &Database,
     relay: RelayId,
     seen: &[(Partition, Epoch)],
 ) -> Result<Vec<Claimed>, StoreError> {
     let what = "claim partitions";
-    let view = View::read(inner, what).await?;
+    let view = View::read(database, what).await?;
     if !view.is_alive(relay.0) {
         return Ok(Vec::new());
     }
@@ -136,7 +140,7 @@ pub(super) async fn claim(
     if free.is_empty() {
         return Ok(Vec::new());
     }
-    let partitions = inner.partitions();
+    let partitions = database.partitions();
     let of_each: Vec<Document> = free
         .iter()
         .map(
@@ -167,20 +171,20 @@ pub(super) fn leases_of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Vec<
     leases.into_iter().map(|lease| doc! { "_id": i32::from(lease.partition), "epoch": lease.epoch }).collect()
 }
 
-pub(super) async fn release(inner: &Inner, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
+pub(super) async fn release(database: &Database, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
     if leases.is_empty() {
         return Ok(());
     }
     let what = "release partitions";
     let mine = doc! { "owner": id_of(relay.0), "$or": leases_of(leases) };
-    let partitions = inner.partitions();
+    let partitions = database.partitions();
     let release = partitions.update_many(mine, doc! { "$set": { "owner": Bson::Null } });
     within(what, async { release.await }).await.map(drop)
 }
 
-pub(super) async fn leave(inner: &Inner, relay: RelayId) -> Result<(), StoreError> {
+pub(super) async fn leave(database: &Database, relay: RelayId) -> Result<(), StoreError> {
     let what = "leave";
-    let (partitions, relays) = (inner.partitions(), inner.relays());
+    let (partitions, relays) = (database.partitions(), database.relays());
     let mine = doc! { "owner": id_of(relay.0) };
     let release = partitions.update_many(mine, doc! { "$set": { "owner": Bson::Null } });
     within(what, async { release.await }).await?;

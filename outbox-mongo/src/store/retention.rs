@@ -12,27 +12,25 @@ use outbox_core::{
     store::{COUNT_MAX, Count, QuickStats},
 };
 
-use super::{
-    Inner, collect,
-    membership::alive,
-    millis,
-    settle::{archive, index},
-};
+use super::{membership::alive, settle::archive};
 use crate::{
-    document::{Stored, pending, utc},
+    codec::{
+        document::{Stored, pending, utc},
+        millis,
+        sequence::{first_of, timestamp_of},
+    },
+    database::{Database, collect, index, transaction::transact},
     error::within,
     schema::{FAILED, PENDING, SEQUENCE},
-    sequence::{first_of, timestamp_of},
-    transaction::transact,
 };
 
-pub(super) async fn purge(inner: &Arc<Inner>, request: PurgeRequest) -> Result<Purged, StoreError> {
+pub(super) async fn purge(database: &Arc<Database>, request: PurgeRequest) -> Result<Purged, StoreError> {
     let mut purged = Purged::default();
     if let Some((age, disposal)) = request.sent {
-        purged.sent = remove(inner, Status::Sent, age, disposal, request.rows_max).await?;
+        purged.sent = remove(database, Status::Sent, age, disposal, request.rows_max).await?;
     }
     if let Some((age, disposal)) = request.failed {
-        purged.failed = remove(inner, Status::Failed, age, disposal, request.rows_max).await?;
+        purged.failed = remove(database, Status::Failed, age, disposal, request.rows_max).await?;
     }
     Ok(purged)
 }
@@ -40,7 +38,7 @@ pub(super) async fn purge(inner: &Arc<Inner>, request: PurgeRequest) -> Result<P
 /// Removes a batch of events of a final state. The condition is repeated by the statement that removes, so that one that
 /// is put back meanwhile stays.
 async fn remove(
-    inner: &Arc<Inner>,
+    database: &Arc<Database>,
     status: Status,
     age: std::time::Duration,
     disposal: Disposal,
@@ -50,7 +48,7 @@ async fn remove(
     if rows_max == 0 {
         return Ok(0);
     }
-    let now = inner.now(what).await?;
+    let now = database.now(what).await?;
     let latest = BsonDateTime::from_millis(now.timestamp_millis().saturating_sub(millis(age)));
     let mut old = match status {
         // A sent event is found by its sequence: one that was written later than that cannot have been sent sooner.
@@ -63,7 +61,7 @@ async fn remove(
         _ => doc! { "status": 2, "failed_at": { "$lte": latest } },
     };
     let by = if status == Status::Sent { SEQUENCE } else { FAILED };
-    let outbox = inner.database.collection::<Document>(&inner.names().outbox);
+    let outbox = database.majority.collection::<Document>(&database.names().outbox);
     let find = outbox.find(old.clone()).hint(index(by)).sort(doc! { "sequence": 1 });
     let find = find.limit(rows_max.into()).projection(doc! { "_id": 1 });
     let found = within(what, async { collect(find.await?).await }).await?;
@@ -75,54 +73,54 @@ async fn remove(
     match disposal {
         Disposal::Delete => Ok(within(what, async { outbox.delete_many(old).await }).await?.deleted_count),
         Disposal::Archive => {
-            transact(&inner.client, what, (Arc::clone(inner), old), |session, (inner, old)| {
-                archive(inner, session, old.clone()).boxed()
+            transact(&database.client, what, (Arc::clone(database), old), |session, (database, old)| {
+                archive(database, session, old.clone()).boxed()
             })
             .await
         }
     }
 }
 
-pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+pub(super) async fn quick_stats(database: &Database) -> Result<QuickStats, StoreError> {
     let what = "count what waits";
     let mut stats = QuickStats::default();
-    stats.oldest_pending_age = oldest_pending_age(inner, what).await?;
+    stats.oldest_pending_age = oldest_pending_age(database, what).await?;
     within(what, async {
         let counted = COUNT_MAX + 1;
-        let outbox = inner.outbox();
+        let outbox = database.outbox();
         let pending = outbox.count_documents(pending()).hint(index(PENDING)).limit(counted).await?;
         let failed = outbox.count_documents(doc! { "status": 2 }).hint(index(FAILED)).limit(counted).await?;
-        let holds = inner.holds().count_documents(doc! {}).limit(counted).await?;
+        let holds = database.holds().count_documents(doc! {}).limit(counted).await?;
         stats.pending = Count::up_to_max(pending);
         stats.failed = Count::up_to_max(failed);
         stats.holds = Count::up_to_max(holds);
-        (stats.relays_live, stats.partitions_owned) = members(inner).await?;
+        (stats.relays_live, stats.partitions_owned) = members(database).await?;
         Ok::<_, Error>(())
     })
     .await?;
     Ok(stats)
 }
 
-pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
+pub(super) async fn stats(database: &Database) -> Result<StoreStats, StoreError> {
     let what = "count the events";
     let mut stats = StoreStats::default();
-    stats.oldest_pending_age = oldest_pending_age(inner, what).await?;
+    stats.oldest_pending_age = oldest_pending_age(database, what).await?;
     within(what, async {
-        let outbox = inner.outbox();
+        let outbox = database.outbox();
         stats.pending = outbox.count_documents(pending()).hint(index(PENDING)).await?;
         stats.sent = outbox.count_documents(doc! { "status": 1 }).await?;
         stats.failed = outbox.count_documents(doc! { "status": 2 }).hint(index(FAILED)).await?;
-        stats.holds = inner.holds().count_documents(doc! {}).await?;
-        (stats.relays_live, stats.partitions_owned) = members(inner).await?;
+        stats.holds = database.holds().count_documents(doc! {}).await?;
+        (stats.relays_live, stats.partitions_owned) = members(database).await?;
         Ok::<_, Error>(())
     })
     .await?;
     Ok(stats)
 }
 
-async fn oldest_pending_age(inner: &Inner, what: &str) -> Result<Option<Duration>, StoreError> {
-    let now = inner.now(what).await?;
-    let outbox = inner.outbox();
+async fn oldest_pending_age(database: &Database, what: &str) -> Result<Option<Duration>, StoreError> {
+    let now = database.now(what).await?;
+    let outbox = database.outbox();
     let oldest = outbox.find_one(pending()).hint(index(PENDING)).sort(doc! { "sequence": 1 });
     let oldest = within(what, async { oldest.await }).await?;
     let created_at = oldest.as_ref().and_then(|event| {
@@ -133,10 +131,10 @@ async fn oldest_pending_age(inner: &Inner, what: &str) -> Result<Option<Duration
 }
 
 /// Live relays, and the partitions that they own.
-async fn members(inner: &Inner) -> Result<(u32, u32), Error> {
-    let relays = collect(inner.relays().find(doc! { "$expr": alive() }).await?).await?;
+async fn members(database: &Database) -> Result<(u32, u32), Error> {
+    let relays = collect(database.relays().find(doc! { "$expr": alive() }).await?).await?;
     let live = u32::try_from(relays.len()).unwrap_or(u32::MAX);
     let owners: Vec<Bson> = relays.into_iter().filter_map(|mut relay| relay.remove("_id")).collect();
-    let owned = inner.partitions().count_documents(doc! { "owner": { "$in": owners } }).await?;
+    let owned = database.partitions().count_documents(doc! { "owner": { "$in": owners } }).await?;
     Ok((live, u32::try_from(owned).unwrap_or(u32::MAX)))
 }

@@ -18,34 +18,40 @@ use outbox_core::{
     Settlement, StoreError, Successors, Unhold, WhenSent,
 };
 
-use super::{Inner, after, membership::leases_of};
+use super::membership::leases_of;
 use crate::{
-    document::{Stored, id_of, pending},
+    codec::{
+        after,
+        document::{Stored, id_of, pending},
+        sequence::{sequence_of, timestamp_of},
+    },
+    database::{
+        Database, index,
+        transaction::{transact, write},
+    },
     error::Fault,
     holds::{Hold, hold_id},
     schema::PENDING,
-    sequence::{sequence_of, timestamp_of},
-    transaction::{transact, write},
 };
 
 pub(super) async fn begin_attempt(
-    inner: &Arc<Inner>,
+    database: &Arc<Database>,
     relay: RelayId,
     lease: Lease,
     sequence: Sequence,
     attempts: u32,
 ) -> Result<bool, StoreError> {
-    let context = (Arc::clone(inner), relay, lease, sequence, attempts);
-    transact(&inner.client, "record an attempt", context, |session, context| {
-        let (ref inner, relay, lease, sequence, attempts) = *context;
+    let context = (Arc::clone(database), relay, lease, sequence, attempts);
+    transact(&database.client, "record an attempt", context, |session, context| {
+        let (ref database, relay, lease, sequence, attempts) = *context;
         async move {
-            if !write_leases(inner, session, relay, &[lease]).await?.is_empty() {
+            if !write_leases(database, session, relay, &[lease]).await?.is_empty() {
                 return Ok(false);
             }
             let mut event = doc! { "sequence": timestamp_of(sequence) };
             event.extend(pending());
             let set = doc! { "$set": { "attempts": i64::from(attempts) } };
-            let outbox = inner.outbox();
+            let outbox = database.outbox();
             outbox.update_one(event, set).hint(index(PENDING)).session(session).await?;
             Ok(true)
         }
@@ -54,20 +60,19 @@ pub(super) async fn begin_attempt(
     .await
 }
 
-pub(super) async fn settle(inner: &Arc<Inner>, request: &SettleRequest) -> Result<Settled, StoreError> {
-    transact(&inner.client, "settle", (Arc::clone(inner), request.clone()), |session, (inner, request)| {
-        Settling::run(inner, session, request).boxed()
-    })
+pub(super) async fn settle(database: &Arc<Database>, request: &SettleRequest) -> Result<Settled, StoreError> {
+    transact(
+        &database.client,
+        "settle",
+        (Arc::clone(database), request.clone()),
+        |session, (database, request)| Settling::run(database, session, request).boxed(),
+    )
     .await
-}
-
-pub(crate) fn index(name: &str) -> mongodb::options::Hint {
-    mongodb::options::Hint::Name(name.to_owned())
 }
 
 /// Writes the documents of the leases. The answer is the partitions whose lease is lost.
 async fn write_leases(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
     relay: RelayId,
     leases: &[Lease],
@@ -75,7 +80,7 @@ async fn write_leases(
     if leases.is_empty() {
         return Ok(Vec::new());
     }
-    let partitions = inner.partitions();
+    let partitions = database.partitions();
     let mine = doc! { "owner": id_of(relay.0), "$or": leases_of(leases) };
     let write = partitions.update_many(mine.clone(), doc! { "$inc": { "settles": 1_i64 } });
     let written = write.session(&mut *session).await?;
@@ -93,7 +98,7 @@ async fn write_leases(
 
 /// One settle, in its transaction.
 struct Settling<'a> {
-    inner: &'a Inner,
+    database: &'a Database,
     session: &'a mut ClientSession,
     when_sent: WhenSent,
 }
@@ -108,7 +113,7 @@ enum Change<'a> {
 
 impl<'a> Settling<'a> {
     async fn run(
-        inner: &'a Inner,
+        database: &'a Database,
         session: &'a mut ClientSession,
         request: &'a SettleRequest,
     ) -> Result<Settled, Fault> {
@@ -123,7 +128,7 @@ impl<'a> Settling<'a> {
             named.iter().filter_map(|partition| leases.get(partition).copied()).collect();
         let mut fenced: Vec<Partition> =
             named.iter().copied().filter(|partition| !leases.contains_key(partition)).collect();
-        fenced.extend(write_leases(inner, session, request.relay, &written).await?);
+        fenced.extend(write_leases(database, session, request.relay, &written).await?);
         fenced.sort_unstable();
 
         let is_ours = |partition: Partition| fenced.binary_search(&partition).is_err();
@@ -133,13 +138,13 @@ impl<'a> Settling<'a> {
         settlements.sort_by_key(|settlement| settlement.sequence);
         let unholds: Vec<&Unhold> =
             request.unholds.iter().filter(|unhold| is_ours(unhold.partition)).collect();
-        let mut settling = Self { inner, session, when_sent: request.when_sent };
+        let mut settling = Self { database, session, when_sent: request.when_sent };
         settling.record(settlements, &unholds).await?;
         Ok(Settled { fenced })
     }
 
     async fn record(&mut self, mut settlements: Vec<&Settlement>, unholds: &[&Unhold]) -> Result<(), Fault> {
-        let any_hold = self.inner.holds().find_one(doc! {}).session(&mut *self.session).await?.is_some();
+        let any_hold = self.database.holds().find_one(doc! {}).session(&mut *self.session).await?.is_some();
         let all_sent = settlements.iter().all(|settlement| settlement.outcome == Outcome::Sent);
         if any_hold || !all_sent {
             // What is still pending decides on holds.
@@ -164,7 +169,7 @@ impl<'a> Settling<'a> {
         let sequences: Vec<Timestamp> = sequences.map(timestamp_of).collect();
         let fields = ["sequence", "aggregate_type", "aggregate_id", "partition", "available_at"];
         let fields: Document = fields.iter().map(|name| ((*name).to_owned(), Bson::Int32(1))).collect();
-        let outbox = self.inner.outbox();
+        let outbox = self.database.outbox();
         let find = outbox.find(among(&sequences)).hint(index(PENDING)).projection(fields);
         let mut cursor = find.session(&mut *self.session).await?;
         let mut open = HashMap::with_capacity(sequences.len());
@@ -218,18 +223,18 @@ impl<'a> Settling<'a> {
             };
             updates.push(doc! { "q": among(&sequences), "u": update, "multi": true, "hint": PENDING });
         }
-        let outbox = &self.inner.names().outbox;
-        write(&self.inner.database, self.session, ("update", outbox, "updates"), updates).await?;
+        let outbox = &self.database.names().outbox;
+        write(&self.database.majority, self.session, ("update", outbox, "updates"), updates).await?;
         if sent.is_empty() {
             return Ok(());
         }
         match self.when_sent {
             WhenSent::Archive => {
                 let sent = doc! { "sequence": { "$in": sent }, "status": 1 };
-                archive(self.inner, self.session, sent).await.map(drop)
+                archive(self.database, self.session, sent).await.map(drop)
             }
             _ => {
-                let outbox = self.inner.outbox();
+                let outbox = self.database.outbox();
                 outbox.delete_many(among(&sent)).hint(index(PENDING)).session(&mut *self.session).await?;
                 Ok(())
             }
@@ -245,8 +250,8 @@ impl<'a> Settling<'a> {
     ) -> Result<(), Fault> {
         let keys = settlements.iter().map(|settlement| &settlement.key);
         let keys: HashSet<&AggregateKey> = keys.chain(unholds.iter().map(|unhold| &unhold.key)).collect();
-        let before = holds_of(self.inner, self.session, keys.into_iter()).await?;
-        let now = server_now(self.inner, self.session).await?;
+        let before = holds_of(self.database, self.session, keys.into_iter()).await?;
+        let now = server_now(self.database, self.session).await?;
         let mut holds = before.clone();
         for settlement in settlements {
             settle_hold(&mut holds, settlement, now);
@@ -268,7 +273,7 @@ impl<'a> Settling<'a> {
                 holds.remove(&unhold.key);
             }
         }
-        write_holds(self.inner, self.session, &before, &holds).await
+        write_holds(self.database, self.session, &before, &holds).await
     }
 }
 
@@ -307,12 +312,12 @@ pub(crate) fn among(sequences: &[Timestamp]) -> Document {
 
 /// The holds of these aggregates.
 pub(crate) async fn holds_of<'k>(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
     keys: impl Iterator<Item = &'k AggregateKey>,
 ) -> Result<HashMap<AggregateKey, Hold>, Fault> {
     let ids: Vec<Bson> = keys.map(hold_id).collect();
-    let mut cursor = inner.holds().find(doc! { "_id": { "$in": ids } }).session(&mut *session).await?;
+    let mut cursor = database.holds().find(doc! { "_id": { "$in": ids } }).session(&mut *session).await?;
     let mut holds = HashMap::new();
     while cursor.advance(session).await? {
         holds.extend(Hold::of(cursor.current()));
@@ -322,7 +327,7 @@ pub(crate) async fn holds_of<'k>(
 
 /// Writes the holds that differ from what they were.
 pub(crate) async fn write_holds(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
     before: &HashMap<AggregateKey, Hold>,
     holds: &HashMap<AggregateKey, Hold>,
@@ -330,16 +335,19 @@ pub(crate) async fn write_holds(
     let changed = holds.iter().filter(|(key, hold)| before.get(*key) != Some(*hold));
     let updates = changed
         .map(|(key, hold)| doc! { "q": { "_id": hold_id(key) }, "u": hold.document(), "upsert": true });
-    let collection = &inner.names().holds;
-    write(&inner.database, session, ("update", collection, "updates"), updates.collect()).await?;
+    let collection = &database.names().holds;
+    write(&database.majority, session, ("update", collection, "updates"), updates.collect()).await?;
     let removed = before.keys().filter(|key| !holds.contains_key(*key));
     let deletes = removed.map(|key| doc! { "q": { "_id": hold_id(key) }, "limit": 1 });
-    write(&inner.database, session, ("delete", collection, "deletes"), deletes.collect()).await
+    write(&database.majority, session, ("delete", collection, "deletes"), deletes.collect()).await
 }
 
 /// The server's clock, within a transaction.
-pub(crate) async fn server_now(inner: &Inner, session: &mut ClientSession) -> Result<BsonDateTime, Fault> {
-    let partitions = inner.partitions();
+pub(crate) async fn server_now(
+    database: &Database,
+    session: &mut ClientSession,
+) -> Result<BsonDateTime, Fault> {
+    let partitions = database.partitions();
     let find = partitions.find_one(doc! { "_id": 0 }).projection(doc! { "now": "$$NOW" });
     let found = find.session(session).await?;
     let now = found.and_then(|document| document.get_datetime("now").ok().copied());
@@ -348,11 +356,11 @@ pub(crate) async fn server_now(inner: &Inner, session: &mut ClientSession) -> Re
 
 /// Moves events to the archive. Documents of that id, which only a restored backup can have left there, are replaced.
 pub(super) async fn archive(
-    inner: &Inner,
+    database: &Database,
     session: &mut ClientSession,
     events: Document,
 ) -> Result<u64, Fault> {
-    let (outbox, archive) = (inner.outbox(), inner.archive());
+    let (outbox, archive) = (database.outbox(), database.archive());
     let (mut documents, mut ids) = (Vec::new(), Vec::new());
     let mut cursor = outbox.find(events).session(&mut *session).await?;
     while cursor.advance(session).await? {

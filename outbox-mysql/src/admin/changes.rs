@@ -5,12 +5,13 @@ use std::collections::{BTreeSet, HashSet};
 use outbox_core::{AggregateKey, EventFilter, HoldReason, Sequence, Status, StoreError};
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, mysql::MySqlRow};
 
-use super::push_filter;
+use super::filter::push_filter;
 use crate::{
+    codec::{NOW_MICROS, json, rows},
+    database::{Database, begin, commit},
     error::{again, within},
     schema::part_of,
-    session::{begin, commit},
-    store::{HeldKey, Hold, Holds, Inner, NOW_MICROS, json, rows},
+    store::{HeldKey, Hold, Holds},
 };
 
 /// How many events one statement of a requeue or a discard takes: a bound of its parameter, not of the call.
@@ -21,13 +22,13 @@ type Found = (Sequence, HeldKey);
 
 /// The next events of a state that the filter means, above a sequence; not locked.
 async fn find(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     (from, filter): (&str, &EventFilter),
     after: Sequence,
 ) -> Result<Vec<Found>, sqlx::Error> {
     let text = format!("SELECT o.sequence, o.part, o.aggregate_type, o.aggregate_id FROM {from}");
-    let mut query = QueryBuilder::<MySql>::new(inner.tables().text(&text));
+    let mut query = QueryBuilder::<MySql>::new(database.tables().text(&text));
     push_filter(&mut query, filter);
     query.push(" AND o.sequence > ").push_bind(after);
     query
@@ -44,7 +45,7 @@ pub(super) fn held_key(row: &MySqlRow, index: usize) -> Result<HeldKey, sqlx::Er
 
 /// Locks the rows of partitions, and returns the server's clock.
 async fn lock_parts(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     parts: impl IntoIterator<Item = u8>,
 ) -> Result<i64, sqlx::Error> {
@@ -54,14 +55,14 @@ async fn lock_parts(
         rows("l", "part SMALLINT UNSIGNED")
     );
     let parts: Vec<_> = parts.into_iter().map(|part| (part,)).collect();
-    let query = sqlx::query_scalar(inner.tables().sql(&sql)).bind(json(parts));
+    let query = sqlx::query_scalar(database.tables().sql(&sql)).bind(json(parts));
     let now: Vec<i64> = query.fetch_all(connection).await?;
     Ok(now.first().copied().unwrap_or_default())
 }
 
 /// Locks those of the events that still have the status.
 async fn lock_events(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     found: &[Found],
     status: Status,
@@ -71,7 +72,7 @@ async fn lock_events(
          STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence WHERE o.status = ? FOR UPDATE",
         rows("s", "sequence BIGINT")
     );
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(sequences(found)).bind(status.code());
+    let query = sqlx::query(database.tables().sql(&sql)).bind(sequences(found)).bind(status.code());
     let rows = query.fetch_all(connection).await?;
     let mut found: Vec<Found> = rows
         .iter()
@@ -86,7 +87,7 @@ fn sequences(found: &[Found]) -> String {
 }
 
 async fn update(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     found: &[Found],
     set: &str,
@@ -95,35 +96,35 @@ async fn update(
     let sql = format!(
         "UPDATE {from} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence SET {set}"
     );
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(sequences(found));
+    let query = sqlx::query(database.tables().sql(&sql)).bind(sequences(found));
     query.execute(connection).await.map(drop)
 }
 
 const FAILED: &str = "{outbox} o FORCE INDEX (pending) WHERE o.status = 2";
 
 pub(super) async fn requeue(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
     let (mut count, mut after) = (0, filter.after.unwrap_or_default());
     let mut requeued = HashSet::new();
     loop {
-        let found = find(inner, connection, (FAILED, filter), after).await?;
+        let found = find(database, connection, (FAILED, filter), after).await?;
         let Some((last, _)) = found.last() else { return Ok(count) };
         after = *last;
-        let now = lock_parts(inner, connection, found.iter().map(|(_, key)| key.0)).await?;
-        let found = lock_events(inner, connection, &found, Status::Failed).await?;
+        let now = lock_parts(database, connection, found.iter().map(|(_, key)| key.0)).await?;
+        let found = lock_events(database, connection, &found, Status::Failed).await?;
         let set = "o.status = 0, o.attempts = 0, o.cause = NULL, o.failed_at = NULL";
-        update(inner, connection, &found, set).await?;
+        update(database, connection, &found, set).await?;
         count += u64::try_from(found.len()).unwrap_or_default();
         requeued.extend(found.iter().map(|(sequence, _)| *sequence));
         let keys = found.iter().map(|(_, key)| key.clone());
-        let mut holds = Holds::read(inner, connection, keys, now).await?;
+        let mut holds = Holds::read(database, connection, keys, now).await?;
         for (sequence, key) in found {
             holds.change(key, |hold| requeued_hold(hold, sequence, now, |held| requeued.contains(&held)));
         }
-        holds.write(inner, connection).await?;
+        holds.write(database, connection).await?;
     }
 }
 
@@ -147,7 +148,7 @@ fn requeued_hold(
 }
 
 pub(super) async fn discard(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
@@ -159,20 +160,20 @@ pub(super) async fn discard(
     for (from, status, set) in [(FAILED, Status::Failed, set_failed), (held, Status::Pending, set_held)] {
         let mut after = filter.after.unwrap_or_default();
         loop {
-            let found = find(inner, connection, (from, filter), after).await?;
+            let found = find(database, connection, (from, filter), after).await?;
             let Some((last, _)) = found.last() else { break };
             after = *last;
-            let now = lock_parts(inner, connection, found.iter().map(|(_, key)| key.0)).await?;
-            let mut found = lock_events(inner, connection, &found, status).await?;
+            let now = lock_parts(database, connection, found.iter().map(|(_, key)| key.0)).await?;
+            let mut found = lock_events(database, connection, &found, status).await?;
             let keys = found.iter().map(|(_, key)| key.clone());
-            let mut holds = Holds::read(inner, connection, keys, now).await?;
+            let mut holds = Holds::read(database, connection, keys, now).await?;
             let names = |holds: &Holds, found: &Found| {
                 holds.get(&found.1).is_some_and(|hold| hold.sequence == Some(found.0))
             };
             if status == Status::Pending {
                 found.retain(|found| names(&holds, found));
             }
-            update(inner, connection, &found, set).await?;
+            update(database, connection, &found, set).await?;
             count += u64::try_from(found.len()).unwrap_or_default();
             // What waits behind it, held or parked, has nothing to wait for any more.
             for found in &found {
@@ -181,7 +182,7 @@ pub(super) async fn discard(
                     holds.change(found.1.clone(), |_| hold);
                 }
             }
-            holds.write(inner, connection).await?;
+            holds.write(database, connection).await?;
         }
     }
     Ok(count)
@@ -189,15 +190,15 @@ pub(super) async fn discard(
 
 /// Changes the hold of one aggregate; true if there was one.
 pub(super) async fn change_hold(
-    inner: &Inner,
+    database: &Database,
     what: &str,
     key: &AggregateKey,
     change: impl Fn(Option<Hold>, i64) -> Option<Hold> + Send + Sync,
 ) -> Result<bool, StoreError> {
     again(|| async {
-        let mut connection = inner.connection(what).await?;
+        let mut connection = database.connection(what).await?;
         let mut transaction = begin(&mut connection, what).await?;
-        let found = within(what, change_hold_locked(inner, &mut transaction, key, &change)).await?;
+        let found = within(what, change_hold_locked(database, &mut transaction, key, &change)).await?;
         commit(transaction, what).await?;
         Ok(found)
     })
@@ -205,41 +206,41 @@ pub(super) async fn change_hold(
 }
 
 async fn change_hold_locked(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     key: &AggregateKey,
     change: &(impl Fn(Option<Hold>, i64) -> Option<Hold> + Send + Sync),
 ) -> Result<bool, sqlx::Error> {
     let sql = format!("SELECT part FROM {{partitions}} WHERE part = {}", part_of("?", "?"));
-    let query = sqlx::query_scalar(inner.tables().sql(&sql));
+    let query = sqlx::query_scalar(database.tables().sql(&sql));
     let query = query.bind(key.aggregate_type().as_bytes()).bind(key.aggregate_id().as_bytes());
     let part: u8 = query.fetch_one(&mut *connection).await?;
-    let now = lock_parts(inner, connection, [part]).await?;
+    let now = lock_parts(database, connection, [part]).await?;
     let held: HeldKey = (part, key.clone());
-    let mut holds = Holds::read(inner, connection, [held.clone()], now).await?;
+    let mut holds = Holds::read(database, connection, [held.clone()], now).await?;
     let before = holds.get(&held).cloned();
     let found = before.is_some();
     if let Some(after) = change(before, now) {
         holds.change(held, |_| after);
     }
-    holds.write(inner, connection).await?;
+    holds.write(database, connection).await?;
     Ok(found)
 }
 
 pub(super) async fn resume_topic(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     topic: &str,
 ) -> Result<bool, sqlx::Error> {
     let sql = "DELETE FROM {topics} WHERE topic = ?";
-    let query = sqlx::query(inner.tables().sql(sql)).bind(topic.as_bytes());
+    let query = sqlx::query(database.tables().sql(sql)).bind(topic.as_bytes());
     let paused = query.execute(&mut *connection).await?.rows_affected() > 0;
     let sql = "SELECT part, aggregate_type, aggregate_id FROM {holds} WHERE reason = 'topic'";
-    let rows = sqlx::query(inner.tables().sql(sql)).fetch_all(&mut *connection).await?;
+    let rows = sqlx::query(database.tables().sql(sql)).fetch_all(&mut *connection).await?;
     let keys: Vec<HeldKey> = rows.iter().map(|row| held_key(row, 0)).collect::<Result<_, _>>()?;
     for keys in keys.chunks(EVENTS_PER_STATEMENT) {
-        let now = lock_parts(inner, connection, keys.iter().map(|key| key.0)).await?;
-        let mut holds = Holds::read(inner, connection, keys.iter().cloned(), now).await?;
+        let now = lock_parts(database, connection, keys.iter().map(|key| key.0)).await?;
+        let mut holds = Holds::read(database, connection, keys.iter().cloned(), now).await?;
         for key in keys {
             let Some(mut hold) = holds.get(key).filter(|hold| hold.reason == HoldReason::Topic).cloned()
             else {
@@ -248,7 +249,7 @@ pub(super) async fn resume_topic(
             hold.end(now);
             holds.change(key.clone(), |_| hold);
         }
-        holds.write(inner, connection).await?;
+        holds.write(database, connection).await?;
     }
     Ok(paused)
 }

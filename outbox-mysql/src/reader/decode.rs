@@ -9,7 +9,7 @@ use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, check_hea
 use sqlx::{Row as _, mysql::MySqlRow};
 use uuid::Uuid;
 
-use crate::store::{duration, micros_of};
+use crate::codec::{duration, micros_of};
 
 /// The columns of a read, in the order in which [`decode`] takes them. Times as numbers, which can be read whatever
 /// stands there, and the age by the server's clock.

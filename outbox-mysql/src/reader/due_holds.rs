@@ -1,19 +1,17 @@
 //! Holds whose time has come, and what operators have paused.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use outbox_core::{AggregateKey, DueHold, Partition, Sequence};
 use sqlx::{AssertSqlSafe, Row as _, mysql::MySqlRow};
 
-use super::{Batch, MysqlReader, Probe, decode, is_known};
-use crate::store::{json, micros};
+use super::{Batch, MysqlReader, PAUSED_OVERLAP, Probe, decode, is_known};
+use crate::codec::{json, micros};
 
 /// The most due holds that one fetch returns.
 const HOLDS_MAX: usize = 256;
 /// The most paused aggregates that one fetch returns.
 const PAUSED_MAX: usize = 1_000;
-/// How long the transaction of a pause may take from its statement to its commit and still be noticed.
-pub(super) const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
 
 impl MysqlReader {
     pub(super) async fn read_due_holds(

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Statements;
 use crate::{MysqlConfig, MysqlStore, store::settle::sent_sql};
 
-struct Place {
+struct TestDatabase {
     schema: String,
     connection: MySqlConnection,
     config: MysqlConfig,
@@ -17,7 +17,7 @@ struct Place {
 /// One table of a plan: its alias and the index by which it is read.
 type Step = (String, Option<String>);
 
-impl Place {
+impl TestDatabase {
     async fn new(variable: &str, name: &str) -> Option<Self> {
         let Ok(url) = std::env::var(variable) else {
             let service = name.to_lowercase();
@@ -75,9 +75,9 @@ fn has(steps: &[Step], table: &str, index: &str) -> bool {
     steps.iter().any(|(t, key)| t == table && key.as_deref() == Some(index))
 }
 
-async fn check(place: &mut Place, rows: usize) {
-    let statements = Statements::new(&place.config.tables);
-    let (steps, extras) = place
+async fn check(test: &mut TestDatabase, rows: usize) {
+    let statements = Statements::new(&test.config.tables);
+    let (steps, extras) = test
         .plan(&statements.scan, |query| {
             query
                 .bind(u64::MAX)
@@ -98,7 +98,7 @@ async fn check(place: &mut Place, rows: usize) {
 
     for when_sent in [WhenSent::Keep, WhenSent::Delete] {
         let relay = Uuid::now_v7();
-        let (steps, extras) = place
+        let (steps, extras) = test
             .plan(&sent_sql(when_sent), |query| {
                 let query = query.bind(0_i64).bind("[[1,1,[1]],[2,1,[2]]]").bind(relay);
                 if when_sent == WhenSent::Keep { query.bind(1_i32) } else { query }
@@ -111,24 +111,23 @@ async fn check(place: &mut Place, rows: usize) {
 }
 
 async fn the_plans_are_right_on_every_table(variable: &str, name: &str) {
-    let Some(mut place) = Place::new(variable, name).await else { return };
+    let Some(mut test) = TestDatabase::new(variable, name).await else { return };
     let mut rows = 0;
-    check(&mut place, rows).await;
+    check(&mut test, rows).await;
     for more in [50, 20_000] {
         rows += more;
         let insert = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ";
         for _ in 0..more / 50 {
             let values: Vec<String> = (0..50).map(|n| format!("('order', '{n}', 'e', '')")).collect();
-            run(&mut place.connection, &format!("{insert}{}", values.join(", "))).await;
+            run(&mut test.connection, &format!("{insert}{}", values.join(", "))).await;
         }
-        check(&mut place, rows).await;
-        run(&mut place.connection, "ANALYZE TABLE outbox, outbox_holds, outbox_partitions").await;
-        check(&mut place, rows).await;
+        check(&mut test, rows).await;
+        run(&mut test.connection, "ANALYZE TABLE outbox, outbox_holds, outbox_partitions").await;
+        check(&mut test, rows).await;
     }
-    run(&mut place.connection, "UPDATE outbox SET status = 1 WHERE sequence > 50; ANALYZE TABLE outbox")
-        .await;
-    check(&mut place, rows).await;
-    place.drop().await;
+    run(&mut test.connection, "UPDATE outbox SET status = 1 WHERE sequence > 50; ANALYZE TABLE outbox").await;
+    check(&mut test, rows).await;
+    test.drop().await;
 }
 
 #[tokio::test]

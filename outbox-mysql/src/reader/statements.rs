@@ -7,8 +7,8 @@ use outbox_core::FULL_MAX;
 
 use super::decode::columns;
 use crate::{
+    codec::{NOW_MICROS, micros_of, rows, time_of},
     config::Tables,
-    store::{NOW_MICROS, micros_of, rows, time_of},
 };
 
 #[derive(Debug, Clone)]

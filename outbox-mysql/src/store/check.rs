@@ -8,34 +8,31 @@ pub(crate) use tables::{Wanted, inspect};
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::Inner;
 use crate::{
     config::CONNECT_TIMEOUT,
+    database::{Database, RELAY_SETTINGS},
     error::{NO_DATABASE, classify, number, within},
-    session::RELAY_SETTINGS,
 };
 
-const MIGRATE: &str = "run the migration: `MysqlStore::migrate`, or the statements of `migration_sql`";
-
-pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
+pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     // Directly and not by the pool, which would try again and again before it says what is wrong.
-    let options = inner.pool.connect_options();
+    let options = database.pool.connect_options();
     let mut direct = match tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Ok(vec![unreachable(inner, &error)]),
-        Err(_) => return Ok(vec![unreachable(inner, &sqlx::Error::PoolTimedOut)]),
+        Ok(Err(error)) => return Ok(vec![unreachable(database, &error)]),
+        Err(_) => return Ok(vec![unreachable(database, &sqlx::Error::PoolTimedOut)]),
     };
     let mut findings = Vec::new();
     let what = "check the outbox";
-    let mut pooled = match inner.pool.acquire().await {
+    let mut pooled = match database.pool.acquire().await {
         Ok(connection) => connection,
         Err(error) => return Ok(vec![few_connections(&error)]),
     };
     within(what, server::pool(&mut pooled, &mut findings)).await?;
     within(what, async { sqlx::raw_sql(RELAY_SETTINGS).execute(&mut direct).await }).await?;
-    let too_old = within(what, server::server(inner, &mut direct, &mut findings)).await?;
+    let too_old = within(what, server::server(database, &mut direct, &mut findings)).await?;
     if !too_old {
-        within(what, tables::tables(inner, &mut direct, &mut findings)).await?;
+        within(what, tables::tables(database, &mut direct, &mut findings)).await?;
     }
     within(what, direct.close()).await?;
     Ok(findings)
@@ -59,8 +56,8 @@ fn is_encryption(error: &sqlx::Error) -> bool {
     }
 }
 
-fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
-    let options = inner.pool.connect_options();
+fn unreachable(database: &Database, error: &sqlx::Error) -> Finding {
+    let options = database.pool.connect_options();
     let place = format!(
         "the server at {}:{}, database {:?}, user {:?}",
         options.get_host(),

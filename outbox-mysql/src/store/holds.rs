@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use outbox_core::{AggregateKey, HoldReason, Outcome, Partition, Sequence, Settlement, Successors, Unhold};
 use sqlx::{MySqlConnection, Row as _};
 
-use super::{Inner, json, micros, micros_of, partition_code, rows, time_of};
+use crate::{
+    codec::{json, micros, micros_of, partition_code, rows, time_of},
+    database::Database,
+};
 
 /// An aggregate in its partition.
 pub(crate) type HeldKey = (u8, AggregateKey);
@@ -68,7 +71,7 @@ pub(crate) struct Holds {
 impl Holds {
     /// Reads and locks the holds of these aggregates. `now` is the server's clock.
     pub(crate) async fn read(
-        inner: &Inner,
+        database: &Database,
         connection: &mut MySqlConnection,
         keys: impl IntoIterator<Item = HeldKey>,
         now: i64,
@@ -86,7 +89,7 @@ impl Holds {
             micros_of("h.paused_at"),
             rows("k", KEY_COLUMNS)
         );
-        let query = sqlx::query(inner.tables().sql(&sql)).bind(key_rows(&keys));
+        let query = sqlx::query(database.tables().sql(&sql)).bind(key_rows(&keys));
         for row in query.fetch_all(connection).await? {
             let text = |index| row.try_get::<&[u8], _>(index).map(String::from_utf8_lossy);
             let reason: String = row.try_get(5)?;
@@ -180,7 +183,7 @@ impl Holds {
     /// Writes what has changed.
     pub(crate) async fn write(
         self,
-        inner: &Inner,
+        database: &Database,
         connection: &mut MySqlConnection,
     ) -> Result<(), sqlx::Error> {
         let (kept, gone): (BTreeSet<_>, BTreeSet<_>) =
@@ -191,7 +194,7 @@ impl Holds {
                  ON h.part = k.part AND h.aggregate_type = k.type AND h.aggregate_id = k.id",
                 rows("k", KEY_COLUMNS)
             );
-            let query = sqlx::query(inner.tables().sql(&sql)).bind(key_rows(&gone));
+            let query = sqlx::query(database.tables().sql(&sql)).bind(key_rows(&gone));
             query.execute(&mut *connection).await?;
         }
         if kept.is_empty() {
@@ -219,7 +222,7 @@ impl Holds {
             time_of("k.paused_at"),
             rows("k", HOLD_COLUMNS)
         );
-        let query = sqlx::query(inner.tables().sql(&sql)).bind(json(written));
+        let query = sqlx::query(database.tables().sql(&sql)).bind(json(written));
         query.execute(connection).await.map(drop)
     }
 }

@@ -8,10 +8,12 @@ use outbox_core::{
 };
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
-use super::{Inner, duration, json, membership::ALIVE, micros, rows, settle::ARCHIVED};
+use super::membership::ALIVE;
 use crate::{
+    codec::{duration, json, micros, rows},
+    database::{Database, begin, commit},
     error::{again, within},
-    session::{begin, commit},
+    schema::ARCHIVED,
 };
 
 /// The most rows that one purge looks at for each row that it may remove, and at all, from the lowest sequence on. An
@@ -23,21 +25,21 @@ const LOOKED_AT_MAX: u32 = 50_000;
 /// How many of the oldest pending events are asked for their age: sequences ascend nearly as times do.
 const OLDEST_OF: u32 = 1_000;
 
-pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged, StoreError> {
+pub(super) async fn purge(database: &Database, request: PurgeRequest) -> Result<Purged, StoreError> {
     let mut purged = Purged::default();
     if let Some((age, disposal)) = request.sent {
         let state = (Status::Sent, "sent_at");
-        purged.sent = purge_state(inner, state, age, disposal, request.rows_max).await?;
+        purged.sent = purge_state(database, state, age, disposal, request.rows_max).await?;
     }
     if let Some((age, disposal)) = request.failed {
         let state = (Status::Failed, "failed_at");
-        purged.failed = purge_state(inner, state, age, disposal, request.rows_max).await?;
+        purged.failed = purge_state(database, state, age, disposal, request.rows_max).await?;
     }
     Ok(purged)
 }
 
 async fn purge_state(
-    inner: &Inner,
+    database: &Database,
     (status, since): (Status, &str),
     age: Duration,
     disposal: Disposal,
@@ -45,21 +47,21 @@ async fn purge_state(
 ) -> Result<u64, StoreError> {
     let what = "purge events";
     again(|| async {
-        let mut connection = inner.connection(what).await?;
+        let mut connection = database.connection(what).await?;
         let find = format!(
             "SELECT sequence FROM (SELECT sequence, {since} AS since FROM {{outbox}} FORCE INDEX (pending) \
                 WHERE status = ? ORDER BY sequence LIMIT ?) seen \
              WHERE since <= UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND ORDER BY sequence LIMIT ?"
         );
         let looked_at = rows_max.saturating_mul(LOOKED_AT_PER_ROW).clamp(LOOKED_AT_MIN, LOOKED_AT_MAX);
-        let query = sqlx::query_scalar(inner.tables().sql(&find)).bind(status.code()).bind(looked_at);
+        let query = sqlx::query_scalar(database.tables().sql(&find)).bind(status.code()).bind(looked_at);
         let query = query.bind(micros(age)).bind(rows_max);
         let old: Vec<Sequence> = within(what, query.fetch_all(&mut *connection)).await?;
         if old.is_empty() {
             return Ok(0);
         }
         let mut transaction = begin(&mut connection, what).await?;
-        let removed = within(what, remove(inner, &mut transaction, status, disposal, old)).await?;
+        let removed = within(what, remove(database, &mut transaction, status, disposal, old)).await?;
         commit(transaction, what).await?;
         Ok(removed)
     })
@@ -68,7 +70,7 @@ async fn purge_state(
 
 /// Removes those that still have the status.
 async fn remove(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     status: Status,
     disposal: Disposal,
@@ -81,19 +83,19 @@ async fn remove(
     let old = json(old.into_iter().map(|sequence| (sequence,)).collect::<Vec<_>>());
     if disposal == Disposal::Archive {
         let lock = format!("SELECT o.sequence FROM {join} FOR UPDATE");
-        let query = sqlx::query(inner.tables().sql(&lock)).bind(&old).bind(status.code());
+        let query = sqlx::query(database.tables().sql(&lock)).bind(&old).bind(status.code());
         query.fetch_all(&mut *connection).await?;
         let columns = ARCHIVED.replace(", ", ", o.");
         let copy = format!("REPLACE INTO {{archive}} ({ARCHIVED}) SELECT o.{columns} FROM {join}");
-        let query = sqlx::query(inner.tables().sql(&copy)).bind(&old).bind(status.code());
+        let query = sqlx::query(database.tables().sql(&copy)).bind(&old).bind(status.code());
         query.execute(&mut *connection).await?;
     }
     let delete = format!("DELETE o FROM {join}");
-    let query = sqlx::query(inner.tables().sql(&delete)).bind(&old).bind(status.code());
+    let query = sqlx::query(database.tables().sql(&delete)).bind(&old).bind(status.code());
     Ok(query.execute(connection).await?.rows_affected())
 }
 
-pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+pub(super) async fn quick_stats(database: &Database) -> Result<QuickStats, StoreError> {
     let what = "count what waits";
     let counted = COUNT_MAX + 1;
     let sql = format!(
@@ -104,9 +106,9 @@ pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError>
                 (SELECT COUNT(*) FROM (SELECT 1 FROM {{holds}} LIMIT {counted}) n) AS holds, {}",
         oldest_and_members()
     );
-    let connection = &mut *inner.connection(what).await?;
+    let connection = &mut *database.connection(what).await?;
     within(what, async {
-        let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
+        let row = sqlx::query(database.tables().sql(&sql)).fetch_one(connection).await?;
         let mut stats = QuickStats::default();
         stats.pending = Count::up_to_max(count(&row, "pending")?);
         stats.failed = Count::up_to_max(count(&row, "failed")?);
@@ -128,7 +130,7 @@ fn members(row: &MySqlRow) -> Result<(u32, u32), sqlx::Error> {
     Ok((small("relays")?, small("owned")?))
 }
 
-pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
+pub(super) async fn stats(database: &Database) -> Result<StoreStats, StoreError> {
     let what = "count the outbox";
     let sql = format!(
         "SELECT (SELECT COUNT(*) FROM {{outbox}} WHERE status = 0) AS pending, \
@@ -137,9 +139,9 @@ pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
                 (SELECT COUNT(*) FROM {{holds}}) AS holds, {}",
         oldest_and_members()
     );
-    let connection = &mut *inner.connection(what).await?;
+    let connection = &mut *database.connection(what).await?;
     within(what, async {
-        let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
+        let row = sqlx::query(database.tables().sql(&sql)).fetch_one(connection).await?;
         let mut stats = StoreStats::default();
         (stats.pending, stats.sent, stats.failed) =
             (count(&row, "pending")?, count(&row, "sent")?, count(&row, "failed")?);

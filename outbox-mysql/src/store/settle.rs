@@ -12,24 +12,21 @@ use outbox_core::{
 use sqlx::MySqlConnection;
 
 use super::{
-    Holds, Inner, NOW_MICROS, ROWS_MAX, json,
+    Holds,
     membership::{LEASE_COLUMNS, lease_rows},
-    partition_code, rows,
 };
 use crate::{
+    codec::{NOW_MICROS, ROWS_MAX, json, partition_code, rows},
+    database::{Database, begin, commit, open},
     error::{CALL_TIMEOUT, again, silent, store_error, within},
-    session::{self, begin, commit},
+    schema::ARCHIVED,
 };
-
-/// The columns that the archive shares with the outbox.
-pub(super) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
-     content_type, headers, topic, created_at, available_at, status, attempts, last_error, cause, sent_at, failed_at";
 
 /// The longest error that is kept with an event, in bytes: enough for a cause and its context, and no dump.
 const ERROR_BYTES_MAX: usize = 4096;
 
 pub(super) async fn begin_attempt(
-    inner: &Inner,
+    database: &Database,
     relay: RelayId,
     lease: Lease,
     sequence: Sequence,
@@ -40,38 +37,38 @@ pub(super) async fn begin_attempt(
     let sql = "UPDATE {partitions} p FORCE INDEX (PRIMARY) STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.part = p.part SET o.attempts = ? \
                WHERE p.part = ? AND p.owner = ? AND p.epoch = ? AND o.sequence = ? AND o.status = 0";
     let changed = again(|| async {
-        let query = sqlx::query(inner.tables().sql(sql)).bind(attempts_code(attempts)).bind(part);
+        let query = sqlx::query(database.tables().sql(sql)).bind(attempts_code(attempts)).bind(part);
         let query = query.bind(relay.0).bind(lease.epoch).bind(sequence);
-        within(what, query.execute(&mut *inner.connection(what).await?)).await
+        within(what, query.execute(&mut *database.connection(what).await?)).await
     });
     if changed.await?.rows_affected() > 0 {
         return Ok(true);
     }
     // Fenced, or not pending any more.
     let sql = "SELECT EXISTS (SELECT 1 FROM {partitions} WHERE part = ? AND owner = ? AND epoch = ?)";
-    let query = sqlx::query_scalar(inner.tables().sql(sql)).bind(part).bind(relay.0).bind(lease.epoch);
-    within(what, query.fetch_one(&mut *inner.connection(what).await?)).await
+    let query = sqlx::query_scalar(database.tables().sql(sql)).bind(part).bind(relay.0).bind(lease.epoch);
+    within(what, query.fetch_one(&mut *database.connection(what).await?)).await
 }
 
-pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Settled, StoreError> {
+pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Result<Settled, StoreError> {
     if request.settlements.is_empty() && request.unholds.is_empty() {
         return Ok(Settled::default());
     }
-    let mut slot = inner.settling.lock().await;
+    let mut slot = database.settling.lock().await;
     // Taken out while it works: if this future is dropped, so is the connection with whatever it was doing.
     let mut connection = match slot.take() {
         Some(connection) => connection,
-        None => session::open(&inner.pool).await?,
+        None => open(&database.pool).await?,
     };
     let (settled, connection) = match tokio::time::timeout(CALL_TIMEOUT, async {
         // Not by `again`, whose closure cannot lend the connection.
         for _ in 0..3 {
-            match settle_on(inner, &mut connection, request).await {
+            match settle_on(database, &mut connection, request).await {
                 Err(error) if error.kind() == outbox_core::StoreErrorKind::Conflict => {}
                 other => return (other, connection),
             }
         }
-        (settle_on(inner, &mut connection, request).await, connection)
+        (settle_on(database, &mut connection, request).await, connection)
     })
     .await
     {
@@ -83,17 +80,17 @@ pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Set
 }
 
 async fn settle_on(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     request: &SettleRequest,
 ) -> Result<Settled, StoreError> {
     if let Some(attempts) = all_sent(request)
-        && settle_sent(inner, connection, request, attempts).await?
+        && settle_sent(database, connection, request, attempts).await?
     {
         return Ok(Settled::default());
     }
     let mut transaction = begin(connection, "settle").await?;
-    let settled = Settling { inner, connection: &mut transaction, now: 0 }.run(request).await;
+    let settled = Settling { database, connection: &mut transaction, now: 0 }.run(request).await;
     let settled = settled.map_err(|error| store_error("settle", error))?;
     commit(transaction, "settle").await?;
     Ok(settled)
@@ -114,14 +111,14 @@ fn all_sent(request: &SettleRequest) -> Option<u32> {
 /// A hold that names an event in flight was there before the event was read, so that looking for one in this
 /// statement is enough.
 async fn settle_sent(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     request: &SettleRequest,
     attempts: u32,
 ) -> Result<bool, StoreError> {
     let (base, sent) = sent_rows(request);
     let sql = sent_sql(request.when_sent);
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(base).bind(sent).bind(request.relay.0);
+    let query = sqlx::query(database.tables().sql(&sql)).bind(base).bind(sent).bind(request.relay.0);
     let query = match request.when_sent {
         WhenSent::Keep | WhenSent::Archive => query.bind(attempts_code(attempts)),
         WhenSent::Delete => query,
@@ -174,7 +171,7 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
 
 /// The general way.
 struct Settling<'a> {
-    inner: &'a Inner,
+    database: &'a Database,
     connection: &'a mut MySqlConnection,
     now: i64,
 }
@@ -195,12 +192,12 @@ impl Settling<'_> {
         let keys = mine.iter().map(|settlement| (settlement.partition, &settlement.key));
         let keys = keys.chain(unholds.iter().map(|unhold| (unhold.partition, &unhold.key)));
         let keys = keys.map(|(partition, key)| (partition_code(partition), key.clone()));
-        let mut holds = Holds::read(self.inner, self.connection, keys, self.now).await?;
+        let mut holds = Holds::read(self.database, self.connection, keys, self.now).await?;
         // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
         mine.iter().for_each(|settlement| holds.settle(settlement));
         let waits = self.waiting(unholds.iter().filter_map(|unhold| unhold.sequence).collect()).await?;
         unholds.iter().for_each(|unhold| holds.unhold(unhold, &waits));
-        holds.write(self.inner, self.connection).await?;
+        holds.write(self.database, self.connection).await?;
 
         let named = request.settlements.iter().map(|settlement| settlement.partition);
         let named: BTreeSet<Partition> =
@@ -216,7 +213,7 @@ impl Settling<'_> {
             rows("l", LEASE_COLUMNS)
         );
         let leases = leases(request).into_iter().map(|(partition, epoch)| Lease { partition, epoch });
-        let query = sqlx::query_as(self.inner.tables().sql(&sql)).bind(lease_rows(leases));
+        let query = sqlx::query_as(self.database.tables().sql(&sql)).bind(lease_rows(leases));
         let rows: Vec<(u8, i64)> = query.bind(request.relay.0).fetch_all(&mut *self.connection).await?;
         self.now = rows.first().map_or(0, |(_, now)| *now);
         Ok(rows.into_iter().map(|(part, _)| part).collect())
@@ -233,7 +230,7 @@ impl Settling<'_> {
             rows("s", "sequence BIGINT, part SMALLINT UNSIGNED")
         );
         let events: Vec<_> = mine.iter().map(|s| (s.sequence, partition_code(s.partition))).collect();
-        let query = sqlx::query_scalar(self.inner.tables().sql(&sql)).bind(json(events));
+        let query = sqlx::query_scalar(self.database.tables().sql(&sql)).bind(json(events));
         Ok(query.fetch_all(&mut *self.connection).await?.into_iter().collect())
     }
 
@@ -264,7 +261,7 @@ impl Settling<'_> {
             statements.push(format!("DELETE o FROM {join}"));
         }
         for sql in statements {
-            let query = sqlx::query(self.inner.tables().sql(&sql)).bind(&sent);
+            let query = sqlx::query(self.database.tables().sql(&sql)).bind(&sent);
             query.execute(&mut *self.connection).await?;
         }
         Ok(())
@@ -290,7 +287,7 @@ impl Settling<'_> {
                  o.cause = s.cause, o.failed_at = IF(s.cause IS NULL, NULL, UTC_TIMESTAMP(6))",
             rows("s", "sequence BIGINT, attempts INT, error TEXT, cause VARCHAR(16)")
         );
-        let query = sqlx::query(self.inner.tables().sql(&sql)).bind(json(others));
+        let query = sqlx::query(self.database.tables().sql(&sql)).bind(json(others));
         query.execute(&mut *self.connection).await.map(drop)
     }
 
@@ -305,7 +302,7 @@ impl Settling<'_> {
             rows("s", "sequence BIGINT")
         );
         let sequences: Vec<_> = sequences.into_iter().map(|sequence| (sequence,)).collect();
-        let query = sqlx::query_scalar(self.inner.tables().sql(&sql)).bind(json(sequences));
+        let query = sqlx::query_scalar(self.database.tables().sql(&sql)).bind(json(sequences));
         Ok(query.fetch_all(&mut *self.connection).await?.into_iter().collect())
     }
 }
@@ -336,8 +333,8 @@ mod tests {
     const TLS_RECORD_BYTES: usize = 16 * 1024;
 
     #[test]
-    fn a_settle_of_the_default_size_fits_into_one_tls_record() {
-        let count = i64::try_from(outbox_core::RelayConfig::default().settle_events_max).unwrap();
+    fn a_settle_of_the_largest_size_fits_into_one_tls_record() {
+        let count = i64::try_from(crate::store::SETTLE_EVENTS_MAX).unwrap();
         let partition = |n: i64| Partition::try_from(n % i64::from(PARTITIONS)).unwrap();
         let settlements = (0..count).map(|n| Settlement {
             // Far along, and apart as among the events of many other relays.

@@ -10,16 +10,13 @@ use super::{
     Batch, Bound, COLUMN_COUNT, Known, PostgresReader, Probe, Progress, decode, keys, leases::Phase, limit,
     schedule::COLLECTED_MAX,
 };
-use crate::{
-    micros::Micros,
-    store::{partition_code, partition_of},
-};
+use crate::codec::{Micros, partition_code, partition_of};
 
 /// The most numbers that one step of a pass goes over, sent and foreign rows included: about 10 ms.
 const STEP: Sequence = 20_000;
 
-/// Where a scheduled event that has become due belongs.
-enum Place {
+/// When a scheduled event that has become due has its turn.
+enum Timing {
     /// Everything earlier of its aggregate has been returned.
     Now,
     /// The scan that it belongs to will come to it.
@@ -33,7 +30,7 @@ impl PostgresReader {
     pub(super) async fn adopt(&mut self, asked: &[Lease]) -> Result<(), sqlx::Error> {
         let new = self.leases.adopt(asked);
         if self.bound.is_none() {
-            let inherited = self.inner.inherited().remove(&self.relay);
+            let inherited = self.database.inherited().remove(&self.relay);
             self.keys.inherit(inherited.unwrap_or_default());
         }
         let leases = &self.leases;
@@ -122,14 +119,14 @@ impl PostgresReader {
                 end = Some(read.row.sequence - 1);
                 break;
             }
-            let place = place(&self.leases, &self.keys, &read.row, bound.read, held);
-            match place {
-                Place::Now => {
+            let timing = timing(&self.leases, &self.keys, &read.row, bound.read, held);
+            match timing {
+                Timing::Now => {
                     known.read.push(read.row.sequence);
                     batch.push(read);
                 }
-                Place::Ahead => {}
-                Place::Later => {
+                Timing::Ahead => {}
+                Timing::Later => {
                     self.schedule.defer(read.row.key, read.row.partition, read.row.sequence);
                 }
             }
@@ -311,33 +308,33 @@ impl PostgresReader {
     }
 }
 
-fn place(
+fn timing(
     leases: &super::Leases,
     keys: &super::Keys,
     row: &outbox_core::Row,
     read: Sequence,
     held: bool,
-) -> Place {
-    let Some(lease) = leases.get(row.partition) else { return Place::Later };
+) -> Timing {
+    let Some(lease) = leases.get(row.partition) else { return Timing::Later };
     if held {
-        return Place::Later;
+        return Timing::Later;
     }
     if let Some(key) = keys.get(&row.key) {
         return match key.phase {
-            keys::Phase::Passing(_) if row.sequence < key.from => Place::Now,
+            keys::Phase::Passing(_) if row.sequence < key.from => Timing::Now,
             keys::Phase::Passing(lane) if keys.lane(lane).is_some_and(|at| row.sequence > at.read) => {
-                Place::Ahead
+                Timing::Ahead
             }
-            keys::Phase::Hot(_) if row.sequence < key.from => Place::Now,
-            keys::Phase::Hot(at) if row.sequence > at.read => Place::Ahead,
-            _ => Place::Later,
+            keys::Phase::Hot(_) if row.sequence < key.from => Timing::Now,
+            keys::Phase::Hot(at) if row.sequence > at.read => Timing::Ahead,
+            _ => Timing::Later,
         };
     }
     match lease.phase {
-        Phase::Ready if row.sequence <= read => Place::Now,
-        Phase::Ready => Place::Ahead,
-        Phase::Passing if row.sequence <= lease.floor => Place::Now,
-        Phase::Passing if leases.pass.is_some_and(|at| row.sequence > at.read) => Place::Ahead,
-        Phase::Passing | Phase::Waiting => Place::Later,
+        Phase::Ready if row.sequence <= read => Timing::Now,
+        Phase::Ready => Timing::Ahead,
+        Phase::Passing if row.sequence <= lease.floor => Timing::Now,
+        Phase::Passing if leases.pass.is_some_and(|at| row.sequence > at.read) => Timing::Ahead,
+        Phase::Passing | Phase::Waiting => Timing::Later,
     }
 }

@@ -8,7 +8,7 @@ use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, check_headers};
 use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
 use uuid::Uuid;
 
-use crate::{micros::Micros, store::partition_of};
+use crate::codec::{Micros, partition_of};
 
 /// Payloads up to 8 KiB are read with their rows; larger ones by a second statement, and only as many as
 /// fit. So a batch of rows that turn out large costs little memory, and little traffic that is thrown away.

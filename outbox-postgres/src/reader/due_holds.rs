@@ -10,16 +10,14 @@ use futures::TryStreamExt as _;
 use outbox_core::{AggregateKey, DueHold, HoldEnd, Sequence};
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::{Batch, Known, PostgresReader, Probe, decode, keys, limit};
-use crate::{micros::Micros, store::partition_of};
+use super::{Batch, Known, PAUSED_OVERLAP, PostgresReader, Probe, decode, keys, limit};
+use crate::codec::{Micros, partition_of};
 
 /// The most due holds that one fetch returns.
 const HOLDS_MAX: usize = 256;
 /// The most paused aggregates that one fetch returns, and how often they are looked for.
 const PAUSED_MAX: i64 = 1_000;
 const PAUSED_EVERY: Duration = Duration::from_millis(250);
-/// How long the transaction of a pause may take from its first statement to its commit and still be noticed.
-pub(super) const PAUSED_OVERLAP: Duration = Duration::from_secs(5);
 
 impl PostgresReader {
     /// Takes note of how due holds ended.

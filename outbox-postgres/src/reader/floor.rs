@@ -19,7 +19,7 @@ use outbox_core::{Fetched, Partition, Sequence, StoreErrorKind};
 use sqlx::AssertSqlSafe;
 
 use super::{Bound, PostgresReader, leases::Phase};
-use crate::{error::classify, store::partition_code};
+use crate::{codec::partition_code, error::classify};
 
 const EVERY: Duration = Duration::from_secs(2);
 

@@ -18,7 +18,8 @@ use std::collections::{HashMap, HashSet};
 
 use outbox_core::{AggregateKey, Epoch, Lease, Partition, Sequence};
 
-use super::Progress;
+use super::progress::Progress;
+use crate::database::Inherited;
 
 /// Two passes may run side by side, so that a short back-off need not wait for an aggregate that was parked a week
 /// ago.
@@ -57,9 +58,6 @@ impl KeyState {
         Self { lease, from: position.visible + 1, phase: Phase::Full(position) }
     }
 }
-
-/// What a relay's next reader must know of the previous one: the aggregates that were read by key.
-pub(crate) type Inherited = Vec<(AggregateKey, Lease, Sequence)>;
 
 #[derive(Debug, Default)]
 pub(super) struct Keys {

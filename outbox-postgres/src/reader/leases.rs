@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use outbox_core::{Epoch, Lease, Partition, Sequence};
 
 use super::{Bound, Progress};
-use crate::store::partition_code;
+use crate::codec::partition_code;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {

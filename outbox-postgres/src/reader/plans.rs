@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::statements::{HOLDS_HASHED_MAX, KIND_FEW_HOLDS, KIND_MANY_HOLDS, Statements};
 use crate::{
     PostgresConfig, PostgresStore,
-    session::{Purpose, Session},
+    database::{Purpose, Session},
     store::settle::sent_sql,
 };
 
@@ -18,7 +18,7 @@ const TYPES_MAIN: &str = "bigint, bigint, bigint, smallint[], timestamptz, bigin
 const TYPES_PROBE: &str = "oid, bigint, boolean, oid, oid, integer, smallint[], timestamptz, timestamptz";
 const PARTS: &str = "(SELECT array_agg(n) FROM generate_series(0, 63) n)";
 
-struct Place {
+struct TestSchema {
     schema: String,
     connection: PgConnection,
     config: PostgresConfig,
@@ -26,7 +26,7 @@ struct Place {
     settle: Session,
 }
 
-impl Place {
+impl TestSchema {
     async fn new() -> Option<Self> {
         let Ok(url) = std::env::var(VARIABLE) else {
             let missing =
@@ -77,8 +77,8 @@ async fn plan(session: &mut Session, name: &str, arguments: &str) -> String {
 }
 
 /// The statements with their types, as they are prepared.
-async fn prepare(place: &mut Place) {
-    let sql = Statements::new(&place.config.tables);
+async fn prepare(schema: &mut TestSchema) {
+    let sql = Statements::new(&schema.config.tables);
     let pass = "bigint, bigint, text[], text[], timestamptz, bigint[], smallint[], bigint";
     for (name, types, text) in [
         ("probe", TYPES_PROBE.to_owned(), &sql.probe),
@@ -91,18 +91,18 @@ async fn prepare(place: &mut Place) {
         ("hold_rows", "bigint[], timestamptz".to_owned(), &sql.hold_rows),
         ("payloads", "bigint[]".to_owned(), &sql.payloads),
     ] {
-        run(&mut place.fetch.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
+        run(&mut schema.fetch.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
     }
     for (name, when) in
         [("keep", WhenSent::Keep), ("remove", WhenSent::Delete), ("archive", WhenSent::Archive)]
     {
-        let text = place.config.tables.text(&sent_sql(when));
+        let text = schema.config.tables.text(&sent_sql(when));
         let types = "smallint[], bigint[], uuid, bigint[], integer";
-        run(&mut place.settle.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
+        run(&mut schema.settle.connection, &format!("PREPARE {name} ({types}) AS {text}")).await;
     }
 }
 
-async fn check_plans(place: &mut Place, when: &str) {
+async fn check_plans(schema: &mut TestSchema, when: &str) {
     let known = "'{1,2,3}'";
     let main = format!("0, 10, 200000, {PARTS}, now(), {known}, 1000, 1000, '{{a}}', '{{b}}'");
     let pass = format!("0, 20000, '{{a}}', '{{b}}', now(), {known}, {PARTS}, 1000");
@@ -118,7 +118,7 @@ async fn check_plans(place: &mut Place, when: &str) {
         ("payloads", known.to_owned(), false),
     ];
     for (name, arguments, streams) in cases {
-        let plan = plan(&mut place.fetch, name, &arguments).await;
+        let plan = plan(&mut schema.fetch, name, &arguments).await;
         let context = format!("{name} on a table that is {when}:\n{plan}");
         assert!(!plan.contains("Seq Scan on outbox") && !plan.contains("Bitmap"), "{context}");
         let index = match name {
@@ -138,7 +138,7 @@ async fn check_plans(place: &mut Place, when: &str) {
     }
     for name in ["keep", "remove", "archive"] {
         let lease = "'{1}', '{1}', gen_random_uuid()";
-        let plan = plan(&mut place.settle, name, &format!("{lease}, {known}, 1")).await;
+        let plan = plan(&mut schema.settle, name, &format!("{lease}, {known}, 1")).await;
         let context = format!("{name} on a table that is {when}:\n{plan}");
         assert!(!plan.contains("Seq Scan on outbox"), "{context}");
         assert!(plan.contains("Index Cond: (sequence = ANY ($4))"), "{context}");
@@ -147,62 +147,62 @@ async fn check_plans(place: &mut Place, when: &str) {
 
 #[tokio::test]
 async fn plans_are_index_scans_whatever_the_statistics_say() {
-    let Some(mut place) = Place::new().await else { return };
-    prepare(&mut place).await;
-    check_plans(&mut place, "empty and unknown").await;
-    run(&mut place.connection, "ANALYZE outbox").await;
-    check_plans(&mut place, "empty").await;
-    place.insert(100).await;
-    check_plans(&mut place, "small, and empty by its statistics").await;
-    run(&mut place.connection, "ANALYZE outbox").await;
-    check_plans(&mut place, "small").await;
-    place.insert(200_000).await;
-    check_plans(&mut place, "huge, and small by its statistics").await;
-    run(&mut place.connection, "ANALYZE outbox; ANALYZE outbox_holds; ANALYZE outbox_partitions").await;
-    check_plans(&mut place, "huge").await;
+    let Some(mut schema) = TestSchema::new().await else { return };
+    prepare(&mut schema).await;
+    check_plans(&mut schema, "empty and unknown").await;
+    run(&mut schema.connection, "ANALYZE outbox").await;
+    check_plans(&mut schema, "empty").await;
+    schema.insert(100).await;
+    check_plans(&mut schema, "small, and empty by its statistics").await;
+    run(&mut schema.connection, "ANALYZE outbox").await;
+    check_plans(&mut schema, "small").await;
+    schema.insert(200_000).await;
+    check_plans(&mut schema, "huge, and small by its statistics").await;
+    run(&mut schema.connection, "ANALYZE outbox; ANALYZE outbox_holds; ANALYZE outbox_partitions").await;
+    check_plans(&mut schema, "huge").await;
     // Prepared afresh, as by a relay that starts now.
-    run(&mut place.fetch.connection, "DEALLOCATE ALL").await;
-    run(&mut place.settle.connection, "DEALLOCATE ALL").await;
-    prepare(&mut place).await;
-    check_plans(&mut place, "huge from the start").await;
+    run(&mut schema.fetch.connection, "DEALLOCATE ALL").await;
+    run(&mut schema.settle.connection, "DEALLOCATE ALL").await;
+    prepare(&mut schema).await;
+    check_plans(&mut schema, "huge from the start").await;
     let holds = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) \
                  SELECT n % 64, 'order', 'held ' || n, 'backoff' FROM generate_series(1, 200000) n";
-    run(&mut place.connection, &format!("{holds}; ANALYZE outbox_holds")).await;
-    check_plans(&mut place, "huge, and so are the holds").await;
-    run(&mut place.connection, "DELETE FROM outbox; ANALYZE outbox").await;
-    check_plans(&mut place, "empty again").await;
-    place.drop().await;
+    run(&mut schema.connection, &format!("{holds}; ANALYZE outbox_holds")).await;
+    check_plans(&mut schema, "huge, and so are the holds").await;
+    run(&mut schema.connection, "DELETE FROM outbox; ANALYZE outbox").await;
+    check_plans(&mut schema, "empty again").await;
+    schema.drop().await;
 }
 
 #[tokio::test]
 async fn the_partition_of_an_aggregate_is_the_one_of_its_rows() {
-    let Some(mut place) = Place::new().await else { return };
+    let Some(mut schema) = TestSchema::new().await else { return };
     let insert = "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) \
                   SELECT chr(64 + n % 60), repeat(chr(945 + n % 7), n), 'e', '' FROM generate_series(1, 100) n";
-    run(&mut place.connection, insert).await;
+    run(&mut schema.connection, insert).await;
     let rows: Vec<(i16, String, String)> =
         sqlx::query_as("SELECT part, aggregate_type, aggregate_id FROM outbox ORDER BY sequence")
-            .fetch_all(&mut place.connection)
+            .fetch_all(&mut schema.connection)
             .await
             .unwrap();
     let types: Vec<&str> = rows.iter().map(|(_, kind, _)| &**kind).collect();
     let ids: Vec<&str> = rows.iter().map(|(.., id)| &**id).collect();
-    let sql = Statements::new(&place.config.tables).parts;
+    let sql = Statements::new(&schema.config.tables).parts;
     let parts: Vec<i16> = sqlx::query_scalar(AssertSqlSafe(sql))
         .bind(types)
         .bind(ids)
-        .fetch_all(&mut place.connection)
+        .fetch_all(&mut schema.connection)
         .await
         .unwrap();
     assert_eq!(parts, rows.iter().map(|(part, ..)| *part).collect::<Vec<_>>());
-    place.drop().await;
+    schema.drop().await;
 }
 
 #[tokio::test]
 async fn the_statement_for_few_holds_returns_nothing_where_there_are_many() {
-    let Some(mut place) = Place::new().await else { return };
-    prepare(&mut place).await;
-    place.insert(10).await;
+    let Some(mut schema) = TestSchema::new().await else { return };
+    prepare(&mut schema).await;
+    schema.insert(10).await;
     let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
     let parts = parts.join(",");
     let main =
@@ -215,13 +215,13 @@ async fn the_statement_for_few_holds_returns_nothing_where_there_are_many() {
         "SELECT 9, 'a', 'one more', 'paused'".to_owned(),
     ] {
         let insert = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason)";
-        run(&mut place.connection, &format!("{insert} {holds}")).await;
+        run(&mut schema.connection, &format!("{insert} {holds}")).await;
         let rows =
-            sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut place.fetch.connection).await.unwrap();
+            sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut schema.fetch.connection).await.unwrap();
         kinds.push((rows.len(), rows[0].get::<i32, _>(super::COLUMN_COUNT)));
     }
     // A row that says which; of ten rows one is read by key, and then three more are held.
     let few = KIND_FEW_HOLDS;
     assert_eq!(kinds, [(10, few), (7, few), (7, few), (1, KIND_MANY_HOLDS)]);
-    place.drop().await;
+    schema.drop().await;
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use outbox_core::{AggregateKey, Partition, Sequence};
 
-use crate::micros::Micros;
+use crate::codec::Micros;
 
 /// The most numbers that one look collects, and that wait to be read: 8 bytes each.
 pub(super) const COLLECTED_MAX: usize = 20_000;

@@ -6,9 +6,9 @@ use sqlx::{
     postgres::{PgRow, types::Oid},
 };
 
-use super::Inner;
 use crate::{
     config::CONNECT_TIMEOUT,
+    database::Database,
     error::{classify, within},
     schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
 };
@@ -44,26 +44,26 @@ const SERVER_VERSION_MIN: i32 = 120_000;
 
 const MIGRATE: &str = "run the migration: `PostgresStore::migrate`, or the statements of `migration_sql`";
 
-pub(super) async fn check(inner: &Inner) -> Result<Vec<Finding>, StoreError> {
+pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     // Directly and not by the pool, which would try again and again before it says what is wrong.
-    let mut direct = match tokio::time::timeout(CONNECT_TIMEOUT, inner.pool.connect_options().connect()).await
-    {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Ok(vec![unreachable(inner, &error)]),
-        Err(_) => return Ok(vec![unreachable(inner, &sqlx::Error::PoolTimedOut)]),
-    };
+    let mut direct =
+        match tokio::time::timeout(CONNECT_TIMEOUT, database.pool.connect_options().connect()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Ok(vec![unreachable(database, &error)]),
+            Err(_) => return Ok(vec![unreachable(database, &sqlx::Error::PoolTimedOut)]),
+        };
     let mut findings = Vec::new();
     let what = "check the outbox";
-    let mut pooled = match inner.pool.acquire().await {
+    let mut pooled = match database.pool.acquire().await {
         Ok(connection) => connection,
         Err(error) => return Ok(vec![few_connections(&error)]),
     };
     within(what, server(&mut direct, &mut findings)).await?;
-    within(what, pooler(inner, (&mut pooled, &mut direct), &mut findings)).await?;
-    let complete = within(what, tables(inner, &mut direct, &mut findings)).await?;
+    within(what, pooler(database, (&mut pooled, &mut direct), &mut findings)).await?;
+    let complete = within(what, tables(database, &mut direct, &mut findings)).await?;
     if complete {
-        within(what, main_table(inner, &mut direct, &mut findings)).await?;
-        within(what, rows(inner, &mut direct, &mut findings)).await?;
+        within(what, main_table(database, &mut direct, &mut findings)).await?;
+        within(what, rows(database, &mut direct, &mut findings)).await?;
     }
     within(what, direct.close()).await?;
     Ok(findings)
@@ -77,8 +77,8 @@ fn few_connections(error: &sqlx::Error) -> Finding {
     )
 }
 
-fn unreachable(inner: &Inner, error: &sqlx::Error) -> Finding {
-    let options = inner.pool.connect_options();
+fn unreachable(database: &Database, error: &sqlx::Error) -> Finding {
+    let options = database.pool.connect_options();
     let place = format!(
         "PostgreSQL at {}:{}, database {:?}, user {:?}",
         options.get_host(),
@@ -145,11 +145,11 @@ async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> R
 
 /// Tables, their version, columns and privileges; true if everything is there.
 async fn tables(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<bool, sqlx::Error> {
-    let names = inner.tables();
+    let names = database.tables();
     match version(connection, names).await? {
         Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
             "schema-newer",
@@ -214,11 +214,11 @@ async fn tables(
 }
 
 async fn main_table(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
-    let table = inner.tables().outbox();
+    let table = database.tables().outbox();
     let sql = "SELECT c.reltuples < 0 AND c.relpages > 0 AS unknown, \
                  coalesce((SELECT option_value::integer FROM pg_options_to_table(c.reloptions) \
                    WHERE option_name = 'fillfactor'), 100) AS fillfactor, \
@@ -236,7 +236,7 @@ async fn main_table(
             "create the table by the migration",
         ));
     }
-    layout(inner, &row, findings)?;
+    layout(database, &row, findings)?;
     let sql = "SELECT s.seqcache, s.seqincrement, \
                  has_sequence_privilege(s.seqrelid, 'SELECT, USAGE') AS readable, s.seqrelid::regclass::text AS name \
                FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'sequence')::regclass";
@@ -270,9 +270,9 @@ async fn main_table(
     Ok(())
 }
 
-fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(), sqlx::Error> {
-    let table = inner.tables().outbox();
-    let (wanted, found) = (inner.config.sent_rows.fillfactor(), row.try_get::<i32, _>("fillfactor")?);
+fn layout(database: &Database, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(), sqlx::Error> {
+    let table = database.tables().outbox();
+    let (wanted, found) = (database.config.sent_rows.fillfactor(), row.try_get::<i32, _>("fillfactor")?);
     // Between 45 and 70 the updates stay on their pages; measured, at 70 and above they do not always.
     if (wanted < 70) != (found < 70) {
         findings.push(Finding::warning(
@@ -280,7 +280,7 @@ fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(),
             format!(
                 "{table} has fillfactor {found}, made for sent rows that {}, and here they are {:?}",
                 if found < 70 { "are kept" } else { "are deleted" },
-                inner.config.sent_rows
+                database.config.sent_rows
             ),
             format!("ALTER TABLE {table} SET (fillfactor = {wanted}); it holds for pages that are filled from then on"),
         ));
@@ -307,11 +307,11 @@ fn layout(inner: &Inner, row: &PgRow, findings: &mut Vec<Finding>) -> Result<(),
 
 /// What stands in the tables.
 async fn rows(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
-    let sql = inner.tables().sql(
+    let sql = database.tables().sql(
         "SELECT (SELECT count(*) FROM {partitions} WHERE part BETWEEN 0 AND 63) AS partitions, \
                 (SELECT coalesce(max(floor), 0) FROM {partitions}) AS floor",
     );
@@ -320,7 +320,7 @@ async fn rows(
     if partitions != 64 {
         findings.push(Finding::error(
             "missing-partitions",
-            format!("{} has {partitions} of its 64 rows", inner.tables().text("{partitions}")),
+            format!("{} has {partitions} of its 64 rows", database.tables().text("{partitions}")),
             MIGRATE,
         ));
     }
@@ -328,7 +328,7 @@ async fn rows(
                WHERE s.seqrelid = pg_get_serial_sequence($1, 'sequence')::regclass \
                  AND has_sequence_privilege(s.seqrelid, 'SELECT, USAGE')";
     let drawn: Option<i64> = sqlx::query_scalar(sql)
-        .bind(inner.tables().outbox())
+        .bind(database.tables().outbox())
         .persistent(false)
         .fetch_optional(&mut *connection)
         .await?;
@@ -338,7 +338,7 @@ async fn rows(
             format!(
                 "the sequence of {} stands at {drawn}, but was read up to {floor} already: new events would not be \
                  found",
-                inner.tables().outbox()
+                database.tables().outbox()
             ),
             "set the sequence above the highest number ever used, or, with no relay running, every floor to 0",
         ));
@@ -348,14 +348,14 @@ async fn rows(
 
 /// A connection of the pool and one beside it: what must be different between them, and what must not.
 async fn pooler(
-    inner: &Inner,
+    database: &Database,
     (pooled, direct): (&mut PgConnection, &mut PgConnection),
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
     let mut seen: Vec<(i32, Option<Oid>)> = Vec::new();
     for connection in [pooled, direct] {
         let query = sqlx::query_as("SELECT pg_backend_pid(), to_regclass($1)::oid");
-        seen.push(query.bind(inner.tables().outbox()).persistent(false).fetch_one(connection).await?);
+        seen.push(query.bind(database.tables().outbox()).persistent(false).fetch_one(connection).await?);
     }
     let ((pooled_pid, pooled_table), (direct_pid, direct_table)) = (seen[0], seen[1]);
     if pooled_pid == direct_pid {
@@ -368,7 +368,7 @@ async fn pooler(
     if pooled_table != direct_table {
         findings.push(Finding::error(
             "search-path",
-            format!("{} is another table for the pool than for a connection beside it", inner.tables().outbox()),
+            format!("{} is another table for the pool than for a connection beside it", database.tables().outbox()),
             "name the schema in the configuration, or set the search_path in the options of the pool instead of \
              on its connections",
         ));

@@ -6,43 +6,46 @@ use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, Partition
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Inner, lease_arrays, millis, partition_code, partition_of};
-use crate::error::within;
+use crate::{
+    codec::{lease_arrays, millis, partition_code, partition_of},
+    database::Database,
+    error::within,
+};
 
 /// A row that says it is alive. One that expires later than any beat can have set is a clock's that has stepped back
 /// since, and counts as expired.
 pub(super) const ALIVE: &str =
     "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.ttl";
 
-pub(super) async fn join(inner: &Inner, ttl: Duration) -> Result<RelayId, StoreError> {
+pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "join as a relay";
     let relay = Uuid::now_v7();
     let sql = "INSERT INTO {relays} (relay_id, expires_at, ttl) SELECT $1, clock_timestamp() + ttl, ttl \
                FROM (SELECT $2::bigint * interval '1 ms' AS ttl) t";
-    let query = sqlx::query(inner.tables().sql(sql)).bind(relay).bind(millis(ttl));
-    within(what, query.execute(&mut *inner.connection(what).await?)).await?;
+    let query = sqlx::query(database.tables().sql(sql)).bind(relay).bind(millis(ttl));
+    within(what, query.execute(&mut *database.connection(what).await?)).await?;
     Ok(RelayId(relay))
 }
 
-pub(super) async fn beat(inner: &Inner, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
+pub(super) async fn beat(database: &Database, relay: RelayId, ttl: Duration) -> Result<bool, StoreError> {
     let what = "keep the relay alive";
-    let mut connection = inner.connection(what).await?;
+    let mut connection = database.connection(what).await?;
     let sql = format!(
         "UPDATE {{relays}} r SET expires_at = clock_timestamp() + $2::bigint * interval '1 ms', \
          ttl = $2::bigint * interval '1 ms' WHERE r.relay_id = $1 AND {ALIVE}"
     );
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(relay.0).bind(millis(ttl));
+    let query = sqlx::query(database.tables().sql(&sql)).bind(relay.0).bind(millis(ttl));
     let alive = within(what, query.execute(&mut *connection)).await?.rows_affected() == 1;
     // Skipping rows that are locked, since whoever holds the lock is removing or prolonging that row.
     let bury = format!(
         "DELETE FROM {{relays}} WHERE relay_id IN \
          (SELECT r.relay_id FROM {{relays}} r WHERE NOT ({ALIVE}) FOR UPDATE SKIP LOCKED)"
     );
-    within(what, sqlx::query(inner.tables().sql(&bury)).execute(&mut *connection)).await?;
+    within(what, sqlx::query(database.tables().sql(&bury)).execute(&mut *connection)).await?;
     Ok(alive)
 }
 
-pub(super) async fn membership(inner: &Inner, relay: RelayId) -> Result<Membership, StoreError> {
+pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Membership, StoreError> {
     let what = "read the membership";
     let sql = format!(
         "WITH alive AS MATERIALIZED (SELECT r.relay_id FROM {{relays}} r WHERE {ALIVE}) \
@@ -53,8 +56,8 @@ pub(super) async fn membership(inner: &Inner, relay: RelayId) -> Result<Membersh
                                WHEN p.owner = $1 THEN 1 ELSE 2 END ORDER BY p.part) AS owners \
          FROM {{partitions}} p"
     );
-    let query = sqlx::query(inner.tables().sql(&sql)).bind(relay.0);
-    let connection = &mut *inner.connection(what).await?;
+    let query = sqlx::query(database.tables().sql(&sql)).bind(relay.0);
+    let connection = &mut *database.connection(what).await?;
     within(what, async {
         let row = query.fetch_one(connection).await?;
         let parts: Option<Vec<i16>> = row.try_get("parts")?;
@@ -80,7 +83,7 @@ pub(super) async fn membership(inner: &Inner, relay: RelayId) -> Result<Membersh
 }
 
 pub(super) async fn claim(
-    inner: &Inner,
+    database: &Database,
     relay: RelayId,
     seen: &[(Partition, Epoch)],
 ) -> Result<Vec<Claimed>, StoreError> {
@@ -100,11 +103,11 @@ pub(super) async fn claim(
          UPDATE {{partitions}} p SET owner = $1, epoch = p.epoch + 1 FROM free \
          WHERE p.part = free.part RETURNING p.part, p.epoch, free.died"
     );
-    let query = sqlx::query_as::<_, (i16, Epoch, bool)>(inner.tables().sql(&sql))
+    let query = sqlx::query_as::<_, (i16, Epoch, bool)>(database.tables().sql(&sql))
         .bind(relay.0)
         .bind(parts)
         .bind(epochs);
-    let rows = within(what, query.fetch_all(&mut *inner.connection(what).await?)).await?;
+    let rows = within(what, query.fetch_all(&mut *database.connection(what).await?)).await?;
     let claimed = rows.into_iter().map(|(part, epoch, owner_died)| Claimed {
         lease: Lease { partition: partition_of(part), epoch },
         owner_died,
@@ -112,7 +115,7 @@ pub(super) async fn claim(
     Ok(claimed.collect())
 }
 
-pub(super) async fn release(inner: &Inner, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
+pub(super) async fn release(database: &Database, relay: RelayId, leases: &[Lease]) -> Result<(), StoreError> {
     let what = "release partitions";
     let (parts, epochs) = lease_arrays(leases);
     let sql = "WITH mine AS MATERIALIZED ( \
@@ -120,19 +123,19 @@ pub(super) async fn release(inner: &Inner, relay: RelayId, leases: &[Lease]) -> 
                   JOIN unnest($2::smallint[], $3::bigint[]) s (part, epoch) ON p.part = s.part \
                   WHERE p.owner = $1 AND p.epoch = s.epoch ORDER BY p.part FOR NO KEY UPDATE OF p) \
                UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.part = mine.part";
-    let query = sqlx::query(inner.tables().sql(sql)).bind(relay.0).bind(parts).bind(epochs);
-    within(what, query.execute(&mut *inner.connection(what).await?)).await.map(drop)
+    let query = sqlx::query(database.tables().sql(sql)).bind(relay.0).bind(parts).bind(epochs);
+    within(what, query.execute(&mut *database.connection(what).await?)).await.map(drop)
 }
 
-pub(super) async fn leave(inner: &Inner, relay: RelayId) -> Result<(), StoreError> {
+pub(super) async fn leave(database: &Database, relay: RelayId) -> Result<(), StoreError> {
     let what = "leave as a relay";
     // Released first and in a statement of its own: a relay that is gone and still owns something has died.
     let sql = "WITH mine AS MATERIALIZED (SELECT part FROM {partitions} WHERE owner = $1 \
                   ORDER BY part FOR NO KEY UPDATE) \
                UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.part = mine.part";
-    let mut connection = inner.connection(what).await?;
-    let query = sqlx::query(inner.tables().sql(sql)).bind(relay.0);
+    let mut connection = database.connection(what).await?;
+    let query = sqlx::query(database.tables().sql(sql)).bind(relay.0);
     within(what, query.execute(&mut *connection)).await?;
-    let query = sqlx::query(inner.tables().sql("DELETE FROM {relays} WHERE relay_id = $1")).bind(relay.0);
+    let query = sqlx::query(database.tables().sql("DELETE FROM {relays} WHERE relay_id = $1")).bind(relay.0);
     within(what, query.execute(&mut *connection)).await.map(drop)
 }

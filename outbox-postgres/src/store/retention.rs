@@ -8,24 +8,29 @@ use outbox_core::{
 };
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
-use super::{Inner, begin, membership::ALIVE, millis, settle::ARCHIVED};
-use crate::error::{store_error, within};
+use super::membership::ALIVE;
+use crate::{
+    codec::millis,
+    database::{Database, begin},
+    error::{store_error, within},
+    schema::ARCHIVED,
+};
 
 /// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the
 /// status sent rows are found by walking the table; this bounds the walk of one call to some 20 ms.
 const LOOKED_AT_PER_ROW: i64 = 10;
 const LOOKED_AT_MAX: i64 = 50_000;
 
-pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged, StoreError> {
+pub(super) async fn purge(database: &Database, request: PurgeRequest) -> Result<Purged, StoreError> {
     let what = "purge the outbox";
-    let mut connection = inner.connection(what).await?;
+    let mut connection = database.connection(what).await?;
     let rows_max = i64::from(request.rows_max);
     let mut purged = Purged::default();
     if let Some((age, disposal)) = request.sent {
-        purged.sent = purge_sent(inner, &mut connection, age, disposal, rows_max).await?;
+        purged.sent = purge_sent(database, &mut connection, age, disposal, rows_max).await?;
     }
     if let Some((age, disposal)) = request.failed {
-        let call = purge_failed(inner, &mut connection, age, disposal, rows_max);
+        let call = purge_failed(database, &mut connection, age, disposal, rows_max);
         purged.failed = within(what, call).await?;
     }
     Ok(purged)
@@ -34,7 +39,7 @@ pub(super) async fn purge(inner: &Inner, request: PurgeRequest) -> Result<Purged
 /// Walks the table in the order of the sequence, from where the previous purge stopped, round and round. The place
 /// is kept in the database, so that the low end, where the dead rows are, is not read again each time.
 async fn purge_sent(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     age: Duration,
     disposal: Disposal,
@@ -45,19 +50,19 @@ async fn purge_sent(
     let mut transaction = begin(connection, what).await?;
     // One purge at a time; another relay that finds the row locked has nothing to do.
     let position = "SELECT value FROM {meta} WHERE key = 'purge_position' FOR UPDATE SKIP LOCKED";
-    let position = sqlx::query_scalar(inner.tables().sql(position)).fetch_optional(&mut *transaction);
+    let position = sqlx::query_scalar(database.tables().sql(position)).fetch_optional(&mut *transaction);
     let Some(start): Option<Sequence> = within(what, position).await? else {
         return Ok(0);
     };
     let mut walk = Walk { position: start, wrapped: false, left: looked_at(rows_max), removed: 0 };
     while walk.left > 0 && walk.removed < rows_max {
-        let step = purge_step(inner, &mut transaction, &mut walk, (start, age, disposal, rows_max));
+        let step = purge_step(database, &mut transaction, &mut walk, (start, age, disposal, rows_max));
         if within(what, step).await? {
             break;
         }
     }
     let sql = "UPDATE {meta} SET value = $1 WHERE key = 'purge_position'";
-    let query = sqlx::query(inner.tables().sql(sql)).bind(walk.position);
+    let query = sqlx::query(database.tables().sql(sql)).bind(walk.position);
     within(what, query.execute(&mut *transaction)).await?;
     transaction.commit().await.map_err(fail)?;
     Ok(u64::try_from(walk.removed).unwrap_or_default())
@@ -77,7 +82,7 @@ fn looked_at(rows_max: i64) -> i64 {
 
 /// Looks at one stretch of the table; true if the walk has come round.
 async fn purge_step(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     walk: &mut Walk,
     (start, age, disposal, rows_max): (Sequence, Duration, Disposal, i64),
@@ -106,7 +111,7 @@ async fn purge_step(
     let end = if walk.wrapped { start } else { Sequence::MAX };
     let limit = walk.left.min(5_000);
     let left = rows_max - walk.removed;
-    let row = sqlx::query(inner.tables().sql(&sql))
+    let row = sqlx::query(database.tables().sql(&sql))
         .bind(walk.position)
         .bind(end)
         .bind(limit)
@@ -130,7 +135,7 @@ async fn purge_step(
 }
 
 async fn purge_failed(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     age: Duration,
     disposal: Disposal,
@@ -154,7 +159,7 @@ async fn purge_failed(
          f AS (DELETE FROM {{failed}} WHERE sequence = ANY (ARRAY(SELECT sequence FROM old))) \
          SELECT count(*) FROM gone"
     );
-    let query = sqlx::query_scalar(inner.tables().sql(&sql)).bind(millis(age)).bind(rows_max);
+    let query = sqlx::query_scalar(database.tables().sql(&sql)).bind(millis(age)).bind(rows_max);
     let gone: i64 = query.fetch_one(connection).await?;
     Ok(u64::try_from(gone).unwrap_or_default())
 }
@@ -162,7 +167,7 @@ async fn purge_failed(
 /// No index names the status, since every settle would have to touch it. So pending rows are counted in three
 /// stretches of at most so many rows each: from where the first of them can be, in the order of the table; what is
 /// scheduled for later; and what was scheduled and became due lately, which may lie below the first stretch.
-pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError> {
+pub(super) async fn quick_stats(database: &Database) -> Result<QuickStats, StoreError> {
     let what = "count what waits";
     let within_bounds = |rows: &str| format!("(SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT $1) n)");
     let sql = format!(
@@ -191,9 +196,9 @@ pub(super) async fn quick_stats(inner: &Inner) -> Result<QuickStats, StoreError>
         within_bounds("{holds}"),
         members_columns(),
     );
-    let connection = &mut *inner.connection(what).await?;
+    let connection = &mut *database.connection(what).await?;
     within(what, async {
-        let query = sqlx::query(inner.tables().sql(&sql)).bind(COUNT_MAX as i64 + 1);
+        let query = sqlx::query(database.tables().sql(&sql)).bind(COUNT_MAX as i64 + 1);
         let row = query.fetch_one(connection).await?;
         let (looked, later) = (count(&row, "looked")?, count(&row, "later")?);
         let is_all = looked.max(later).max(count(&row, "lately")?) <= COUNT_MAX;
@@ -232,7 +237,7 @@ fn oldest(row: &PgRow) -> Result<Option<Duration>, sqlx::Error> {
     Ok(oldest.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())))
 }
 
-pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
+pub(super) async fn stats(database: &Database) -> Result<StoreStats, StoreError> {
     let what = "count the outbox";
     let sql = format!(
         "SELECT o.*, (SELECT count(*) FROM {{holds}}) AS holds, {} \
@@ -244,9 +249,9 @@ pub(super) async fn stats(inner: &Inner) -> Result<StoreStats, StoreError> {
                FROM {{outbox}}) o",
         members_columns()
     );
-    let connection = &mut *inner.connection(what).await?;
+    let connection = &mut *database.connection(what).await?;
     within(what, async {
-        let row = sqlx::query(inner.tables().sql(&sql)).fetch_one(connection).await?;
+        let row = sqlx::query(database.tables().sql(&sql)).fetch_one(connection).await?;
         let mut stats = StoreStats::default();
         (stats.pending, stats.sent, stats.failed) =
             (count(&row, "pending")?, count(&row, "sent")?, count(&row, "failed")?);

@@ -14,10 +14,11 @@ use outbox_core::{
 };
 use sqlx::{PgConnection, Row as _};
 
-use super::{Inner, Session, lease_arrays, partition_code, partition_of};
 use crate::{
-    error::{silent, store_error, within},
-    session::Purpose,
+    codec::{attempts_code, lease_arrays, lease_codes, partition_of, partitions},
+    database::{Database, Purpose, Session},
+    error::{CALL_TIMEOUT, silent, store_error, within},
+    schema::ARCHIVED,
 };
 
 /// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to write
@@ -26,12 +27,8 @@ const LEASES: &str = "l AS MATERIALIZED ( \
       SELECT p.part FROM {partitions} p JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
       WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR SHARE OF p)";
 
-/// The columns that the archive shares with the outbox, less those that a settle changes.
-pub(super) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
-     content_type, headers, topic, created_at, available_at, last_error";
-
 pub(super) async fn begin_attempt(
-    inner: &Inner,
+    database: &Database,
     relay: RelayId,
     lease: Lease,
     sequence: Sequence,
@@ -44,29 +41,29 @@ pub(super) async fn begin_attempt(
          SELECT EXISTS (SELECT 1 FROM l) FROM (SELECT count(*) FROM u) done"
     );
     let (parts, epochs) = lease_arrays([&lease]);
-    let query = sqlx::query_scalar(inner.tables().sql(&sql))
+    let query = sqlx::query_scalar(database.tables().sql(&sql))
         .bind(parts)
         .bind(epochs)
         .bind(relay.0)
         .bind(sequence)
         .bind(attempts_code(attempts));
-    within(what, query.fetch_one(&mut *inner.connection(what).await?)).await
+    within(what, query.fetch_one(&mut *database.connection(what).await?)).await
 }
 
-pub(super) async fn settle(inner: &Inner, request: &SettleRequest) -> Result<Settled, StoreError> {
+pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Result<Settled, StoreError> {
     let parts = partitions(request);
     if parts.is_empty() {
         return Ok(Settled::default());
     }
-    let mut slot = inner.settling.lock().await;
+    let mut slot = database.settling.lock().await;
     // Taken out while it works: if this future is dropped, so is the connection with whatever it was doing.
     let mut session = match slot.take() {
         Some(session) => session,
-        None => Session::open(&inner.pool, Purpose::Settle).await?,
+        None => Session::open(&database.pool, Purpose::Settle).await?,
     };
-    let running = Running::start(&inner.settling_pid, session.pid);
-    let call = settle_on(inner, &mut session.connection, request, &parts);
-    let settled = match tokio::time::timeout(crate::error::CALL_TIMEOUT, call).await {
+    let running = Running::start(&database.settling_pid, session.pid);
+    let call = settle_on(database, &mut session.connection, request, &parts);
+    let settled = match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(result) => result?,
         Err(_) => return Err(silent("settle")),
     };
@@ -93,17 +90,17 @@ impl Drop for Running<'_> {
 }
 
 async fn settle_on(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     request: &SettleRequest,
     parts: &[Partition],
 ) -> Result<Settled, StoreError> {
     if let Some(attempts) = all_sent(request)
-        && let Some(held) = settle_sent(inner, connection, request, attempts).await?
+        && let Some(held) = settle_sent(database, connection, request, attempts).await?
     {
         return Ok(fenced(parts, &held));
     }
-    let held = general::settle(inner, connection, request).await?;
+    let held = general::settle(database, connection, request).await?;
     Ok(fenced(parts, &held))
 }
 
@@ -120,7 +117,7 @@ fn all_sent(request: &SettleRequest) -> Option<u32> {
 /// A hold that names an event in flight was there before the event was read, so that looking for one in the same
 /// snapshot is enough.
 async fn settle_sent(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     request: &SettleRequest,
     attempts: u32,
@@ -128,7 +125,7 @@ async fn settle_sent(
     let sql = sent_sql(request.when_sent);
     let (parts, epochs) = lease_codes(request);
     let sequences: Vec<Sequence> = request.settlements.iter().map(|s| s.sequence).collect();
-    let query = sqlx::query(inner.tables().sql(&sql))
+    let query = sqlx::query(database.tables().sql(&sql))
         .bind(parts)
         .bind(epochs)
         .bind(request.relay.0)
@@ -170,25 +167,6 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
     )
 }
 
-/// Every partition that something is to be recorded in, ascending.
-fn partitions(request: &SettleRequest) -> Vec<Partition> {
-    let settled = request.settlements.iter().map(|s| s.partition);
-    let mut parts: Vec<_> = settled.chain(request.unholds.iter().map(|u| u.partition)).collect();
-    parts.sort_unstable();
-    parts.dedup();
-    parts
-}
-
 fn fenced(parts: &[Partition], held: &[Partition]) -> Settled {
     Settled { fenced: parts.iter().copied().filter(|part| !held.contains(part)).collect() }
-}
-
-fn attempts_code(attempts: u32) -> i32 {
-    i32::try_from(attempts).unwrap_or(i32::MAX)
-}
-
-/// The leases of the partitions that something is recorded in, as arrays; a partition without one is fenced.
-fn lease_codes(request: &SettleRequest) -> (Vec<i16>, Vec<i64>) {
-    let parts = partitions(request);
-    lease_arrays(request.leases.iter().filter(|lease| parts.binary_search(&lease.partition).is_ok()))
 }

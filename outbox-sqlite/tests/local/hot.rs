@@ -72,18 +72,18 @@ async fn others_are_delivered_before_a_hot_aggregate_is_through() {
     transaction.commit().unwrap();
 
     let publisher = Arc::new(OthersFirst { delivered: Mutex::default(), others: watch::channel(0).0 });
-    let mut config = RelayConfig::default();
-    config.buffer_events_max = 256;
-    config.in_flight_max = 128;
-    config.fetch_events_max = 128;
-    // A test machine may be slow, and an outcome that is unknown would be tried again.
-    config.publish_timeout = Duration::from_secs(120);
-    config.lease_ttl = Duration::from_secs(300);
-    let relay = Relay::new(Arc::new(database.store()), publisher.clone(), config).unwrap();
+    let config = RelayConfig::default()
+        .with_buffer_events_max(256)
+        .with_in_flight_max(128)
+        .with_fetch_events_max(128)
+        // A test machine may be slow, and an outcome that is unknown would be tried again.
+        .with_publish_timeout(Duration::from_secs(120))
+        .with_lease_ttl(Duration::from_secs(300));
+    let relay = Relay::new(database.store(), publisher.clone(), config).unwrap();
     let mut handle = relay.handle();
     let running = tokio::spawn(relay.run());
     let caught_up = tokio::time::timeout(Duration::from_secs(180), handle.caught_up()).await;
-    let status = caught_up.unwrap_or_else(|_| panic!("not through: {:?}", handle.status()));
+    let status = caught_up.unwrap_or_else(|_| panic!("not through: {:?}", handle.status())).unwrap();
     handle.shutdown();
     running.await.unwrap();
 

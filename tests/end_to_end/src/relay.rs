@@ -162,12 +162,11 @@ async fn relay(settings: &Settings) {
     let errors: Vec<_> =
         relay.check().await.into_iter().filter(|finding| finding.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:?}");
-    let handle = relay.handle();
-    let running = tokio::spawn(relay.run());
-    let narrator = tokio::spawn(narrate(handle.clone()));
-    terminate.recv().await;
-    handle.shutdown();
-    let status = running.await.unwrap();
+    let narrator = tokio::spawn(narrate(relay.handle()));
+    let ended = async {
+        terminate.recv().await;
+    };
+    let status = relay.run_until(ended).await;
     narrator.await.unwrap();
     assert_eq!(status.in_flight, 0, "the shutdown left something in flight: {status:?}");
 }
@@ -175,16 +174,16 @@ async fn relay(settings: &Settings) {
 /// Times that fit each other, as shares of the lease.
 async fn build(settings: &Settings) -> Relay {
     let lease = Duration::from_millis(settings.lease_ms);
-    let mut config = RelayConfig::default();
-    config.topic = settings.topic.parse().unwrap();
-    config.lease_ttl = lease;
-    config.publish_timeout = lease * 2 / 5;
-    config.lease_margin = lease / 10;
-    config.beat_interval = lease / 6;
-    config.membership_interval = Duration::from_millis(100);
-    config.in_flight_max = settings.in_flight_max;
-    config.topic_recheck = Duration::from_secs(1);
-    config.unavailable_delay = (Duration::from_millis(50), Duration::from_millis(500));
+    let config = RelayConfig::default()
+        .with_topic(settings.topic.parse().unwrap())
+        .with_lease_ttl(lease)
+        .with_publish_timeout(lease * 2 / 5)
+        .with_lease_margin(lease / 10)
+        .with_beat_interval(lease / 6)
+        .with_membership_interval(Duration::from_millis(100))
+        .with_in_flight_max(settings.in_flight_max)
+        .with_topic_recheck(Duration::from_secs(1))
+        .with_unavailable_delay((Duration::from_millis(50), Duration::from_millis(500)));
     let store = settings.store.open().await;
     let publisher = settings.broker.open(lease / 4);
     Relay::new(store, publisher, config).unwrap()
@@ -194,7 +193,7 @@ async fn build(settings: &Settings) -> Relay {
 async fn narrate(mut handle: RelayHandle) {
     let mut printed = RelayStatus::default();
     loop {
-        let status = handle.wait_for(|status| *status != printed).await;
+        let status = handle.wait_for(|status| *status != printed).await.unwrap();
         // The harness may have left its own line open.
         println!("\n{MARK}{}", serde_json::to_string(&seen(&status)).unwrap());
         if status.phase == Phase::Stopped {
@@ -216,7 +215,7 @@ fn seen(status: &RelayStatus) -> Seen {
         fenced: status.fenced,
         buried: status.buried,
         store_errors: status.store_errors,
-        broker_available: status.broker_available,
+        broker_available: !status.broker.is_unavailable(),
         trouble: status.last_store_error.clone().or(status.last_publish_error.clone()),
     }
 }

@@ -130,7 +130,8 @@ impl Sim {
         task
     }
 
-    fn end_task(&self, task: u64) {
+    /// The task is dropped, as its future can be while the process goes on.
+    pub(crate) fn end_task(&self, task: u64) {
         let slot = {
             let mut inner = self.lock();
             inner.ready.remove(&task);
@@ -315,6 +316,13 @@ impl Clock for SimClock {
             let _handle = handle;
             let _ = ended.await;
         })
+    }
+
+    fn detach(&self, task: BoxFuture<'static, ()>) {
+        // What a killed process would still have done is not done.
+        if !self.sim.is_dead(self.process) {
+            self.sim.spawn(self.process, task);
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 };
 
 use outbox::{
-    AggregateKey, Clock, Disposal, Event, EventFilter, GiveUp, MemoryStore, OutboxAdmin, Relay, RelayConfig,
-    RelayHandle, Status, WhenSent,
+    AggregateKey, Clock, Disposal, Event, EventFilter, GiveUp, MemoryStore, OutboxAdmin, Phase, Relay,
+    RelayConfig, RelayHandle, Retention, RetryPolicy, Status, WhenSent,
 };
 use uuid::Uuid;
 
@@ -43,8 +43,8 @@ pub(crate) struct Run {
     pub deliveries: usize,
 }
 
-/// The relays that run, by process.
-type Relays = Arc<Mutex<BTreeMap<Process, RelayHandle>>>;
+/// The relays that run, by process, each with the task of its run.
+type Relays = Arc<Mutex<BTreeMap<Process, (RelayHandle, u64)>>>;
 
 #[derive(Clone)]
 struct World {
@@ -125,33 +125,35 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Run {
 
 fn config(sim: &Sim) -> RelayConfig {
     let ms = Duration::from_millis;
-    let mut config = RelayConfig::default();
-    config.lease_ttl = ms(2000);
-    config.beat_interval = ms(300);
-    config.membership_interval = ms(150);
-    config.publish_timeout = ms(600);
-    config.lease_margin = ms(200);
-    config.in_flight_max = 16;
-    config.publish_max = PUBLISH_MAX;
-    config.buffer_events_max = [16, 32, 48, 96][sim.pick(0..4) as usize];
-    config.fetch_events_max = sim.pick(1..20) as usize;
-    config.settle_events_max = sim.pick(1..20) as usize;
-    config.poll_min = ms(10);
-    config.poll_max = ms(150);
-    config.retry.attempts_max = sim.pick(2..7) as u32;
-    config.retry.delay_min = ms(50);
-    config.retry.delay_max = ms(800);
-    config.retry.give_up = [GiveUp::Store, GiveUp::Discard, GiveUp::Park][sim.pick(0..3) as usize];
-    config.unavailable_delay = (ms(50), ms(500));
-    config.topic_recheck = ms(1500);
-    config.shutdown_timeout = ms(2000);
-    config.retention.when_sent =
-        [WhenSent::Keep, WhenSent::Delete, WhenSent::Archive][sim.pick(0..3) as usize];
-    config.retention.sent = Some((ms(3000), Disposal::Delete));
-    config.retention.failed = sim.chance(0.5).then_some((ms(3000), Disposal::Delete));
-    config.retention.interval = ms(700);
-    config.retention.batch_max = 5;
-    config
+    // What is drawn is drawn in this order: a seed's run depends on it.
+    let config = RelayConfig::default()
+        .with_lease_ttl(ms(2000))
+        .with_beat_interval(ms(300))
+        .with_membership_interval(ms(150))
+        .with_publish_timeout(ms(600))
+        .with_lease_margin(ms(200))
+        .with_in_flight_max(16)
+        .with_publish_max(PUBLISH_MAX)
+        .with_buffer_events_max([16, 32, 48, 96][sim.pick(0..4) as usize])
+        .with_fetch_events_max(sim.pick(1..20) as usize)
+        .with_settle_events_max(sim.pick(1..20) as usize)
+        .with_poll_min(ms(10))
+        .with_poll_max(ms(150))
+        .with_unavailable_delay((ms(50), ms(500)))
+        .with_topic_recheck(ms(1500))
+        .with_shutdown_timeout(ms(2000));
+    let retry = RetryPolicy::default()
+        .with_attempts_max(sim.pick(2..7) as u32)
+        .with_delay_min(ms(50))
+        .with_delay_max(ms(800))
+        .with_give_up([GiveUp::Store, GiveUp::Discard, GiveUp::Park][sim.pick(0..3) as usize]);
+    let retention = Retention::default()
+        .with_when_sent([WhenSent::Keep, WhenSent::Delete, WhenSent::Archive][sim.pick(0..3) as usize])
+        .with_sent(Some((ms(3000), Disposal::Delete)))
+        .with_failed(sim.chance(0.5).then_some((ms(3000), Disposal::Delete)))
+        .with_interval(ms(700))
+        .with_batch_max(5);
+    config.with_retry(retry).with_retention(retention)
 }
 
 impl World {
@@ -183,24 +185,36 @@ impl World {
             *processes += 1;
             *processes
         };
-        let mut config = self.config.clone();
-        config.seed = Some(self.sim.pick(0..u64::MAX));
+        let config = self.config.clone().with_seed(Some(self.sim.pick(0..u64::MAX)));
         // Every process's clock has an origin of its own.
         let offset = Duration::from_secs(u64::from(process) * 3600);
         let clock: Arc<dyn Clock> = Arc::new(SimClock { sim: self.sim.clone(), process, offset });
         let store = SimStore { database: Arc::clone(&self.database), process };
         let unknown_is_success = self.database.bug == Some(Bug::UnknownIsSuccess);
         let publisher = SimPublisher { broker: Arc::clone(&self.broker), process, unknown_is_success };
-        let relay =
-            Relay::with_clock(Arc::new(store), Arc::new(publisher), config, clock).expect("valid settings");
-        self.relays.lock().expect("relays").insert(process, relay.handle());
+        let relay = Relay::with_clock(store, publisher, config, clock).expect("valid settings");
         self.sim.note(|| format!("relay {process} starts"));
         let (sim, relays) = (self.sim.clone(), Arc::clone(&self.relays));
-        self.sim.spawn(process, async move {
+        let handle = relay.handle();
+        let task = self.sim.spawn(process, async move {
             let status = relay.run().await;
             relays.lock().expect("relays").remove(&process);
             sim.note(|| format!("relay {process} has ended: {} sent", status.sent));
         });
+        self.relays.lock().expect("relays").insert(process, (handle, task));
+    }
+
+    /// The relay's process is killed, or its future dropped while the process goes on.
+    fn end_relay(&self, process: Process, killed: bool) {
+        let ended = self.relays.lock().expect("relays").remove(&process);
+        if killed {
+            self.sim.note(|| format!("relay {process} is killed"));
+            self.sim.kill(process);
+        } else if let Some((handle, task)) = ended {
+            self.sim.note(|| format!("relay {process} is dropped"));
+            self.sim.end_task(task);
+            assert_eq!(handle.status().phase, Phase::Dropped, "a relay that was dropped says so");
+        }
     }
 
     fn key(&self, aggregates: u64) -> AggregateKey {
@@ -322,10 +336,8 @@ impl World {
             };
             match self.sim.pick(0..9) {
                 _ if process == WORLD => self.start_relay(),
-                0 | 1 => {
-                    self.sim.note(|| format!("relay {process} is killed"));
-                    self.sim.kill(process);
-                    self.relays.lock().expect("relays").remove(&process);
+                how @ (0 | 1) => {
+                    self.end_relay(process, how == 0);
                     self.sim.sleep(self.sim.millis(0..1000)).await;
                     self.start_relay();
                 }
@@ -336,7 +348,7 @@ impl World {
                 }
                 4 => {
                     self.sim.note(|| format!("relay {process} is asked to end"));
-                    if let Some(handle) = self.relays.lock().expect("relays").get(&process) {
+                    if let Some((handle, _)) = self.relays.lock().expect("relays").get(&process) {
                         handle.shutdown();
                     }
                     self.start_relay();

@@ -40,7 +40,6 @@ impl Shop {
                 let traceparent = format!("00-{:032x}-{:016x}-01", order + 1, order + 1);
                 let event = Event::builder("order", &key, "order.placed")
                     .json(&serde_json::json!({ "total": total }))
-                    .unwrap()
                     .header("traceparent", &traceparent)
                     .build()
                     .unwrap();
@@ -100,14 +99,16 @@ impl Shop {
 
     /// Publishes everything.
     pub(crate) async fn relay(&self, publisher: Arc<dyn Publisher>) {
-        let mut config = RelayConfig::default();
-        config.topic = self.topic().parse().unwrap();
-        config.source = Arc::from(SOURCE);
-        let relay = Relay::new(Arc::new(self.store().await), publisher, config).unwrap();
+        let config =
+            RelayConfig::default().with_topic(self.topic().parse().unwrap()).with_source(Arc::from(SOURCE));
+        let relay = Relay::new(self.store().await, publisher, config).unwrap();
         let mut handle = relay.handle();
         let running = tokio::spawn(relay.run());
         let events = self.events() as u64;
-        tokio::time::timeout(PATIENCE, handle.wait_for(|status| status.sent == events)).await.unwrap();
+        tokio::time::timeout(PATIENCE, handle.wait_for(|status| status.sent == events))
+            .await
+            .unwrap()
+            .unwrap();
         handle.shutdown();
         tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
     }

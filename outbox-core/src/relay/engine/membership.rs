@@ -1,83 +1,96 @@
 //! What the steward says: leases that come and go.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
-use super::{Engine, LeaseState};
-use crate::{Claimed, Lease, Monotonic, Partition, RelayId};
+use super::Engine;
+use crate::{Claimed, Lease, Monotonic, Partition, Purged, RelayId, StoreError, relay::StoreWork};
 
 impl Engine {
     /// The relay has a row under this id.
     pub(crate) fn joined(&mut self, relay: RelayId, lease_until: Monotonic) {
-        self.relay = Some(relay);
-        self.lease_until = lease_until;
-        self.status.relay = Some(relay);
+        self.leases.joined(relay, lease_until);
+        self.account.store_answered(StoreWork::Membership);
+        self.account.joined(relay, lease_until);
     }
 
     /// The row was renewed by a beat that was sent `lease_ttl` before this.
     pub(crate) fn renewed(&mut self, lease_until: Monotonic) {
-        self.lease_until = self.lease_until.max(lease_until);
+        self.leases.renewed(lease_until);
+        self.account.store_answered(StoreWork::Membership);
+        self.account.renewed(lease_until);
+    }
+
+    /// The partitions and their owners were looked at, for the first time or after trouble.
+    pub(crate) fn looked(&mut self) {
+        self.account.store_answered(StoreWork::Membership);
+        self.account.membership_seen();
+    }
+
+    /// Retention removed rows.
+    pub(crate) fn purged(&mut self, purged: &Purged) {
+        self.account.store_answered(StoreWork::Retention);
+        self.account.purged(purged);
+    }
+
+    /// The store did not do what it was asked; it is asked again.
+    pub(crate) fn store_failed(&mut self, now: Monotonic, work: StoreWork, error: &StoreError) {
+        self.account.store_failed(now, work, error);
     }
 
     /// The row is gone: nothing is owned any more.
     pub(crate) fn buried(&mut self) {
-        let owned: Vec<Lease> = self.leases.values().map(|state| state.lease).collect();
-        self.lost(&owned);
-        self.relay = None;
-        self.lease_until = Duration::ZERO;
-        self.status.relay = None;
-        self.status.buried += 1;
+        self.lost(&self.leases.all());
+        self.leases.buried();
+        self.account.buried();
     }
 
     pub(crate) fn claimed(&mut self, now: Monotonic, claimed: &[Claimed]) {
-        for &Claimed { lease, owner_died } in claimed {
-            let died_at = owner_died.then_some(now);
-            if owner_died {
-                // At the time of its death it had at most this many events in flight, at the heads of their lanes.
-                self.suspects_left = self.config.in_flight_max;
+        for &claimed in claimed {
+            if claimed.owner_died {
+                self.flights.suspect(self.config.in_flight_max);
             }
-            self.leases.insert(lease.partition, LeaseState { lease, died_at, draining: false, active: 0 });
+            self.leases.claimed(now, claimed);
         }
-        self.status.partitions = self.leases.len();
-        self.polling.wake(now);
+        let partitions = claimed.iter().map(|claimed| claimed.lease.partition).collect();
+        self.account.claimed(partitions, self.leases.count());
+        self.reading.wake(now);
     }
 
-    /// These leases belong to somebody else by now.
+    /// These leases belong to another relay by now.
     pub(crate) fn lost(&mut self, leases: &[Lease]) {
-        let gone: HashSet<Partition> = leases
-            .iter()
-            .filter(|lease| self.leases.get(&lease.partition).is_some_and(|state| state.lease == **lease))
-            .map(|lease| lease.partition)
-            .collect();
-        if gone.is_empty() {
-            return;
+        let partitions = self.lose(leases);
+        if !partitions.is_empty() {
+            self.account.lost(partitions, self.leases.count());
         }
-        let flights =
-            self.calls.values().flat_map(|call| call.flights.iter().flatten()).chain(&self.attempting);
-        for flight in flights.filter(|flight| leases.contains(&flight.lease())) {
-            *self.strays.entry(flight.item.partition).or_default() += 1;
+    }
+
+    /// Forgets all about these leases: the partitions that were owned until now.
+    pub(super) fn lose(&mut self, leases: &[Lease]) -> Vec<Partition> {
+        // A lease can be lost twice, once by a settle that was fenced and once by what the steward sees.
+        let lost = self.leases.lose(leases);
+        if lost.is_empty() {
+            return Vec::new();
         }
-        self.leases.retain(|partition, _| !gone.contains(partition));
+        let gone: HashSet<Partition> = lost.iter().map(|lease| lease.partition).collect();
+        self.flights.lose(&lost);
         self.lanes.lose_partitions(|partition| gone.contains(&partition));
-        self.outcomes.retain(|outcome| !gone.contains(&outcome.partition));
-        self.unholds.retain(|unhold| !gone.contains(&unhold.partition));
-        self.ended_holds.retain(|end| !gone.contains(&end.partition));
-        self.status.partitions = self.leases.len();
+        self.decided.lose(&gone);
+        self.reading.forget_holds(|partition| gone.contains(&partition));
+        let mut gone: Vec<Partition> = gone.into_iter().collect();
+        gone.sort_unstable();
+        gone
     }
 
     /// Others should have these partitions: finish what is in flight, then release them.
     pub(crate) fn drain(&mut self, partitions: &[Partition]) {
-        for partition in partitions {
-            if let Some(state) = self.leases.get_mut(partition) {
-                state.draining = true;
-            }
-        }
+        self.leases.drain(partitions);
         let leases = &self.leases;
-        let draining = |partition| leases.get(&partition).is_some_and(|state| state.draining);
-        self.lanes.drain_partitions(draining);
-        self.ended_holds.retain(|end| !draining(end.partition));
+        self.lanes.drain_partitions(|partition| leases.is_draining(partition));
+        self.reading.forget_holds(|partition| leases.is_draining(partition));
     }
 
     pub(crate) fn paused_topics(&mut self, topics: Vec<String>) {
-        self.paused_topics = topics.into_iter().collect();
+        self.account.topics_paused(&topics);
+        self.scopes.pause(topics);
     }
 }

@@ -8,29 +8,24 @@
 //! - no publish starts unless the publish time-out and a margin of the lease remain;
 //! - an unknown outcome is never success;
 //! - what a crash can duplicate is bounded by `in_flight_max`.
+//!
+//! What a relay knows stands in parts, each with fields that only it touches: [`Leases`], [`Lanes`],
+//! [`Flights`], [`Decided`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine
+//! say how one follows from the other.
 
+mod fetching;
 mod membership;
 mod outcomes;
 mod publishing;
-mod reading;
 mod settling;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use super::{
-    RelayConfig, RelayStatus,
-    lanes::{Item, Lanes},
-    polling::Polling,
-    scopes::Scope,
+    Observer, Phase, RelayConfig, RelayStatus, account::Account, decided::Decided, flights::Flights,
+    lanes::Lanes, leases::Leases, reading::Reading, scopes::Scopes,
 };
-use crate::{
-    Epoch, FetchRequest, HoldEnd, Lease, Message, Monotonic, Partition, RelayId, Sequence, SettleRequest,
-    Settlement, Unhold,
-};
+use crate::{FetchRequest, Lease, Message, Monotonic, RelayId, Sequence, SettleRequest};
 
 /// Something to be done outside.
 #[derive(Debug)]
@@ -47,44 +42,10 @@ pub(crate) enum Command {
     Release(Vec<Lease>),
 }
 
-/// A message that is with the publisher.
-#[derive(Debug)]
-struct Flight {
-    item: Item,
-    epoch: Epoch,
-    alone: bool,
-}
-
-impl Flight {
-    fn lease(&self) -> Lease {
-        Lease { partition: self.item.partition, epoch: self.epoch }
+impl Command {
+    fn publish((call, messages): (u64, Vec<Arc<Message>>)) -> Self {
+        Self::Publish(call, messages)
     }
-}
-
-#[derive(Debug)]
-struct Call {
-    flights: Vec<Option<Flight>>,
-    left: usize,
-}
-
-#[derive(Debug)]
-struct LeaseState {
-    lease: Lease,
-    /// Its last owner died, and this relay claimed it then.
-    died_at: Option<Monotonic>,
-    /// To be released once nothing of it is in flight or unsettled.
-    draining: bool,
-    /// Events and holds in flight or unsettled.
-    active: usize,
-}
-
-/// What the fetch that is running was asked.
-#[derive(Debug)]
-struct Fetching {
-    leases: Vec<Lease>,
-    ended_holds: Vec<HoldEnd>,
-    /// Nothing was left out because its aggregate is full.
-    all: bool,
 }
 
 /// The state of a relay.
@@ -92,127 +53,91 @@ struct Fetching {
 pub(crate) struct Engine {
     config: RelayConfig,
     rng: fastrand::Rng,
-    relay: Option<RelayId>,
-    lease_until: Monotonic,
-    leases: BTreeMap<Partition, LeaseState>,
+    leases: Leases,
     lanes: Lanes,
-    calls: HashMap<u64, Call>,
-    calls_made: u64,
-    in_flight: usize,
-    /// An event whose attempt is being recorded before it is published alone.
-    attempting: Option<Flight>,
-    /// An alone event is with the publisher.
-    alone_in_flight: bool,
-    suspects_left: usize,
-    /// Messages in flight whose lease is gone. Their partitions, should they come back, are not read before these
-    /// have ended: else one event could be in flight twice.
-    strays: HashMap<Partition, usize>,
-    outcomes: Vec<Settlement>,
-    unholds: Vec<Unhold>,
-    settling: Option<Arc<SettleRequest>>,
-    fetching: Option<Fetching>,
-    fetches_made: u64,
-    /// How often the size of a fetch is halved: see `Engine::narrow`.
-    narrowed: u32,
-    ended_holds: Vec<HoldEnd>,
-    broker: Scope,
-    topics: HashMap<Arc<str>, Scope>,
-    paused_topics: HashSet<String>,
-    polling: Polling,
+    flights: Flights,
+    decided: Decided,
+    reading: Reading,
+    scopes: Scopes,
     stopping: bool,
-    pub(crate) status: RelayStatus,
+    account: Account,
 }
 
 impl Engine {
-    pub(crate) fn new(config: RelayConfig, seed: u64) -> Self {
-        let polling = Polling::new(config.poll_min, config.poll_max);
-        let lanes = Lanes::new(&config);
+    pub(crate) fn new(config: RelayConfig, seed: u64, observer: Option<Arc<dyn Observer>>) -> Self {
         Self {
-            config,
             rng: fastrand::Rng::with_seed(seed),
-            relay: None,
-            lease_until: Duration::ZERO,
-            leases: BTreeMap::new(),
-            lanes,
-            calls: HashMap::new(),
-            calls_made: 0,
-            in_flight: 0,
-            attempting: None,
-            alone_in_flight: false,
-            suspects_left: 0,
-            strays: HashMap::new(),
-            outcomes: Vec::new(),
-            unholds: Vec::new(),
-            settling: None,
-            fetching: None,
-            fetches_made: 0,
-            narrowed: 0,
-            ended_holds: Vec::new(),
-            broker: Scope::default(),
-            topics: HashMap::new(),
-            paused_topics: HashSet::new(),
-            polling,
+            leases: Leases::default(),
+            lanes: Lanes::new(&config),
+            flights: Flights::default(),
+            decided: Decided::new(config.settle_events_max, config.retention.when_sent),
+            reading: Reading::new(&config),
+            scopes: Scopes::new(config.unavailable_delay),
             stopping: false,
-            status: RelayStatus::default(),
+            account: Account::new(observer),
+            config,
         }
+    }
+
+    /// The relay runs.
+    pub(crate) fn start(&mut self) {
+        self.account.phase(Phase::Running);
     }
 
     /// Nothing new is begun from now on.
     pub(crate) fn stop(&mut self) {
+        self.account.phase(Phase::Draining);
         self.stopping = true;
-        self.unholds.clear();
+        self.decided.drop_unholds();
         self.lanes.drain_partitions(|_| true);
     }
 
     /// True once nothing is in flight, being recorded or to be recorded.
     pub(crate) fn is_drained(&self) -> bool {
-        self.in_flight == 0
-            && self.attempting.is_none()
-            && self.settling.is_none()
-            && (self.outcomes.is_empty() || self.relay.is_none())
+        self.flights.is_idle()
+            && !self.decided.is_settling()
+            && (self.decided.has_none_waiting() || self.leases.relay().is_none())
     }
 
     /// Leases that are to be given back and have nothing in flight any more.
     pub(crate) fn next_release(&mut self) -> Option<Command> {
-        let done: Vec<Lease> = self
-            .leases
-            .values()
-            .filter(|state| state.draining && state.active == 0)
-            .map(|state| state.lease)
-            .collect();
+        let done = self.leases.drained();
         if done.is_empty() {
             return None;
         }
-        self.lost(&done);
+        self.lose(&done);
+        self.account.released(&done, self.leases.count());
         Some(Command::Release(done))
     }
 
     /// When something can happen by the passing of time alone.
     pub(crate) fn next_time(&self, now: Monotonic) -> Option<Monotonic> {
-        let mut next: Option<Monotonic> = None;
-        let mut at = |time: Monotonic| {
-            if time > now {
-                next = Some(next.map_or(time, |next| next.min(time)));
-            }
-        };
-        if !self.stopping && self.fetching.is_none() && !self.leases.is_empty() {
-            at(self.polling.next());
-        }
-        if self.lanes.has_ready() {
-            at(self.broker.until);
-        }
-        next
+        let reads = !self.stopping && !self.reading.is_running() && !self.leases.is_empty();
+        let read_at = reads.then(|| self.reading.next());
+        let send_at = self.lanes.has_ready().then(|| self.scopes.shut_until());
+        read_at.into_iter().chain(send_at).filter(|at| *at > now).min()
     }
 
-    pub(crate) fn refresh_status(&mut self) {
-        self.status.buffered = self.lanes.known_count();
-        self.status.in_flight = self.in_flight;
-        self.status.broker_available = self.broker.failures == 0;
+    /// All that has happened is dealt with: tells what was gathered meanwhile.
+    pub(crate) fn turn_ended(&mut self) {
+        self.account.turn_ended(self.lanes.known_count(), self.flights.count());
+    }
+
+    /// The relay has ended.
+    pub(crate) fn ended(&mut self) {
+        self.turn_ended();
+        self.account.phase(Phase::Stopped);
+    }
+
+    pub(crate) fn status(&self) -> &RelayStatus {
+        self.account.status()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
     use super::*;
     use crate::{AggregateKey, Claimed, Fetched, Row, StoredEvent};
 
@@ -248,12 +173,12 @@ mod tests {
     fn fetch(engine: &mut Engine, fetched: Fetched) -> FetchRequest {
         engine.wake(NOW);
         let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
-        engine.fetched(NOW, fetched);
+        engine.fetched(NOW, fetched, Duration::ZERO);
         request
     }
 
     fn engine() -> Engine {
-        let mut engine = Engine::new(RelayConfig::default(), 1);
+        let mut engine = Engine::new(RelayConfig::default(), 1, None);
         engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
         engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
         engine
@@ -262,14 +187,13 @@ mod tests {
     /// Publishes and acknowledges what can be, until an aggregate has no more than `left` events.
     fn drain(engine: &mut Engine, left: usize) {
         while engine.lanes.known_count() - engine.unsettled() > left {
-            let call = engine.calls_made + 1;
-            let messages = published(engine);
+            let Some(Command::Publish(call, messages)) = engine.next_publish(NOW) else { continue };
             for index in 0..u32::try_from(messages.len()).unwrap() {
                 engine.reported(NOW, crate::Report { call, index, result: Ok(()) });
             }
         }
         while let Some(Command::Settle(_)) = engine.next_settle() {
-            engine.settled(NOW, &crate::Settled::default());
+            engine.settled(NOW, &crate::Settled::default(), Duration::ZERO);
         }
     }
 
@@ -283,6 +207,7 @@ mod tests {
         engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
         assert!(published(&mut engine).is_empty(), "2 was dropped, so 3 must not go");
     }
+
     #[test]
     fn a_hot_aggregate_is_named_until_it_has_drained_to_half_and_then_read_on() {
         let mut engine = engine();
@@ -292,7 +217,7 @@ mod tests {
         drain(&mut engine, 33);
         assert_eq!(fetch(&mut engine, Fetched::default()).full, hot);
         let soon = NOW + RelayConfig::default().poll_min;
-        engine.polling.not_before(NOW + Duration::from_secs(9));
+        engine.reading.failed(Duration::ZERO, NOW + Duration::from_secs(9));
         assert!(engine.next_fetch(soon).is_none(), "there is nothing more to be read");
         drain(&mut engine, 32);
         let Some(Command::Fetch(_, request)) = engine.next_fetch(soon) else { panic!("it does not read on") };
@@ -306,23 +231,61 @@ mod tests {
         engine.wake(NOW);
         assert!(matches!(engine.next_fetch(NOW), Some(Command::Fetch(..))));
         drain(&mut engine, 0);
-        engine.fetched(NOW, Fetched::default());
-        assert_eq!((engine.lanes.known_count(), engine.status.idle_reads), (0, 0));
+        engine.fetched(NOW, Fetched::default(), Duration::ZERO);
+        assert_eq!((engine.lanes.known_count(), engine.status().idle_reads), (0, 0));
         fetch(&mut engine, Fetched::default());
-        assert_eq!(engine.status.idle_reads, 1);
+        assert_eq!(engine.status().idle_reads, 1);
+    }
+
+    #[test]
+    fn a_lease_that_is_found_lost_twice_has_its_strays_once() {
+        let mut engine = engine();
+        let (first, other) = (Lease { partition: 0, epoch: 1 }, Lease { partition: 1, epoch: 1 });
+        engine.claimed(NOW, &[Claimed { lease: other, owner_died: false }]);
+        fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
+        assert_eq!(published(&mut engine), vec![1]);
+        // A settle was fenced; then the steward sees the same, and another loss.
+        engine.lost(&[first]);
+        engine.lost(&[first, other]);
+        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
+        let again = Lease { partition: 0, epoch: 3 };
+        engine.claimed(NOW, &[Claimed { lease: again, owner_died: false }]);
+        assert_eq!(fetch(&mut engine, Fetched::default()).leases, vec![again]);
+    }
+
+    #[test]
+    fn what_a_broker_says_is_recorded_as_every_store_can_keep_it() {
+        let mut engine = engine();
+        fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
+        assert_eq!(published(&mut engine), vec![1]);
+        let error = crate::PublishError::permanent("TooLarge", "\0".repeat(10_000));
+        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Err(error) });
+        let Some(Command::Settle(request)) = engine.next_settle() else { panic!("it does not settle") };
+        let crate::Outcome::Failed { error, .. } = &request.settlements[0].outcome else {
+            panic!("{request:?}")
+        };
+        assert!(
+            error.len() <= crate::store::ERROR_BYTES_MAX && !error.contains('\0'),
+            "{} bytes",
+            error.len()
+        );
     }
 
     #[test]
     fn one_long_backlog_after_the_other_does_not_fill_the_buffer() {
         let mut engine = engine();
         let mut lanes = 0;
-        while engine.has_room() {
+        while engine.reading.room(&engine.lanes).is_some() {
             lanes += 1;
             let id = lanes.to_string();
             engine.wake(NOW);
             let Some(Command::Fetch(_, request)) = engine.next_fetch(NOW) else { panic!("it does not read") };
             let rows = (0..request.events_max).map(|row| row_of(&id, 10_000 * lanes + row as Sequence));
-            engine.fetched(NOW, Fetched { rows: rows.collect(), more: true, ..Fetched::default() });
+            engine.fetched(
+                NOW,
+                Fetched { rows: rows.collect(), more: true, ..Fetched::default() },
+                Duration::ZERO,
+            );
         }
         // With fetches of the same size it would be four.
         assert!(lanes >= 20, "{lanes} lanes fill it");

@@ -1,9 +1,12 @@
 //! Outcomes: what the broker said of each message, and what follows from it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use super::{Engine, Flight};
-use crate::relay::lanes::{Item, LaneState};
+use super::Engine;
+use crate::relay::{
+    flights::Flight,
+    lanes::{Item, LaneState},
+};
 use crate::{
     FailureCause, HoldReason, Monotonic, Outcome, PublishError, PublishErrorKind, PublishErrorScope, Report,
     RetryDecision,
@@ -13,36 +16,29 @@ impl Engine {
     /// One message of a call has an outcome.
     pub(crate) fn reported(&mut self, now: Monotonic, report: Report) {
         let Report { call, index, result } = report;
-        let Some(state) = self.calls.get_mut(&call) else { return };
-        // A second report of a message, or one beyond the call, is ignored: the first counts.
-        let Some(flight) = state.flights.get_mut(index as usize).and_then(Option::take) else { return };
-        state.left -= 1;
-        if state.left == 0 {
-            self.calls.remove(&call);
+        if let Some((flight, began_at)) = self.flights.landed(call, index as usize) {
+            self.outcome(now, flight, now.saturating_sub(began_at), result);
         }
-        self.outcome(now, flight, result);
     }
 
     /// The call has ended: whatever was not reported has an unknown outcome.
     pub(crate) fn call_ended(&mut self, now: Monotonic, call: u64, why: &'static str) {
-        let Some(state) = self.calls.remove(&call) else { return };
-        for flight in state.flights.into_iter().flatten() {
-            self.outcome(now, flight, Err(PublishError::transient("NoOutcome", why)));
+        let (flights, began_at) = self.flights.ended(call);
+        for flight in flights {
+            let unknown = Err(PublishError::transient("NoOutcome", why));
+            self.outcome(now, flight, now.saturating_sub(began_at), unknown);
         }
     }
 
-    pub(super) fn outcome(&mut self, now: Monotonic, flight: Flight, result: Result<(), PublishError>) {
-        self.in_flight -= 1;
-        if flight.alone {
-            self.alone_in_flight = false;
-        }
+    fn outcome(&mut self, now: Monotonic, flight: Flight, took: Duration, result: Result<(), PublishError>) {
         self.probe_ended(&flight.item);
-        let owned = self.owns(flight.lease());
+        let owned = self.leases.owns(flight.lease());
         let Flight { item, alone, .. } = flight;
         if !owned {
             self.stray_ended(&item);
             return;
         }
+        self.account.published(item.content.as_ref().ok(), took, &result);
         match result {
             Ok(()) => self.acknowledged(item),
             Err(error) => self.refused(now, item, alone, &error),
@@ -50,13 +46,13 @@ impl Engine {
     }
 
     pub(super) fn acknowledged(&mut self, item: Item) {
-        self.broker.succeeded();
+        self.scopes.broker_succeeded();
+        self.account.broker_available();
         if let Ok(message) = &item.content
-            && !self.topics.is_empty()
+            && self.scopes.topic_succeeded(&message.topic)
         {
-            self.topics.remove(&message.topic);
+            self.account.topic_available(Arc::clone(&message.topic));
         }
-        self.status.published += 1;
         let key = item.key.clone();
         let attempts = item.attempts.saturating_add(1);
         if let Some(lane) = self.lanes.get_mut(&key) {
@@ -69,21 +65,20 @@ impl Engine {
     }
 
     pub(super) fn refused(&mut self, now: Monotonic, item: Item, alone: bool, error: &PublishError) {
-        self.status.refused += 1;
-        self.status.last_publish_error = Some(error.to_string());
-        let (min, max) = self.config.unavailable_delay;
         match (error.kind, error.scope) {
             (PublishErrorKind::Unavailable, PublishErrorScope::Broker | PublishErrorScope::Batch) => {
-                self.broker.failed(now, min, max, self.rng.f64());
+                self.scopes.broker_failed(now, self.rng.f64());
+                self.account.broker_unavailable(now, error);
                 self.put_back(item, false);
             }
             (PublishErrorKind::Unavailable, PublishErrorScope::Destination) => {
                 let random = self.rng.f64();
                 let topic =
                     item.content.as_ref().map(|message| Arc::clone(&message.topic)).unwrap_or_default();
-                let scope = self.topics.entry(topic).or_default();
-                scope.failed(now, min, max, random);
-                let after = scope.until.saturating_sub(now).max(min);
+                if !self.scopes.is_shut(&topic) {
+                    self.account.topic_unavailable(Arc::clone(&topic), error);
+                }
+                let after = self.scopes.topic_failed(now, topic, random);
                 let attempts = item.attempts;
                 let outcome = Outcome::Retry { after, error: error.to_string(), reason: HoldReason::Topic };
                 self.fail(item, attempts, outcome);
@@ -112,8 +107,8 @@ impl Engine {
     /// Back to the head of its lane, with nothing recorded: no attempt was spent.
     pub(super) fn put_back(&mut self, item: Item, alone: bool) {
         let partition = item.partition;
-        self.deactivate(partition);
-        if self.leases.get(&partition).is_some_and(|state| state.draining) || self.stopping {
+        self.leases.deactivate(partition);
+        if self.leases.is_draining(partition) || self.stopping {
             self.lanes.forget(item.sequence, item.bytes);
             self.release_lane(&item.key, false);
         } else {

@@ -1,51 +1,29 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, time::Duration};
 
 use super::{Command, Engine};
-use crate::relay::lanes::LaneState;
+use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState};
 use crate::{
-    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, SettleRequest, Settled, Settlement,
-    Successors, Unhold,
+    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold,
 };
 
 impl Engine {
     /// What is to be recorded now.
     pub(crate) fn next_settle(&mut self) -> Option<Command> {
-        let relay = self.relay?;
-        if self.settling.is_some() || (self.outcomes.is_empty() && self.unholds.is_empty()) {
-            return None;
-        }
-        let count = self.outcomes.len().min(self.config.settle_events_max);
-        let settlements: Vec<Settlement> = self.outcomes.drain(..count).collect();
-        let unholds = std::mem::take(&mut self.unholds);
-        let partitions: BTreeSet<Partition> = settlements
-            .iter()
-            .map(|settlement| settlement.partition)
-            .chain(unholds.iter().map(|unhold| unhold.partition))
-            .collect();
-        let leases = partitions
-            .iter()
-            .filter_map(|partition| self.leases.get(partition))
-            .map(|state| state.lease)
-            .collect();
-        let when_sent = self.config.retention.when_sent;
-        let request = Arc::new(SettleRequest { relay, leases, settlements, unholds, when_sent });
-        self.settling = Some(Arc::clone(&request));
-        Some(Command::Settle(request))
+        let relay = self.leases.relay()?;
+        self.decided.next(relay, |partition| self.leases.of(partition)).map(Command::Settle)
     }
 
-    /// The settle has committed.
-    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled) {
-        let Some(request) = self.settling.take() else { return };
+    /// The settle has committed, after so long.
+    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled, took: Duration) {
+        self.account.store_answered(StoreWork::Settling);
+        let Some(request) = self.decided.settled() else { return };
         let owned: HashSet<Lease> = request
             .leases
             .iter()
             .copied()
-            .filter(|lease| self.owns(*lease) && !settled.fenced.contains(&lease.partition))
+            .filter(|lease| self.leases.owns(*lease) && !settled.fenced.contains(&lease.partition))
             .collect();
         let fenced: Vec<Lease> = request
             .leases
@@ -53,24 +31,34 @@ impl Engine {
             .copied()
             .filter(|lease| settled.fenced.contains(&lease.partition))
             .collect();
-        self.status.fenced += fenced.len() as u64;
+        let mut observed = ObservedSettle { fenced: fenced.len() as u64, took, ..ObservedSettle::default() };
+        let mut given_up = Vec::new();
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
         for settlement in &request.settlements {
             if owned.contains(&settlement.partition) {
                 self.lanes.forget(settlement.sequence, 0);
-                self.deactivate(settlement.partition);
+                self.leases.deactivate(settlement.partition);
+                match &settlement.outcome {
+                    Outcome::Sent => observed.sent += 1,
+                    Outcome::Retry { .. } => observed.retried += 1,
+                    Outcome::Failed { .. } => {
+                        observed.failed += 1;
+                        given_up.extend(self.decided.failed(settlement.sequence));
+                    }
+                }
                 self.committed(settlement);
             }
         }
         for Unhold { key, partition, .. } in &request.unholds {
             if owned.contains(partition) {
-                self.deactivate(*partition);
+                self.leases.deactivate(*partition);
                 self.release_lane(key, true);
             }
         }
+        self.account.settled(&observed, &given_up);
         self.lost(&fenced);
-        if !self.ended_holds.is_empty() {
-            self.polling.wake(now);
+        if self.reading.has_ended_holds() {
+            self.reading.wake(now);
         }
     }
 
@@ -82,23 +70,11 @@ impl Engine {
             }
         };
         match outcome {
-            Outcome::Sent => {
-                self.status.sent += 1;
+            Outcome::Sent => self.release_held_event(key, *sequence),
+            Outcome::Retry { .. } | Outcome::Failed { successors: Successors::Park, .. } => held_back(self),
+            Outcome::Failed { successors: Successors::Release, .. } => {
                 self.release_held_event(key, *sequence);
-            }
-            Outcome::Retry { .. } => {
-                self.status.retried += 1;
-                held_back(self);
-            }
-            Outcome::Failed { successors, .. } => {
-                self.status.failed += 1;
-                match successors {
-                    Successors::Release => {
-                        self.release_held_event(key, *sequence);
-                        self.release_lane(key, false);
-                    }
-                    Successors::Park => held_back(self),
-                }
+                self.release_lane(key, false);
             }
         }
     }

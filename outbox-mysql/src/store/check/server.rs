@@ -3,7 +3,7 @@
 use outbox_core::Finding;
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _, mysql::MySqlRow};
 
-use crate::store::Inner;
+use crate::database::Database;
 
 /// The oldest releases that have what the tables and statements are made of: expressions as defaults and `JSON_TABLE`.
 const MYSQL_MIN: (u32, u32, u32) = (8, 0, 22);
@@ -38,7 +38,7 @@ pub(super) async fn pool(
 
 /// The server; true if it is too old to be looked at further.
 pub(super) async fn server(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<bool, sqlx::Error> {
@@ -51,7 +51,7 @@ pub(super) async fn server(
         ));
         return Ok(true);
     }
-    findings.extend(settings.findings(inner.config.payload_bytes_max));
+    findings.extend(settings.findings(database.config.payload_bytes_max));
     Ok(false)
 }
 

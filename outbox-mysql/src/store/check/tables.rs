@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use outbox_core::Finding;
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
-use super::MIGRATE;
 use crate::{
     config::Tables,
+    database::Database,
     error::number,
     schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
-    store::Inner,
 };
+
+const MIGRATE: &str = "run the migration: `MysqlStore::migrate`, or the statements of `migration_sql`";
 
 /// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this takes.
 pub(crate) type Wanted = (&'static str, &'static str, &'static str, &'static str);
@@ -56,11 +57,11 @@ struct Column {
 }
 
 pub(super) async fn tables(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
-    let names = inner.tables();
+    let names = database.tables();
     // Without the privilege to read it, that is found below.
     let found = version(connection, names).await.ok().flatten();
     match found {
@@ -82,7 +83,7 @@ pub(super) async fn tables(
     }
     let missing = inspect(names, connection, &TABLES, ("relay", MIGRATE), findings).await?;
     if missing.is_empty() {
-        return partitions(inner, connection, findings).await;
+        return partitions(database, connection, findings).await;
     }
     if missing.len() < TABLES.len() && found.is_none() && !missing.iter().any(|table| table == names.outbox())
     {
@@ -266,7 +267,7 @@ fn main_table(table: &str, found: &HashMap<String, Column>, findings: &mut Vec<F
 }
 
 async fn partitions(
-    inner: &Inner,
+    database: &Database,
     connection: &mut MySqlConnection,
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
@@ -274,11 +275,11 @@ async fn partitions(
         return Ok(());
     }
     let sql = "SELECT COUNT(*) FROM {partitions} WHERE part < 64";
-    let count: i64 = sqlx::query_scalar(inner.tables().sql(sql)).fetch_one(&mut *connection).await?;
+    let count: i64 = sqlx::query_scalar(database.tables().sql(sql)).fetch_one(&mut *connection).await?;
     if count != 64 {
         findings.push(Finding::error(
             "missing-partitions",
-            format!("{} has {count} of its 64 rows", inner.tables().text("{partitions}")),
+            format!("{} has {count} of its 64 rows", database.tables().text("{partitions}")),
             MIGRATE,
         ));
     }

@@ -14,21 +14,25 @@ use outbox_core::{
 };
 use sqlx::PgConnection;
 
-use super::{ARCHIVED, Inner, attempts_code, lease_codes, partition_code, partition_of};
-use crate::{error::store_error, store::begin, store::millis};
+use crate::{
+    codec::{attempts_code, lease_codes, millis, partition_code, partition_of},
+    database::{Database, begin},
+    error::store_error,
+    schema::ARCHIVED,
+};
 
 /// The longest error that is kept with an event, in bytes: enough for a cause and its context, and no dump.
 const ERROR_BYTES_MAX: usize = 4096;
 
 /// Settles, and returns the partitions whose lease is held.
 pub(super) async fn settle(
-    inner: &Inner,
+    database: &Database,
     connection: &mut PgConnection,
     request: &SettleRequest,
 ) -> Result<Vec<Partition>, StoreError> {
     let fail = |error| store_error("settle", error);
     let mut transaction = begin(connection, "settle").await?;
-    let mut settling = Settling { inner, connection: &mut transaction, floors: BTreeMap::new() };
+    let mut settling = Settling { database, connection: &mut transaction, floors: BTreeMap::new() };
     settling.run(request).await.map_err(fail)?;
     let held = settling.floors.keys().map(|part| partition_of(*part)).collect();
     transaction.commit().await.map_err(fail)?;
@@ -36,7 +40,7 @@ pub(super) async fn settle(
 }
 
 struct Settling<'a> {
-    inner: &'a Inner,
+    database: &'a Database,
     connection: &'a mut PgConnection,
     /// The floors of the partitions whose lease is held.
     floors: BTreeMap<i16, Sequence>,
@@ -75,7 +79,7 @@ impl Settling<'_> {
                    WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR NO KEY UPDATE OF p";
         let (parts, epochs) = lease_codes(request);
         let query =
-            sqlx::query_as(self.inner.tables().sql(sql)).bind(parts).bind(epochs).bind(request.relay.0);
+            sqlx::query_as(self.database.tables().sql(sql)).bind(parts).bind(epochs).bind(request.relay.0);
         let rows: Vec<(i16, Sequence)> = query.fetch_all(&mut *self.connection).await?;
         self.floors = rows.into_iter().collect();
         Ok(())
@@ -107,7 +111,7 @@ impl Settling<'_> {
         };
         let sequences: Vec<Sequence> = sent.iter().map(|s| s.sequence).collect();
         let attempts: Vec<i32> = sent.iter().map(|s| attempts_code(s.attempts)).collect();
-        let query = sqlx::query_scalar(self.inner.tables().sql(&sql))
+        let query = sqlx::query_scalar(self.database.tables().sql(&sql))
             .bind(sequences)
             .bind(attempts)
             .bind(self.parts());
@@ -140,7 +144,7 @@ impl Settling<'_> {
                    f AS (INSERT INTO {failed} (sequence) SELECT sequence FROM u WHERE status = 2 \
                      ON CONFLICT (sequence) DO UPDATE SET failed_at = excluded.failed_at) \
                    SELECT sequence FROM u";
-        let query = sqlx::query_scalar(self.inner.tables().sql(sql))
+        let query = sqlx::query_scalar(self.database.tables().sql(sql))
             .bind(sequences)
             .bind(attempts)
             .bind(errors)
@@ -163,7 +167,7 @@ impl Settling<'_> {
                    RETURNING h.part, h.from_sequence";
         let sequences: Vec<Sequence> = done.iter().map(|s| s.sequence).collect();
         let parts: Vec<i16> = done.iter().map(|s| partition_code(s.partition)).collect();
-        let query = sqlx::query_as(self.inner.tables().sql(sql)).bind(sequences).bind(parts);
+        let query = sqlx::query_as(self.database.tables().sql(sql)).bind(sequences).bind(parts);
         query.fetch_all(&mut *self.connection).await
     }
 
@@ -190,7 +194,7 @@ impl Settling<'_> {
                      AND NOT EXISTS (SELECT 1 FROM {outbox} o WHERE o.sequence = h.sequence AND o.status = 0 \
                            AND (o.available_at IS NULL OR o.available_at <= clock_timestamp())) \
                    RETURNING h.part, h.from_sequence";
-        let query = sqlx::query_as(self.inner.tables().sql(sql)).bind(parts).bind(types).bind(ids);
+        let query = sqlx::query_as(self.database.tables().sql(sql)).bind(parts).bind(types).bind(ids);
         query.bind(sequences).fetch_all(&mut *self.connection).await
     }
 
@@ -210,7 +214,7 @@ impl Settling<'_> {
         let sql = "UPDATE {partitions} p SET floor = s.floor \
                    FROM unnest($1::smallint[], $2::bigint[]) s (part, floor) WHERE p.part = s.part";
         let (parts, floors): (Vec<i16>, Vec<Sequence>) = lowered.into_iter().unzip();
-        let query = sqlx::query(self.inner.tables().sql(sql)).bind(parts).bind(floors);
+        let query = sqlx::query(self.database.tables().sql(sql)).bind(parts).bind(floors);
         query.execute(&mut *self.connection).await.map(drop)
     }
 
@@ -248,7 +252,7 @@ impl Settling<'_> {
                      reason = CASE WHEN h.sequence IS NULL OR h.sequence = excluded.sequence \
                                      OR excluded.until > h.until THEN excluded.reason ELSE h.reason END, \
                      changed_at = excluded.changed_at";
-        let query = sqlx::query(self.inner.tables().sql(sql)).bind(parts).bind(types).bind(ids);
+        let query = sqlx::query(self.database.tables().sql(sql)).bind(parts).bind(types).bind(ids);
         let query = query.bind(sequences).bind(froms).bind(afters).bind(reasons);
         query.execute(&mut *self.connection).await.map(drop)
     }

@@ -1,4 +1,4 @@
-//! What one fetch looks at, [`At`], and what it answers, [`Page`].
+//! What one fetch looks at, [`Snapshot`], and what it answers, [`Page`].
 
 use std::time::Duration;
 
@@ -7,32 +7,32 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::{
     SqliteConfig,
-    row::{PENDING_COLUMNS, Pending, micros},
+    codec::{PENDING_COLUMNS, Pending, micros},
 };
 
 /// What one fetch looks at.
-pub(crate) struct At<'a> {
-    pub(crate) config: &'a SqliteConfig,
-    pub(crate) snapshot: &'a Transaction<'a>,
-    pub(crate) now: i64,
-    pub(crate) known: &'a [Sequence],
+pub(super) struct Snapshot<'a> {
+    pub(super) config: &'a SqliteConfig,
+    pub(super) transaction: &'a Transaction<'a>,
+    pub(super) now: i64,
+    pub(super) known: &'a [Sequence],
 }
 
-impl At<'_> {
-    pub(crate) fn is_known(&self, sequence: Sequence) -> bool {
+impl Snapshot<'_> {
+    pub(super) fn is_known(&self, sequence: Sequence) -> bool {
         self.known.binary_search(&sequence).is_ok()
     }
 
-    pub(crate) fn is_held(&self, key: &AggregateKey) -> rusqlite::Result<bool> {
+    pub(super) fn is_held(&self, key: &AggregateKey) -> rusqlite::Result<bool> {
         let sql = "SELECT EXISTS(SELECT 1 FROM {p}_holds WHERE aggregate_type = ?1 AND aggregate_id = ?2)";
-        let mut statement = self.snapshot.prepare_cached(&self.config.sql(sql))?;
+        let mut statement = self.transaction.prepare_cached(&self.config.sql(sql))?;
         statement.query_row([key.aggregate_type(), key.aggregate_id()], |row| row.get(0))
     }
 
     /// The event of a hold, if it is one of that aggregate, pending and due.
-    pub(crate) fn held_row(&self, key: &AggregateKey, sequence: Sequence) -> rusqlite::Result<Option<Row>> {
+    pub(super) fn held_row(&self, key: &AggregateKey, sequence: Sequence) -> rusqlite::Result<Option<Row>> {
         let sql = format!("SELECT {PENDING_COLUMNS} FROM {{p}} o WHERE o.sequence = ?1 AND o.status = 0");
-        let mut statement = self.snapshot.prepare_cached(&self.config.sql(&sql))?;
+        let mut statement = self.transaction.prepare_cached(&self.config.sql(&sql))?;
         let row = statement.query_row([sequence], |row| {
             let pending = Pending(row);
             let is_due = pending.due(self.now)? && pending.key()? == (key.clone(), true);
@@ -43,14 +43,14 @@ impl At<'_> {
 
     /// Adds the rows of one aggregate after and up to a sequence, at most `events_max`. The answer is where to go on,
     /// if there may be more.
-    pub(crate) fn rows_of(
+    pub(super) fn rows_of(
         &self,
         key: &AggregateKey,
         (mut after, up_to): (Sequence, Sequence),
         mut events_max: usize,
         page: &mut Page,
     ) -> rusqlite::Result<Option<Sequence>> {
-        let mut rows = self.snapshot.prepare_cached(&self.config.sql(&format!(
+        let mut rows = self.transaction.prepare_cached(&self.config.sql(&format!(
             "SELECT {PENDING_COLUMNS} FROM {{p}} o INDEXED BY {{p}}_by_key WHERE o.status = 0 \
              AND o.aggregate_type = ?1 AND o.aggregate_id = ?2 AND o.sequence > ?3 AND o.sequence <= ?4 \
              ORDER BY o.sequence"
@@ -71,9 +71,9 @@ impl At<'_> {
         Ok(None)
     }
 
-    pub(crate) fn next_due(&self) -> rusqlite::Result<Option<Duration>> {
+    pub(super) fn next_due(&self) -> rusqlite::Result<Option<Duration>> {
         let first = |sql: &str| -> rusqlite::Result<Option<i64>> {
-            let mut statement = self.snapshot.prepare_cached(&self.config.sql(sql))?;
+            let mut statement = self.transaction.prepare_cached(&self.config.sql(sql))?;
             statement.query_row(params![self.now, i64::MAX], |row| row.get(0)).optional()
         };
         // The upper bound leaves out what is no number, which sorts after all numbers.
@@ -90,25 +90,25 @@ impl At<'_> {
 }
 
 /// What one answer holds and still has room for.
-pub(crate) struct Page {
-    pub(crate) rows: Vec<Row>,
-    pub(crate) events_left: usize,
-    pub(crate) bytes_left: usize,
-    pub(crate) more: bool,
+pub(super) struct Page {
+    pub(super) rows: Vec<Row>,
+    pub(super) events_left: usize,
+    pub(super) bytes_left: usize,
+    pub(super) more: bool,
 }
 
 impl Page {
     /// No further row fits. The first one always does.
-    pub(crate) fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.events_left == 0 || self.bytes_left == 0
     }
 
-    pub(crate) fn count(&mut self, row: &Row) {
+    pub(super) fn count(&mut self, row: &Row) {
         self.events_left = self.events_left.saturating_sub(1);
         self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
     }
 
-    pub(crate) fn add(&mut self, row: Row) {
+    pub(super) fn add(&mut self, row: Row) {
         self.count(&row);
         self.rows.push(row);
     }

@@ -15,7 +15,7 @@ use outbox_core::{
 };
 use uuid::Uuid;
 
-use crate::sequence::{created_at, sequence_of};
+use crate::codec::sequence::{created_at, sequence_of};
 
 /// What an event is filtered by that waits to be sent: a document without a status is one.
 pub(crate) fn pending() -> Document {

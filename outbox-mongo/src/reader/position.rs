@@ -1,22 +1,17 @@
-//! Where a reader is.
+//! Where a reader is: [`Position`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
-use mongodb::{
-    ClientSession,
-    bson::{Bson, DateTime as BsonDateTime, Document, doc},
-};
-use outbox_core::{AggregateKey, Epoch, FetchRequest, Fetched, PARTITIONS, Partition, Sequence};
+use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
+use outbox_core::{AggregateKey, Epoch, FetchRequest, PARTITIONS, Partition, Sequence};
 
-use super::{At, News, page::Page};
+use super::snapshot::Snapshot;
 use crate::{
-    document::partition_of,
-    error::Fault,
-    sequence::{first_of, sequence_of},
-    store::Inner,
+    codec::{document::partition_of, sequence::first_of},
+    database::Database,
 };
 
 /// The most due holds of one fetch, so that a long outage that ends does not fill the memory.
@@ -32,16 +27,8 @@ const CATCH_UP_MAX: usize = 1_000;
 /// hundred milliseconds, and this keeps it near one per cent.
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
 
-/// The first statement of the session has been answered as if it were none of a snapshot.
-fn no_snapshot() -> Fault {
-    Fault::Write { code: SNAPSHOT_UNAVAILABLE, message: "the server gave no snapshot".to_owned() }
-}
-
-/// The server's code for a snapshot that it does not have.
-const SNAPSHOT_UNAVAILABLE: i32 = 246;
-
 /// Where a reader is.
-pub(super) struct Place {
+pub(super) struct Position {
     leases: BTreeMap<Partition, Epoch>,
     /// Everything up to here has been returned or passed by, as far as it is visible.
     pub(super) read: Sequence,
@@ -66,12 +53,12 @@ pub(super) struct Place {
     /// When the scan last started from the beginning; `None` if it is to.
     started_at: Option<BsonDateTime>,
     /// The previous fetch read everything.
-    idle: bool,
+    pub(super) idle: bool,
     /// The size of an event, as far as has been seen: how many to ask for at once.
     pub(super) row_bytes: usize,
 }
 
-impl Place {
+impl Position {
     pub(super) fn new() -> Self {
         Self {
             leases: BTreeMap::new(),
@@ -89,44 +76,6 @@ impl Place {
             idle: false,
             row_bytes: 1_000,
         }
-    }
-
-    /// `None` where there is no outbox.
-    pub(super) async fn fetch(
-        &mut self,
-        inner: &Inner,
-        mut session: ClientSession,
-        request: &FetchRequest,
-    ) -> Result<Option<Fetched>, Fault> {
-        self.lease(request);
-        let Some(news) = News::read(inner, &mut session, self).await? else { return Ok(None) };
-        let snapshot = session.snapshot_time().and_then(sequence_of).ok_or_else(no_snapshot)?;
-        let mut at = At { inner, session, request, now: news.now, snapshot, any_hold: news.any_hold };
-        self.advance(&at);
-        let mut page = Page {
-            rows: Vec::new(),
-            events_left: request.events_max.max(1),
-            bytes_left: request.bytes_max.max(1),
-            more: news.more_due,
-        };
-        // Due holds first: everything of their aggregate waits for them.
-        let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
-        let all_due_noted = self.note_scheduled(news.now, news.scheduled);
-        self.catch_up(&mut at, &mut page).await?;
-        let scanned = if all_due_noted { self.scan(&mut at, &mut page).await? } else { self.bound };
-        self.move_bound(inner, news.now, scanned);
-        let full: HashSet<&AggregateKey> = request.full.iter().collect();
-        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
-        self.idle = !page.more;
-        self.fetched_at = Some(news.now);
-        let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
-        Ok(Some(Fetched {
-            rows: page.rows,
-            due_holds,
-            paused: self.paused(news.paused),
-            more: page.more,
-            next_due: news.next_due.map(wait),
-        }))
     }
 
     /// Whether the events of this aggregate are the relay's.
@@ -178,7 +127,7 @@ impl Place {
         }
     }
 
-    fn advance(&mut self, at: &At<'_>) {
+    pub(super) fn advance(&mut self, at: &Snapshot<'_>) {
         for end in &at.request.ended_holds {
             self.given.remove(&end.key);
             if end.removed {
@@ -214,7 +163,7 @@ impl Place {
     }
 
     /// Takes note of the aggregates of events behind the read position whose time has come. False: there may be more.
-    fn note_scheduled(
+    pub(super) fn note_scheduled(
         &mut self,
         now: BsonDateTime,
         scheduled: Vec<(BsonDateTime, Sequence, AggregateKey)>,
@@ -244,14 +193,14 @@ impl Place {
     /// Nothing can become visible any more that was inserted twice the life of a transaction ago. What has become visible
     /// since the last scan is behind the bound only once a scan has come so far: none had its turn where others filled the
     /// page, and one that met more than the page takes has ended sooner.
-    fn move_bound(&mut self, inner: &Inner, now: BsonDateTime, scanned: Sequence) {
-        let lifetime = i64::try_from(inner.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
+    pub(super) fn move_bound(&mut self, database: &Database, now: BsonDateTime, scanned: Sequence) {
+        let lifetime = i64::try_from(database.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
         let second = now.timestamp_millis().div_euclid(1000).saturating_sub(lifetime.saturating_mul(2));
         self.bound = self.bound.max(scanned.min(first_of(second)));
         self.passed = self.passed.split_off(&(self.bound + 1));
     }
 
-    fn paused(&mut self, paused: HashMap<AggregateKey, BsonDateTime>) -> Vec<AggregateKey> {
+    pub(super) fn paused(&mut self, paused: HashMap<AggregateKey, BsonDateTime>) -> Vec<AggregateKey> {
         let told = std::mem::replace(&mut self.told, paused);
         let new = self.told.iter().filter(|(key, at)| told.get(*key) != Some(*at));
         new.map(|(key, _)| key.clone()).filter(|key| self.owns(partition_of(key))).collect()

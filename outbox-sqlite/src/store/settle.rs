@@ -2,15 +2,21 @@
 
 use outbox_core::{
     AggregateKey, FailureCause, HoldReason, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest,
-    Settled, Settlement, Successors, Unhold, WhenSent,
+    Settled, Settlement, StoreError, Successors, Unhold, WhenSent,
 };
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Transaction, params};
 
-use crate::{SqliteConfig, row::to_micros, schema::columns};
+use crate::{
+    SqliteConfig,
+    codec::to_micros,
+    database::{Database, now},
+    error::Context,
+    schema::columns,
+};
 
 /// Whether the lease is the relay's. The caller's transaction is `IMMEDIATE`: it has the write lock of the whole
 /// database, which includes the lease row, so that reading the row is enough here.
-pub(crate) fn holds_lease(
+fn holds_lease(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
     relay: RelayId,
@@ -23,13 +29,34 @@ pub(crate) fn holds_lease(
     transaction.query_row(&sql, parameters, |row| row.get(0))
 }
 
-/// The database's clock, once for a whole transaction.
-pub(crate) fn now(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached(&config.sql("SELECT {now}"))?.query_row([], |row| row.get(0))
+pub(super) async fn begin_attempt(
+    database: &Database,
+    relay: RelayId,
+    lease: Lease,
+    sequence: Sequence,
+    attempts: u32,
+) -> Result<bool, StoreError> {
+    const WHAT: &str = "record an attempt";
+    database
+        .write(WHAT, move |config, transaction| {
+            if !holds_lease(config, transaction, relay, lease).doing(WHAT)? {
+                return Ok(false);
+            }
+            let sql = config.sql("UPDATE {p} SET attempts = ?2 WHERE sequence = ?1 AND status = 0");
+            transaction.execute(&sql, params![sequence, attempts]).doing(WHAT)?;
+            Ok(true)
+        })
+        .await
 }
 
 /// Records a request: see `OutboxStore::settle`.
-pub(crate) fn settle(
+pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Result<Settled, StoreError> {
+    const WHAT: &str = "settle events";
+    let request = request.clone();
+    database.write(WHAT, move |config, transaction| record(config, transaction, &request).doing(WHAT)).await
+}
+
+fn record(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
     request: &SettleRequest,
@@ -64,7 +91,7 @@ pub(crate) fn settle(
 
 /// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can have
 /// left there, is replaced.
-pub(crate) fn copy_to_archive(
+pub(super) fn copy_to_archive(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
     sequence: Sequence,

@@ -1,12 +1,41 @@
-//! Connections that belong to one purpose, and the transactions of a relay.
+//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`], connections
+//! that belong to one purpose, and the transactions of a relay.
 
 use outbox_core::{StoreError, StoreErrorKind};
-use sqlx::{ConnectOptions as _, Connection as _, MySql, MySqlConnection, Transaction, mysql::MySqlPool};
+use sqlx::{
+    ConnectOptions as _, Connection as _, MySql, MySqlConnection, Transaction, mysql::MySqlPool,
+    pool::PoolConnection,
+};
 
 use crate::{
-    config::CONNECT_TIMEOUT,
+    MysqlConfig,
+    config::{CONNECT_TIMEOUT, Tables},
     error::{store_error, within},
 };
+
+/// The pool and what belongs to it, shared by the store, its readers and its settles.
+pub(crate) struct Database {
+    pub(crate) pool: MySqlPool,
+    pub(crate) config: MysqlConfig,
+    /// The connection that settles, taken out while it works, so that a settle that is dropped half-way takes its
+    /// connection with it.
+    pub(crate) settling: tokio::sync::Mutex<Option<MySqlConnection>>,
+}
+
+impl Database {
+    pub(crate) fn new(pool: MySqlPool, config: &MysqlConfig) -> Self {
+        Self { pool, config: config.clone(), settling: tokio::sync::Mutex::new(None) }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.config.tables
+    }
+
+    /// A connection of the pool.
+    pub(crate) async fn connection(&self, what: &str) -> Result<PoolConnection<MySql>, StoreError> {
+        within(what, self.pool.acquire()).await
+    }
+}
 
 /// What every connection of a relay is set to, whatever the server's defaults are.
 ///

@@ -1,4 +1,5 @@
-//! A connection that lives on a thread of its own, because SQLite blocks.
+//! The database as the relay and its operator use it, [`Database`]: connections that live on threads of their own,
+//! because SQLite blocks.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,6 +16,46 @@ use crate::{SqliteConfig, error::Context};
 const STATEMENTS_CACHED: usize = 64;
 
 type Job = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
+
+/// The connections of a store: one that writes, one that reads.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) config: SqliteConfig,
+    writer: Worker,
+    pub(crate) reader: Worker,
+}
+
+impl Database {
+    pub(crate) fn new(config: SqliteConfig) -> Result<Self, StoreError> {
+        let writer = Worker::spawn(&config, "outbox-sqlite-write")?;
+        let reader = Worker::spawn(&config, "outbox-sqlite-read")?;
+        Ok(Self { config, writer, reader })
+    }
+
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&SqliteConfig, &Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let config = self.config.clone();
+        self.writer.write(what, move |transaction| work(&config, transaction)).await
+    }
+
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&SqliteConfig, &Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let config = self.config.clone();
+        self.reader
+            .run(move |connection| {
+                // A transaction that only reads, so that all its statements see the same rows.
+                let transaction = connection.transaction().doing(what)?;
+                work(&config, &transaction).doing(what)
+            })
+            .await
+    }
+}
 
 /// A thread with a connection, which is opened by the first job and again by the first job after an error that may
 /// have been the connection's own. The thread ends when the `Worker` is dropped and the last job is done.
@@ -130,4 +171,9 @@ pub(crate) fn open(config: &SqliteConfig, extra: OpenFlags) -> rusqlite::Result<
     // connection, so the service chooses its own.
     connection.pragma_update(None, "synchronous", "FULL")?;
     Ok(connection)
+}
+
+/// The database's clock, once for a whole transaction.
+pub(crate) fn now(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached(&config.sql("SELECT {now}"))?.query_row([], |row| row.get(0))
 }

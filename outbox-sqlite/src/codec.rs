@@ -1,4 +1,5 @@
-//! From a row of the table to an event, or to the reason why it is none.
+//! Values of the core as they are in the database, and back: from a row of the table to an event, or to the reason why
+//! it is none, and times.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,6 +11,11 @@ use outbox_core::{
 };
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
+
+/// The database's clock: microseconds since 1970-01-01 UTC, with SQLite's own resolution of a millisecond.
+///
+/// `unixepoch('subsec')` would read better, but a writer may bring a library older than 3.42, where it is null.
+pub(crate) const NOW: &str = "(CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)";
 
 /// The one partition of this store.
 pub(crate) const PARTITION: u16 = 0;

@@ -1,13 +1,76 @@
-//! Connections that belong to one purpose: one to fetch, one to settle.
+//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`], and the
+//! connections that belong to one purpose, [`Session`].
 
-use sqlx::{
-    ConnectOptions as _, PgConnection,
-    postgres::{PgConnectOptions, PgPool},
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError, atomic::AtomicI32},
 };
 
-use outbox_core::{StoreError, StoreErrorKind};
+use outbox_core::{AggregateKey, Lease, RelayId, Sequence, StoreError, StoreErrorKind};
+use sqlx::{
+    ConnectOptions as _, PgConnection, PgPool,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, Postgres},
+};
 
-use crate::{config::CONNECT_TIMEOUT, error::store_error};
+use crate::{
+    PostgresConfig,
+    config::{CONNECT_TIMEOUT, Tables},
+    error::{store_error, within},
+};
+
+/// The pool and what belongs to it, shared by the store, its readers and its settles.
+pub(crate) struct Database {
+    pub(crate) pool: PgPool,
+    pub(crate) config: PostgresConfig,
+    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it works,
+    /// so that a settle that is dropped half-way takes its connection with it.
+    pub(crate) settling: tokio::sync::Mutex<Option<Session>>,
+    /// The server's process of the settle that is running, or 0: its locks are not those of a writer.
+    pub(crate) settling_pid: AtomicI32,
+    /// What a relay's next reader must know of the previous one.
+    inherited: Mutex<HashMap<RelayId, Inherited>>,
+}
+
+/// What a relay's next reader must know of the previous one: the aggregates that were read by key.
+pub(crate) type Inherited = Vec<(AggregateKey, Lease, Sequence)>;
+
+impl Database {
+    pub(crate) fn new(pool: PgPool, config: &PostgresConfig) -> Self {
+        Self {
+            pool,
+            config: config.clone(),
+            settling: tokio::sync::Mutex::new(None),
+            settling_pid: AtomicI32::new(0),
+            inherited: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.config.tables
+    }
+
+    /// A connection of the pool.
+    pub(crate) async fn connection(&self, what: &str) -> Result<PoolConnection<Postgres>, StoreError> {
+        within(what, self.pool.acquire()).await
+    }
+
+    /// What the reader of this relay inherits.
+    pub(crate) fn inherited(&self) -> std::sync::MutexGuard<'_, HashMap<RelayId, Inherited>> {
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) async fn begin<'a>(
+    connection: &'a mut PgConnection,
+    what: &str,
+) -> Result<sqlx::Transaction<'a, Postgres>, StoreError> {
+    use sqlx::Connection as _;
+    connection
+        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED")
+        .await
+        .map_err(|error| store_error(what, error))
+}
 
 /// What every connection of a relay is set to, whatever the role's defaults are.
 ///

@@ -1,4 +1,4 @@
-//! PostgreSQL's time as it is on the wire.
+//! PostgreSQL's time as it is on the wire: [`Micros`].
 
 use std::time::Duration;
 
