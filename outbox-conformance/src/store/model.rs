@@ -1,11 +1,6 @@
 //! One aggregate as the rules of [`Hold`] have it, what can be done to it, and every step that those rules allow.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::LazyLock, time::Duration};
 
 use outbox_core::{HoldReason, Outcome, Sequence, Settlement, Status, Successors, Unhold, store::Hold};
 
@@ -362,7 +357,9 @@ impl Chart {
         let mut distances: Vec<usize> = self.ways.iter().map(|_| usize::MAX).collect();
         for far in 1.. {
             let before = distances.clone();
-            for (place, ways) in self.ways.iter().enumerate().filter(|(place, _)| before[*place] == usize::MAX) {
+            for (place, ways) in
+                self.ways.iter().enumerate().filter(|(place, _)| before[*place] == usize::MAX)
+            {
                 let is_near = |(step, next): &(usize, usize)| ahead[*step] || before[*next] < far;
                 if ways.iter().any(is_near) {
                     distances[place] = far;
@@ -418,6 +415,8 @@ impl Aggregate {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// A rule that allows more or fewer steps is seen here, and the clause walks through all of them.

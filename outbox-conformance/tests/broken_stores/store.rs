@@ -9,9 +9,9 @@ use std::{
 use async_trait::async_trait;
 use outbox_core::{
     AggregateKey, Claimed, Disposal, Epoch, EventFilter, EventRecord, FailureCause, Finding, HoldReason,
-    HoldRecord,     Lease, Membership, MemoryStore, OutboxAdmin, OutboxReader, OutboxStore, Outcome, Owner, Partition,
-    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Settlement, Status, StoreCapabilities,
-    StoreError, StoreStats, Successors, Unhold, WhenSent,
+    HoldRecord, Lease, Membership, MemoryStore, OutboxAdmin, OutboxReader, OutboxStore, Outcome, Owner,
+    Partition, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Settlement, Status,
+    StoreCapabilities, StoreError, StoreStats, Successors, Unhold, WhenSent,
     store::{Count, QuickStats},
 };
 
