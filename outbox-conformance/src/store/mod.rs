@@ -6,6 +6,7 @@ mod model;
 mod relay;
 mod run;
 mod stage;
+mod storm;
 
 pub use clauses::STORE_CLAUSES;
 pub use harness::{OpenTransaction, StoreHarness};

@@ -9,6 +9,7 @@ mod relays;
 mod retaining;
 mod ruling;
 mod settling;
+mod storming;
 mod writing;
 
 use crate::StoreClause;
@@ -104,6 +105,13 @@ store_clauses! { $
         "where the relay left a full aggregate is forgotten with the lease of its partition";
     crowding::a_due_hold_of_a_full_aggregate_is_returned
         "a due hold is returned whether its aggregate is full or not, and what waits behind it once it is not";
+
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_kept
+        "with Keep, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_deleted
+        "with Delete, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_archived
+        "with Archive, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
 
     relays::a_relay_lives_as_long_as_it_beats
         "a relay that joined is alive for its ttl and, with each beat, for another";
