@@ -15,6 +15,7 @@ use lapin::{
     },
     types::{AMQPValue, FieldTable},
 };
+use outbox_conformance::testing;
 use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
 use outbox_rabbitmq::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqPublisher};
 use tokio::sync::mpsc;
@@ -25,16 +26,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The value of a variable, or a line that says which server is missing.
 pub(crate) fn variable(name: &str) -> Option<String> {
-    let value = std::env::var(name).ok();
-    if value.is_none() {
-        let text = format!(
-            "RabbitMQ is not there: {name} is not set; run `scripts/services.sh up rabbitmq` and \
-             `eval \"$(scripts/services.sh env)\"`"
-        );
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
-        eprintln!("{text}");
-    }
-    value
+    testing::address("RabbitMQ", "rabbitmq", name)
 }
 
 /// The server's address, or nothing where none is meant to be there.
