@@ -49,6 +49,10 @@ docs:
 deny:
     cargo deny --all-features check
 
+# Names what breaks users since the last tag. Needs `cargo install --locked cargo-semver-checks`, and a tag.
+semver:
+    cargo semver-checks --workspace --all-features --baseline-rev "$(git describe --tags --abbrev=0)"
+
 # Checks the spelling. Needs `cargo install --locked typos-cli`.
 typos:
     typos

@@ -31,7 +31,7 @@ an inbox|outbox-mysql|Mariadb|MariaDB
 an inbox|outbox-mongo||MongoDB'
 
 run() { # run FILE: every suite, each of which appends its table to FILE
-  scripts/services.sh up postgres mysql mariadb mongodb kafka rabbitmq nats
+  scripts/services.sh up postgres postgres18 mysql mariadb mongodb kafka rabbitmq rabbitmq4 nats nats2
   eval "$(scripts/services.sh env)"
   OUTBOX_REQUIRE_SERVERS=1 OUTBOX_CONFORMANCE_TABLE=$1 cargo test --workspace --all-features --test conformance \
     --test inbox --test memory --test json_lines

@@ -189,6 +189,23 @@ END
     for package in ./*.deb; do dpkg -x "$package" "$work/root" || exit 1; done
 ) >>"$LOG/fetch.log" 2>&1 </dev/null 9>&-
 
+# on_foreign_libraries FOLDER PROGRAM...: what was unpacked from another suite needs that suite's loader and libraries, also
+# where one program starts another. So each becomes a script that starts it by them, under the script's own name.
+on_foreign_libraries() {
+  local folder=$1 program
+  shift
+  for program; do
+    [ ! -e "$program.program" ] || continue
+    mv "$program" "$program.program"
+    cat >"$program" <<END
+#!/bin/sh
+exec "$folder/usr/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$folder/usr/lib/x86_64-linux-gnu" \\
+  --argv0 "$program" "$program.program" "\$@"
+END
+    chmod 755 "$program"
+  done
+}
+
 # ---- certificates ----
 missing_openssl() { command -v openssl >/dev/null || echo openssl; }
 certificates() { # certificates FOLDER: an authority of its own, and what it has signed for a server and for a client
@@ -318,7 +335,7 @@ status() {
     state=down
     ! alive "$name" || state=starting
     [ "$state" = down ] || ! "probe_$name" >/dev/null 2>&1 || state=up
-    printf '%-9s %-8s port %s  data %s\n' "$name" "$state" "$(port "$name")" "$DATA/$name"
+    printf '%-10s %-8s port %s  data %s\n' "$name" "$state" "$(port "$name")" "$DATA/$name"
   done
 }
 list() {

@@ -6,13 +6,12 @@ mod events;
 mod filter;
 mod operate;
 mod output;
-mod parts;
 mod relay;
 mod replay;
 mod status;
 mod table;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
 use outbox_core::{EventFilter, Finding, OutboxAdmin, Sequence, Severity};
@@ -23,7 +22,6 @@ use self::{
     filter::{Chosen, Conditions},
     operate::Target,
     output::{Failure, LogFormat},
-    parts::Store,
     replay::ReplayArgs,
 };
 
@@ -42,9 +40,7 @@ Every setting of the file can be given by environment, which wins: relay.lease_t
 OUTBOX_STORE_URL_FILE names a file that holds store.url. Of several outboxes, OUTBOX_SHOP_STORE_URL is store.url of the
 one with the name shop.";
 
-/// While a broker is away, its client warns several times a second of what the relay says once. lapin also warns of each
-/// message that came back, with its payload.
-const LOG_DEFAULT: &str = "info,librdkafka=error,async_nats=error,lapin=off";
+static LOG_DEFAULT: LazyLock<String> = LazyLock::new(config::log_default);
 
 /// Publishes the events that services write into their outbox tables.
 #[derive(Debug, Parser)]
@@ -55,7 +51,7 @@ struct Cli {
     config: Option<PathBuf>,
 
     /// How much is logged: error, warn, info, debug, trace, or by target, such as info,outbox_kafka=debug
-    #[arg(long, global = true, env = "OUTBOX_LOG", value_name = "LEVEL", default_value = LOG_DEFAULT)]
+    #[arg(long, global = true, env = "OUTBOX_LOG", value_name = "LEVEL", default_value = LOG_DEFAULT.as_str())]
     log: tracing_subscriber::filter::Targets,
 
     /// How it is logged, always to the standard error
@@ -143,6 +139,19 @@ enum Command {
     },
     /// Publish events that were sent or archived once more
     Replay(ReplayArgs),
+    /// Print what can be configured
+    Config {
+        #[command(subcommand)]
+        print: Print,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Print {
+    /// A configuration file with every setting and its default
+    Example,
+    /// The reference of all settings, in Markdown
+    Reference,
 }
 
 fn main() -> ExitCode {
@@ -162,6 +171,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Config { print: Print::Example } => return output::print(&config::example()),
+        Command::Config { print: Print::Reference } => return output::print(&config::reference()),
+        _ => {}
+    }
     let needs = match &cli.command {
         Command::Relay | Command::Check => Needs::StoreAndPublisher,
         Command::Replay(args) if !args.dry_run => Needs::StoreAndPublisher,
@@ -178,7 +192,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
         command => {
             let (outbox, _) = config.one()?;
             let look_around = outbox.relay.membership_interval;
-            operate(command, Store::open(outbox.store).await?.sides().1.as_ref(), look_around).await
+            operate(command, outbox.store.open().await?.admin.as_ref(), look_around).await
         }
     }
 }
@@ -200,7 +214,8 @@ async fn operate(command: Command, admin: &dyn OutboxAdmin, look_around: Duratio
         | Command::Migrate { .. }
         | Command::Check
         | Command::Status { .. }
-        | Command::Replay(_) => Ok(()),
+        | Command::Replay(_)
+        | Command::Config { .. } => Ok(()),
     }
 }
 
@@ -209,7 +224,7 @@ fn print_migrations(config: &Config) -> Result<(), Failure> {
         if let Some(name) = &outbox.name {
             output::print(&format!("-- The outbox {name}.\n"))?;
         }
-        output::print(&outbox.store.migration_sql())?;
+        output::print(&outbox.store.migration())?;
     }
     Ok(())
 }
@@ -219,10 +234,7 @@ async fn migrate(config: Config) -> Result<(), Failure> {
     let mut problems = Vec::new();
     for outbox in config.outboxes {
         let shown = outbox.shown();
-        let migrated = match Store::open(outbox.store).await {
-            Ok(store) => store.migrate().await,
-            Err(error) => Err(error),
-        };
+        let migrated = outbox.store.migrate().await;
         match migrated {
             Ok(()) => output::print(&format!("{shown} is up to date\n"))?,
             Err(error) => {

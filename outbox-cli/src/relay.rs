@@ -9,6 +9,7 @@ use futures::future::{BoxFuture, join_all};
 use outbox_core::{
     Clock, Finding, Monotonic, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher, StoreError, Task,
     TokioClock, chain,
+    settings::{ConfiguredPublisher, Problem},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -18,10 +19,9 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use crate::{
-    config::{Config, OutboxConfig, PublisherConfig},
+    config::{Config, OutboxConfig},
     has_errors,
     output::{Failure, LogFormat, name_findings},
-    parts::Store,
 };
 
 /// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot flood
@@ -44,7 +44,7 @@ struct Outbox {
 
 /// The publishers, each made when it is first wanted.
 struct Publishers {
-    configs: Vec<PublisherConfig>,
+    configs: Vec<Arc<dyn ConfiguredPublisher>>,
     made: Mutex<Vec<Option<Arc<dyn Publisher>>>>,
 }
 
@@ -125,14 +125,15 @@ impl Outbox {
     }
 
     async fn build(&self) -> Result<Relay, Vec<Finding>> {
-        let (store, _) =
-            Store::open(self.config.store.clone()).await.map_err(|error| unopened(&error))?.sides();
+        let store = self.config.store.open().await.map_err(|error| unopened(&error))?.store;
         let publisher = self.publishers.get(self.config.publisher)?;
         let clock = SpanClock { inner: TokioClock::default(), span: self.span.clone() };
         let relay = Relay::with_clock(store, publisher, self.config.relay.clone(), Arc::new(clock));
         relay.map_err(|error| {
-            let finding = |problem| Finding::error("settings", problem, "correct it in [relay]");
-            error.problems.into_iter().map(finding).collect()
+            let finding = |problem: &Problem| {
+                Finding::error("settings", format!("{} {}", problem.setting, problem.what), &*problem.remedy)
+            };
+            error.problems().iter().map(finding).collect()
         })
     }
 
@@ -213,27 +214,19 @@ impl Publishers {
         let (config, made) = self.configs.get(index).zip(made.get_mut(index)).ok_or_else(missing)?;
         let publisher = match made {
             Some(publisher) => Arc::clone(publisher),
-            None => Arc::clone(made.insert(open(config)?)),
+            None => Arc::clone(made.insert(config.open()?)),
         };
         Ok(Arc::new(SharedPublisher::new(publisher)))
     }
 
     fn shown(&self, index: Option<usize>) -> String {
-        index.and_then(|index| self.configs.get(index)).map(PublisherConfig::shown).unwrap_or_default()
+        index.and_then(|index| self.configs.get(index)).map(|config| config.shown()).unwrap_or_default()
     }
 
     async fn close(&self) {
         let made = std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner));
         join_all(made.iter().flatten().map(|publisher| publisher.close())).await;
     }
-}
-
-fn open(config: &PublisherConfig) -> Result<Arc<dyn Publisher>, Vec<Finding>> {
-    config.clone().open().map_err(|failure| match failure {
-        Failure::Findings(findings) => findings,
-        Failure::Reported => Vec::new(),
-        Failure::Runtime(error) => vec![Finding::error("publisher", error, "correct [publisher]")],
-    })
 }
 
 /// Tokio's clock, whose tasks log as those of their outbox.

@@ -7,7 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_core::{
     EventFilter, Finding, Publisher, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress,
-    Sequence, TopicTemplate, chain,
+    Sequence, TopicTemplate, chain, settings::Problem,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -18,7 +18,6 @@ use crate::{
     has_errors,
     operate::events,
     output::{self, Failure, LogFormat, name_findings},
-    parts::Store,
     relay::Signals,
     table::printable,
 };
@@ -83,11 +82,13 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
         _ => Arc::new(outbox_core::MemoryPublisher::new()),
     };
     let topics = settings.topic.topics();
-    let (_, admin) = Store::open(outbox.store).await?.sides();
+    let admin = outbox.store.open().await?.admin;
     let new = || {
         Replay::new(Arc::clone(&admin), Arc::clone(&publisher), settings.clone()).map_err(|error| {
-            let finding = |problem| Finding::error("settings", problem, "change the command");
-            error.problems.into_iter().map(finding).collect::<Vec<_>>()
+            let finding = |problem: &Problem| {
+                Finding::error("settings", format!("{} {}", problem.setting, problem.what), &*problem.remedy)
+            };
+            error.problems().iter().map(finding).collect::<Vec<_>>()
         })
     };
     let (replay, plan) = (new()?, new()?);

@@ -2,14 +2,13 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use outbox_core::{HoldRecord, StoreError, StoreStats, chain};
+use outbox_core::{HoldRecord, StoreError, StoreStats, chain, settings::OpenedStore};
 use serde::Serialize;
 
 use crate::{
     config::{Config, OutboxConfig},
     operate::{HOLDS_READ_MAX, Hold, reason, whole_seconds},
     output::{self, Failure},
-    parts::Store,
 };
 
 /// Holds that the table names, the soonest due first.
@@ -70,7 +69,7 @@ pub(crate) async fn run(config: Config, json: bool) -> Result<(), Failure> {
 
 async fn report(outbox: OutboxConfig) -> Result<Report, StoreError> {
     let shown = outbox.store.shown();
-    let (store, admin) = Store::open(outbox.store).await?.sides();
+    let OpenedStore { store, admin, .. } = outbox.store.open().await?;
     let stats = store.stats().await?;
     let holds = admin.holds(HOLDS_READ_MAX).await?;
     let paused_topics = admin.paused_topics().await?;

@@ -213,7 +213,7 @@ fn a_check_names_what_is_wrong_and_the_relay_does_not_start() {
         ("sqlite:absent.db", &["[missing-file]", "absent.db"][..]),
         ("sqlite:empty.db", &["[missing-table]", "empty.db"]),
         ("sqlite:text.db", &["[not-a-database]", "text.db"]),
-        ("sqlite:old.db", &["[older-schema]", "version 0"]),
+        ("sqlite:old.db", &["[schema-older]", "version 0"]),
         ("sqlite:broken.db", &["[missing-table]", "outbox_holds", "outbox_topics"]),
     ] {
         let variables = [("OUTBOX_STORE_URL", url), TO_FILE[1]];

@@ -1,5 +1,7 @@
 //! A publisher without a broker: [`JsonLinesPublisher`].
 
+mod adapter;
+
 use std::{
     fmt,
     fs::{File, OpenOptions},
@@ -14,6 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 
+pub use self::adapter::{FileAdapter, StdoutAdapter};
 use crate::{Finding, Message, PublishError, Publisher, Reporter, Stored, cloudevents};
 
 /// How many bytes of whole lines are written at once; the call's end is looked at in between. A page of a pipe, so

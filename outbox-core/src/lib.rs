@@ -1,4 +1,5 @@
-//! The traits, the event and the relay engine of the outbox framework. Names no database and no broker.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod clock;
 pub mod cloudevents;
@@ -17,6 +18,7 @@ mod relay;
 mod replay;
 mod retry;
 mod routing;
+pub mod settings;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -36,7 +38,7 @@ pub use finding::{Finding, Severity};
 pub use inbox::{
     EventIdentity, Inbox, PURGE_AGE_MIN, Receipt, check_consumer, check_purge_age, consume_once,
 };
-pub use jsonlines::JsonLinesPublisher;
+pub use jsonlines::{FileAdapter, JsonLinesPublisher, StdoutAdapter};
 pub use key::AggregateKey;
 pub use memory::{MemoryInbox, MemoryPublisher, MemoryStore, MemoryTransaction};
 pub use publisher::{
@@ -45,8 +47,8 @@ pub use publisher::{
 };
 pub use received::{ReceivedEvent, ReceivedEventError};
 pub use relay::{
-    Availability, Change, ConfigError, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle,
-    Observer, Phase, Relay, RelayConfig, RelayEnded, RelayHandle, RelayStatus, Retention, StoreWork,
+    Availability, Change, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle, Observer, Phase,
+    Relay, RelayConfig, RelayEnded, RelayHandle, RelayStatus, Retention, StoreWork,
 };
 pub use replay::{
     REPLAY_HEADER, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayEnded, ReplayHandle, ReplayPlan,
@@ -54,6 +56,7 @@ pub use replay::{
 };
 pub use retry::{GiveUp, RetryDecision, RetryPolicy};
 pub use routing::{RoutingError, TemplateError, TopicTemplate};
+pub use settings::ConfigError;
 pub use store::{
     Claimed, Disposal, DueHold, Epoch, EventFilter, EventRecord, FULL_MAX, FailureCause, FetchRequest,
     Fetched, HoldEnd, HoldReason, HoldRecord, Lease, Membership, OutboxAdmin, OutboxReader, OutboxStore,

@@ -1,6 +1,7 @@
 //! The testing kit, as a service uses it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+#![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 
 use std::{marker::PhantomData, rc::Rc, sync::Arc, time::Duration};
 
@@ -114,7 +115,7 @@ fn config() -> RelayConfig {
 impl World {
     fn start<P: outbox_core::Publisher>(publisher: P) -> Self {
         let store = memory();
-        let relay = Relay::new(Arc::new(store.clone()), Arc::new(publisher), config()).unwrap();
+        let relay = Relay::new(store.clone(), publisher, config()).unwrap();
         let (handle, relay) = (relay.handle(), tokio::spawn(relay.run()));
         Self { store, handle, relay }
     }
@@ -192,6 +193,19 @@ async fn an_event_that_is_not_relayed_says_why() {
     let error =
         testing::relayed(&world.store, &mut world.handle, [waiting.id()], PATIENCE).await.unwrap_err();
     assert!(matches!(error, NotRelayed::Ended(id) if id == waiting.id()), "{error}");
+}
+
+#[tokio::test]
+async fn an_event_is_not_waited_for_when_the_relay_was_dropped() {
+    let publisher = ScriptedPublisher::new();
+    let mut world = World::start(publisher.clone());
+    publisher.hang_next(1);
+    let event = event("1", "placed");
+    world.commit(&event);
+    publisher.hanging_at_least(1).await;
+    world.relay.abort();
+    let error = world.relayed(&event).await.unwrap_err();
+    assert!(matches!(error, NotRelayed::Ended(id) if id == event.id()), "{error}");
 }
 
 #[tokio::test]

@@ -2,7 +2,67 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use outbox_core::{
+    ConfigError,
+    settings::{Kind, Problem, Setting},
+};
 use rdkafka::{ClientConfig, error::KafkaError};
+
+/// The settings that a program which reads some can give: see [`KafkaAdapter`](crate::KafkaAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "key",
+        Kind::Choice(&["aggregate_id", "aggregate"]),
+        "What becomes the key of a record: \"aggregate_id\", or \"aggregate\" for type/id.",
+    )
+    .default("aggregate_id"),
+    DELIVERY_TIMEOUT,
+    LINGER,
+    IN_FLIGHT_MAX,
+    Setting::new(
+        "*",
+        Kind::Rest {
+            // Their own names end like a variable that names a file with the value.
+            file_names: &[
+                "sasl.oauthbearer.assertion.private.key.file",
+                "sasl.oauthbearer.assertion.jwt.template.file",
+            ],
+            examples: &[
+                "\"security.protocol\" = \"sasl_ssl\"",
+                "\"sasl.mechanism\" = \"SCRAM-SHA-512\"",
+                "\"sasl.username\" = \"outbox\"",
+                "\"compression.type\" = \"lz4\"",
+            ],
+        },
+        "Everything else in this table is a property of librdkafka and is passed on, except those that the guarantees \
+         stand on. The variable of sasl.password is OUTBOX_PUBLISHER_KAFKA_SASL_PASSWORD.",
+    )
+    .secret(),
+];
+
+const DELIVERY_TIMEOUT: Setting = Setting::new(
+    "delivery_timeout",
+    Kind::Duration { min: Duration::from_millis(100), max: Duration::from_secs(900) },
+    "When librdkafka gives up a message that is not acknowledged. By default, and at most, a second and a half before \
+     relay.publish_timeout, or half of that.",
+)
+.default("3s 500ms");
+
+const LINGER: Setting = Setting::new(
+    "linger",
+    Kind::TIME_OR_ZERO,
+    "How long a message may wait for others to share its request.",
+)
+.default("0s");
+
+/// Five is the most that idempotence covers.
+const IN_FLIGHT_MAX: Setting = Setting::new(
+    "in_flight_max",
+    Kind::Integer { min: 1, max: 5 },
+    "Requests to one broker that are under way at a time.",
+)
+.default("1")
+.unit("requests");
 
 /// Properties that the guarantees stand on, each with what sets it or why it is as it is.
 const REFUSED: [(&str, &str); 18] = [
@@ -43,8 +103,8 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("reconnect.backoff.max.ms", "1000"),
     // A topic that was created or granted meanwhile is noticed within ten seconds instead of five minutes.
     ("topic.metadata.refresh.interval.ms", "10000"),
-    // A mistyped topic is an error, and no new topic with the broker's defaults that nobody reads. librdkafka asks for
-    // topics in the metadata request, and says there whether the broker may make them.
+    // A mistyped topic is an error, and no new topic with the broker's defaults that nobody reads. librdkafka
+    // asks for topics in the metadata request, and says there whether the broker may make them.
     (CREATES_TOPICS, "false"),
     ("socket.keepalive.enable", "true"),
     ("socket.nagle.disable", "true"),
@@ -56,14 +116,11 @@ const DEFAULTS: [(&str, &str); 13] = [
 
 const CREATES_TOPICS: &str = "allow.auto.create.topics";
 
-/// A second and a half less than a relay's default publish time-out: librdkafka looks for what has timed out once a
-/// second, and a message that it has not given up by then has an unknown outcome.
+/// A second and a half less than a relay's default publish time-out: librdkafka looks for what has timed out
+/// once a second, and a message that it has not given up by then has an unknown outcome.
 const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_millis(3_500);
-const DELIVERY_TIMEOUT_MIN: Duration = Duration::from_millis(100);
-const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(900);
-
-/// What a record may have beside its payload: the event's own headers, at most 16 KiB, and the key, the attributes and
-/// the framing of each header, for which 4 KiB are plenty.
+/// What a record may have beside its payload: the event's own headers, at most 16 KiB, and the key, the
+/// attributes and the framing of each header, for which 4 KiB are plenty.
 const ENVELOPE_BYTES: usize = outbox_core::HEADERS_BYTES_MAX + 4 * 1024;
 
 /// What becomes the key of a record.
@@ -71,8 +128,9 @@ const ENVELOPE_BYTES: usize = outbox_core::HEADERS_BYTES_MAX + 4 * 1024;
 /// Either way all events of one aggregate have the same key, and so are in the same partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KafkaKey {
-    /// The aggregate's id, so that the topic joins with others that are keyed by it. Where a *compacted* topic
-    /// carries several aggregate types, take [`Aggregate`](Self::Aggregate), or equal ids would replace each other.
+    /// The aggregate's id, so that the topic joins with others that are keyed by it. Where a *compacted*
+    /// topic carries several aggregate types, take [`Aggregate`](Self::Aggregate), or equal ids would replace
+    /// each other.
     #[default]
     AggregateId,
     /// `type/id`.
@@ -90,14 +148,9 @@ pub struct KafkaConfig {
     properties: BTreeMap<String, String>,
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KafkaConfigError {
-    problems: Vec<String>,
-}
-
 impl KafkaConfig {
-    /// Starts a configuration for the cluster that is found through `brokers`: `host:port`, several with commas.
+    /// Starts a configuration for the cluster that is found through `brokers`: `host:port`, several with
+    /// commas.
     pub fn builder(brokers: impl Into<String>) -> KafkaConfigBuilder {
         KafkaConfigBuilder(Self {
             key: KafkaKey::default(),
@@ -109,8 +162,8 @@ impl KafkaConfig {
         })
     }
 
-    /// The time after which a message that is not acknowledged counts as failed. The relay's publish timeout must be
-    /// longer.
+    /// The time after which a message that is not acknowledged counts as failed. The relay's publish timeout
+    /// must be longer.
     pub fn delivery_timeout(&self) -> Duration {
         self.delivery_timeout
     }
@@ -143,8 +196,8 @@ impl KafkaConfig {
 
     pub(crate) fn producer(&self) -> ClientConfig {
         let mut client = self.client();
-        // A topic that has just been created is not everywhere at once; one that is unknown for longer is reported
-        // as unknown, which tells more than a message that timed out.
+        // A topic that has just been created is not everywhere at once; one that is unknown for longer is
+        // reported as unknown, which tells more than a message that timed out.
         let propagation_ms = (self.delivery_timeout / 2).as_millis().to_string();
         if !self.properties.contains_key("topic.metadata.propagation.max.ms") {
             client.set("topic.metadata.propagation.max.ms", propagation_ms);
@@ -155,7 +208,8 @@ impl KafkaConfig {
             .set("max.in.flight", self.in_flight_max.to_string())
             .set("message.timeout.ms", self.delivery_timeout.as_millis().to_string())
             .set("linger.ms", self.linger_ms())
-            // The same partition for the same key as Kafka's Java producer, and so Connect, Streams and Debezium.
+            // The same partition for the same key as Kafka's Java producer, and so Connect, Streams and
+            // Debezium.
             .set("partitioner", "murmur2_random");
         client
     }
@@ -176,58 +230,58 @@ impl KafkaConfig {
         format!("{}", self.linger.as_secs_f64() * 1000.0)
     }
 
-    fn problems(&self) -> Vec<String> {
+    fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         let broken = |broker: &str| broker.trim().is_empty();
         if self.brokers.split(',').any(broken) {
-            problems.push(format!("brokers is {:?}: give host:port, several with commas", self.brokers));
+            let what = format!("is {:?}", self.brokers);
+            problems.push(Problem::new("brokers", what, "give host:port, several with commas"));
         }
-        if !(DELIVERY_TIMEOUT_MIN..=DELIVERY_TIMEOUT_MAX).contains(&self.delivery_timeout) {
-            problems.push(format!(
-                "delivery_timeout is {:?}: choose between {DELIVERY_TIMEOUT_MIN:?} and {DELIVERY_TIMEOUT_MAX:?}",
-                self.delivery_timeout
-            ));
-        }
-        if self.linger * 2 > self.delivery_timeout {
-            problems.push(format!(
-                "linger is {:?}: choose at most half of delivery_timeout, which is {:?}",
+        DELIVERY_TIMEOUT.check_duration(self.delivery_timeout, &mut problems);
+        LINGER.check_duration(self.linger, &mut problems);
+        IN_FLIGHT_MAX.check_integer(self.in_flight_max, &mut problems);
+        if self.linger > self.delivery_timeout / 2 {
+            let what = format!(
+                "is {:?}, above half of delivery_timeout, which is {:?}",
                 self.linger, self.delivery_timeout
-            ));
-        }
-        if !(1..=5).contains(&self.in_flight_max) {
-            problems.push(format!(
-                "in_flight_max is {}: choose between 1 and 5, the most that idempotence covers",
-                self.in_flight_max
-            ));
+            );
+            let problem = Problem::new("linger", what, "lower it, or raise delivery_timeout");
+            problems.push(problem.with_related(["delivery_timeout"]));
         }
         problems.extend(self.properties.iter().filter_map(|(name, value)| property_problem(name, value)));
         if self.payload_bytes_max() == Some(0) {
-            problems.push(format!(
-                "property message.max.bytes leaves no room for a payload: choose more than {ENVELOPE_BYTES}, which is what \
-                 a message's key and headers may take"
+            problems.push(Problem::new(
+                "message.max.bytes",
+                "leaves no room for a payload",
+                format!(
+                    "give more than {ENVELOPE_BYTES}, which is what a message's key and headers may take"
+                ),
             ));
         }
-        problems
+        ConfigError::check(problems)
     }
 }
 
 const PRODUCER_ONLY: [&str; 4] =
     ["batch.size", "queue.buffering.max.kbytes", "retry.backoff.ms", "retry.backoff.max.ms"];
 
-fn property_problem(name: &str, value: &str) -> Option<String> {
+fn property_problem(name: &str, value: &str) -> Option<Problem> {
+    let problem = |what: &str, remedy: &str| Some(Problem::new(name.to_owned(), what, remedy));
     if let Some((_, reason)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
-        return Some(format!("property {name} cannot be set: {reason}"));
+        return problem("cannot be set", reason);
     }
     if name.contains('\0') || value.contains('\0') {
-        return Some(format!("property {name:?} holds a NUL character: remove it"));
+        // The name as it can be printed.
+        let name = name.escape_debug().to_string();
+        return Some(Problem::new(name, "holds a NUL character", "remove the character"));
     }
     match ClientConfig::new().set(name, value).create_native_config() {
         Ok(_) => None,
         // The value stays out of the text: it may be a password.
         Err(KafkaError::ClientConfig(_, description, _, _)) if !is_secret(name) => {
-            Some(format!("property {name} is refused by librdkafka: {description}"))
+            problem(&format!("is refused by librdkafka: {description}"), "correct the property")
         }
-        Err(_) => Some(format!("property {name} is refused by librdkafka: correct its value")),
+        Err(_) => problem("is refused by librdkafka", "correct the property's value"),
     }
 }
 
@@ -261,24 +315,24 @@ impl fmt::Debug for KafkaConfig {
 pub struct KafkaConfigBuilder(KafkaConfig);
 
 impl KafkaConfigBuilder {
-    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 3.5 s unless
-    /// set. librdkafka repeats a request until then. Keep it below the relay's publish timeout by half a second or
-    /// more: a call that is given up before costs its producer.
+    /// The time after which a message that is not acknowledged counts as failed, from 100 ms to 15 min; 3.5 s
+    /// unless set. librdkafka repeats a request until then. Keep it below the relay's publish timeout by half
+    /// a second or more: a call that is given up before costs its producer.
     pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
         self.0.delivery_timeout = timeout;
         self
     }
 
-    /// How long a message may wait for others to share its request. Zero unless set, the best with few aggregates in
-    /// flight (measured: at 10 aggregates six times the throughput of 1 ms); from 1000 aggregates on 1 ms costs the
-    /// broker and this process less.
+    /// How long a message may wait for others to share its request. Zero unless set, the best with few
+    /// aggregates in flight (measured: at 10 aggregates six times the throughput of 1 ms); from 1000
+    /// aggregates on 1 ms costs the broker and this process less.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.0.linger = linger;
         self
     }
 
-    /// How many requests to one broker are under way at a time, from 1 to 5; 1 unless set. With one, messages gather
-    /// while a request is under way, which is what makes larger batches without a linger.
+    /// How many requests to one broker are under way at a time, from 1 to 5; 1 unless set. With one, messages
+    /// gather while a request is under way, which is what makes larger batches without a linger.
     pub fn in_flight_max(mut self, requests: u32) -> Self {
         self.0.in_flight_max = requests;
         self
@@ -290,9 +344,10 @@ impl KafkaConfigBuilder {
         self
     }
 
-    /// Any other property of librdkafka, such as `security.protocol`, `sasl.password` or `compression.type`. Those
-    /// that the guarantees stand on are refused. With `allow.auto.create.topics=true` a topic that is missing is
-    /// made by the broker, with its own defaults, if the broker allows that; else its messages wait until it is there.
+    /// Any other property of librdkafka, such as `security.protocol`, `sasl.password` or `compression.type`.
+    /// Those that the guarantees stand on are refused. With `allow.auto.create.topics=true` a topic that is
+    /// missing is made by the broker, with its own defaults, if the broker allows that; else its messages
+    /// wait until it is there.
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.properties.insert(name.into(), value.into());
         self
@@ -302,30 +357,11 @@ impl KafkaConfigBuilder {
     ///
     /// # Errors
     /// Names everything that is wrong at once. Never holds a value that may be secret.
-    pub fn build(self) -> Result<KafkaConfig, KafkaConfigError> {
-        let problems = self.0.problems();
-        if problems.is_empty() { Ok(self.0) } else { Err(KafkaConfigError { problems }) }
+    pub fn build(self) -> Result<KafkaConfig, ConfigError> {
+        self.0.check()?;
+        Ok(self.0)
     }
 }
-
-impl KafkaConfigError {
-    pub(crate) fn new(problem: String) -> Self {
-        Self { problems: vec![problem] }
-    }
-
-    /// What is wrong, each with its remedy.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for KafkaConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kafka configuration: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for KafkaConfigError {}
 
 #[cfg(test)]
 mod tests {
@@ -342,26 +378,24 @@ mod tests {
             .property("compression.type", "rar")
             .build()
             .unwrap_err();
-        let starts = [
+        let named: Vec<&str> = error.problems().iter().map(|problem| &*problem.setting).collect();
+        let expected = [
             "brokers",
             "delivery_timeout",
-            "linger",
             "in_flight_max",
-            "property acks",
-            "property compression.type",
-            "property no.such.property",
+            "linger",
+            "acks",
+            "compression.type",
+            "no.such.property",
         ];
-        assert_eq!(error.problems().len(), starts.len(), "{error}");
-        for (problem, start) in error.problems().iter().zip(starts) {
-            assert!(problem.starts_with(start), "{problem}");
-        }
+        assert_eq!(named, expected, "{error}");
     }
 
     #[test]
     fn every_property_the_guarantees_need_is_refused() {
         for (name, reason) in REFUSED {
             let error = KafkaConfig::builder("a:1").property(name, "1").build().unwrap_err();
-            assert_eq!(error.problems(), [format!("property {name} cannot be set: {reason}")]);
+            assert_eq!(error.problems(), [Problem::new(name, "cannot be set", reason)]);
         }
         // The names are librdkafka's: a misspelt one would refuse nothing.
         for (name, _) in REFUSED.iter().chain(&DEFAULTS) {

@@ -11,12 +11,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter, Stored};
+use outbox_core::{
+    ConfigError, Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter, Stored,
+    settings::Problem,
+};
 use rdkafka::{error::KafkaError, producer::BaseRecord, types::RDKafkaErrorCode as Code};
 use tokio::time::Instant;
 
 use crate::{
-    KafkaConfig, KafkaConfigError,
+    KafkaConfig,
     check::{self, name_problem},
     error::{publish_error, refused},
     producer::{Call, Delivery, Live},
@@ -42,9 +45,10 @@ impl KafkaPublisher {
     ///
     /// # Errors
     /// What librdkafka finds wrong with the configuration as a whole, such as a certificate that cannot be read.
-    pub fn new(config: KafkaConfig) -> Result<Self, KafkaConfigError> {
+    pub fn new(config: KafkaConfig) -> Result<Self, ConfigError> {
         let live = Live::start(&config).map_err(|error| {
-            KafkaConfigError::new(format!("librdkafka cannot start a producer: {}", start_error(&error)))
+            let what = format!("cannot start a producer: {}", start_error(&error));
+            Problem::new("librdkafka", what, "correct the properties that it names")
         })?;
         let payload_bytes_max = config.payload_bytes_max();
         Ok(Self { config, payload_bytes_max, current: Mutex::new(Some(Arc::new(live))) })

@@ -21,7 +21,7 @@ use crate::{
     },
     database::{Database, transaction::transact},
     error::{Fault, within},
-    holds::{Hold, hold_id},
+    holds::{Held, Hold, change, hold_id},
     store::{holds_of, paused_topics, server_now, write_holds},
 };
 
@@ -66,12 +66,12 @@ impl OutboxAdmin for MongoStore {
             let mut records = Vec::new();
             while cursor.advance().await? {
                 let document = cursor.current();
-                let Some((key, hold)) = Hold::of(document) else { continue };
-                let paused = hold.paused_at.is_some();
+                let Some((key, Held { partition, hold })) = Held::of(document) else { continue };
+                let paused = hold.is_paused();
                 let due_ms = document.get_i64("due_ms").ok().and_then(|ms| u64::try_from(ms).ok());
                 records.push(HoldRecord {
                     key,
-                    partition: hold.partition,
+                    partition,
                     sequence: hold.sequence,
                     due_in: due_ms.filter(|_| !paused && hold.until.is_some()).map(Duration::from_millis),
                     reason: hold.reason,
@@ -112,12 +112,12 @@ impl OutboxAdmin for MongoStore {
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
-        // What the hold waits for stays as it is below the pause.
+        // The rule of `Hold::paused`: the event and the reason stay beneath the pause, the time does not.
         let or = |name: &str, other: Bson| doc! { "$ifNull": [format!("${name}"), other] };
         let set = doc! {
             "partition": or("partition", i32::from(partition_of(key)).into()),
             "sequence": or("sequence", Bson::Null),
-            "until": or("until", Bson::Null),
+            "until": Bson::Null,
             "reason": or("reason", HoldReason::Paused.as_str().into()),
             "paused_at": "$$NOW",
         };
@@ -149,7 +149,10 @@ impl OutboxAdmin for MongoStore {
             |session, (database, topic)| {
                 async move {
                     // A hold does not say of which topic it is: those of another that is still paused are held again.
-                    let due = vec![doc! { "$set": { "until": "$$NOW" } }];
+                    // Beneath a pause there is no time.
+                    let paused = doc! { "$gt": ["$paused_at", Bson::Null] };
+                    let until = doc! { "$cond": [paused, Bson::Null, "$$NOW"] };
+                    let due = vec![doc! { "$set": { "until": until } }];
                     let of_topics = doc! { "reason": HoldReason::Topic.as_str() };
                     database.holds().update_many(of_topics, due).session(&mut *session).await?;
                     let resumed =
@@ -255,7 +258,7 @@ async fn requeue(
     let now = server_now(database, session).await?;
     let mut holds = before.clone();
     for (key, sequences) in &of_each {
-        holds.insert(key.clone(), Hold::requeued(before.get(key), (key, sequences), now));
+        change(&mut holds, key, |hold| Hold::requeued(hold, sequences, now));
     }
     write_holds(database, session, &before, &holds).await?;
     Ok(requeued.modified_count)
@@ -301,9 +304,7 @@ async fn discard(
     let now: BsonDateTime = server_now(database, session).await?;
     let mut holds = before.clone();
     for (sequence, key) in &discarded {
-        if let Some(hold) = holds.get_mut(key).filter(|hold| hold.sequence == Some(*sequence)) {
-            hold.until = Some(now);
-        }
+        change(&mut holds, key, |hold| Some(hold?.discarded(*sequence, now)));
     }
     write_holds(database, session, &before, &holds).await?;
     Ok(discarded.len() as u64)
@@ -317,8 +318,8 @@ async fn held_events(
     let mut cursor = database.holds().find(doc! {}).session(&mut *session).await?;
     let mut held = HashMap::new();
     while cursor.advance(session).await? {
-        let hold = Hold::of(cursor.current());
-        held.extend(hold.and_then(|(key, hold)| Some((hold.sequence?, key))));
+        let found = Held::of(cursor.current());
+        held.extend(found.and_then(|(key, held)| Some((held.hold.sequence?, key))));
     }
     Ok(held)
 }

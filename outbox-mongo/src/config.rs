@@ -3,20 +3,48 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use mongodb::options::ConnectionString;
-use outbox_core::{PAYLOAD_BYTES_MAX_DEFAULT, StoreError, StoreErrorKind};
+use outbox_core::{
+    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    settings::{Kind, Problem, Setting, check_identifier},
+};
 
-/// The longest table prefix and database name, in bytes. MongoDB allows 63 for a database and 255 for a collection with
-/// its database.
-const IDENTIFIER_BYTES_MAX: usize = 40;
+/// The settings that a program which reads some can give: see [`MongoAdapter`](crate::MongoAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "prefix",
+        Kind::Text,
+        "The name of the events' collection, and what the names of the collections beside it start with.",
+    )
+    .default("outbox"),
+    Setting::new("schema", Kind::Text, "The database of the collections, if it is not that of the URL."),
+    CONNECTIONS,
+];
 
-/// The largest payload that is accepted, in bytes: a document has 16 MiB, and the names and headers need some of it.
-const PAYLOAD_BYTES_CEILING: usize = 15 << 20;
+/// A relay reads and settles at the same time.
+const CONNECTIONS: Setting = Setting::new(
+    "connections",
+    Kind::Integer { min: 2, max: u32::MAX as u64 },
+    "The size of the connection pool.",
+)
+.default("10");
+
+/// A document has 16 MiB, and the names and headers need some of it.
+const PAYLOAD_BYTES: Setting = Setting::new(
+    "payload_bytes_max",
+    Kind::Integer { min: 1, max: 15 << 20 },
+    "The largest payload that `enqueue` takes.",
+)
+.unit("bytes");
 
 /// The limit that MongoDB sets a transaction by default (`transactionLifetimeLimitSeconds`).
 const TRANSACTION_LIFETIME_DEFAULT: Duration = Duration::from_secs(60);
 
-/// The longest that makes sense to wait for a writer.
-const TRANSACTION_LIFETIME_MAX: Duration = Duration::from_secs(86_400);
+/// More than a day makes no sense to wait for a writer.
+const TRANSACTION_LIFETIME: Setting = Setting::new(
+    "transaction_lifetime",
+    Kind::Duration { min: Duration::from_secs(1), max: Duration::from_secs(86_400) },
+    "How long the server lets a transaction stay open.",
+);
 
 /// Where the outbox is and how it is called. Built by [`MongoConfig::builder`].
 #[derive(Clone)]
@@ -72,9 +100,9 @@ pub struct MongoConfigBuilder {
 }
 
 impl MongoConfigBuilder {
-    /// Sets the servers: `mongodb://user:password@host:port/database?replicaSet=name`, with the options of a MongoDB
-    /// connection string (`tls=true`, `tlsCAFile=…`, `authMechanism=…`). Not needed by a writer, nor with a client of your
-    /// own.
+    /// Sets the servers: `mongodb://user:password@host:port/database?replicaSet=name`, with the options of a
+    /// MongoDB connection string (`tls=true`, `tlsCAFile=…`, `authMechanism=…`). Not needed by a writer, nor
+    /// with a client of your own.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
@@ -86,8 +114,8 @@ impl MongoConfigBuilder {
         self
     }
 
-    /// Sets the name of the collection of events, which is also the prefix of the collections beside it; `outbox` by
-    /// default.
+    /// Sets the name of the collection of events, which is also the prefix of the collections beside it;
+    /// `outbox` by default.
     pub fn table(mut self, table: impl Into<String>) -> Self {
         self.table = table.into();
         self
@@ -99,16 +127,17 @@ impl MongoConfigBuilder {
         self
     }
 
-    /// Sets the most connections that [`MongoStore::connect`](crate::MongoStore::connect) opens to a server; 2 or more,
-    /// since a relay reads and settles at the same time.
+    /// Sets the most connections that [`MongoStore::connect`](crate::MongoStore::connect) opens to a server;
+    /// 2 or more, since a relay reads and settles at the same time.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
     }
 
-    /// Sets how long the server lets a transaction stay open: its parameter `transactionLifetimeLimitSeconds`, 60
-    /// seconds by default. An event can become visible that long after it was given its sequence, and a relay looks
-    /// back over twice that time with each read: where transactions are short, a lower limit makes it cheaper.
+    /// Sets how long the server lets a transaction stay open: its parameter
+    /// `transactionLifetimeLimitSeconds`, 60 seconds by default. An event can become visible that long after
+    /// it was given its sequence, and a relay looks back over twice that time with each read: where
+    /// transactions are short, a lower limit makes it cheaper.
     pub fn transaction_lifetime(mut self, lifetime: Duration) -> Self {
         self.transaction_lifetime = lifetime;
         self
@@ -118,33 +147,25 @@ impl MongoConfigBuilder {
     ///
     /// # Errors
     /// Every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<MongoConfig, MongoConfigError> {
+    pub fn build(self) -> Result<MongoConfig, ConfigError> {
         let mut problems = Vec::new();
         let connect = self.url.as_deref().and_then(|url| parse_url(url, &mut problems));
         check_identifier("table", &self.table, &mut problems);
         let database = self.database.or_else(|| connect.as_ref()?.default_database.clone());
         match &database {
             Some(database) => check_identifier("database", database, &mut problems),
-            None => problems.push("database is missing: name it here, or in the url".to_owned()),
+            None if self.url.is_none() => problems.push(Problem::new("database", "is missing", "name it")),
+            // A URL that is not valid has been named already.
+            None if connect.is_none() => {}
+            None => {
+                let remedy = "add /database to its hosts, or name the database beside it";
+                problems.push(Problem::new("url", "names no database", remedy));
+            }
         }
-        if self.connections < 2 {
-            problems.push(format!("connections is {}: at least 2 are needed", self.connections));
-        }
-        if self.payload_bytes_max == 0 || self.payload_bytes_max > PAYLOAD_BYTES_CEILING {
-            problems.push(format!(
-                "payload_bytes_max is {}: it must lie between 1 and {PAYLOAD_BYTES_CEILING}",
-                self.payload_bytes_max
-            ));
-        }
-        if !(Duration::from_secs(1)..=TRANSACTION_LIFETIME_MAX).contains(&self.transaction_lifetime) {
-            problems.push(format!(
-                "transaction_lifetime is {:?}: it must lie between 1 s and {TRANSACTION_LIFETIME_MAX:?}",
-                self.transaction_lifetime
-            ));
-        }
-        if !problems.is_empty() {
-            return Err(MongoConfigError { problems });
-        }
+        CONNECTIONS.check_integer(self.connections, &mut problems);
+        PAYLOAD_BYTES.check_integer(self.payload_bytes_max, &mut problems);
+        TRANSACTION_LIFETIME.check_duration(self.transaction_lifetime, &mut problems);
+        ConfigError::check(problems)?;
         Ok(MongoConfig {
             connect,
             names: Arc::new(Names::new(database.unwrap_or_default(), &self.table)),
@@ -165,63 +186,27 @@ impl fmt::Debug for MongoConfigBuilder {
     }
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MongoConfigError {
-    problems: Vec<String>,
-}
-
-impl MongoConfigError {
-    /// Each problem: the key, its value unless that may be secret, and what is accepted.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for MongoConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the MongoDB configuration is refused: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for MongoConfigError {}
-
-impl From<MongoConfigError> for StoreError {
-    fn from(error: MongoConfigError) -> Self {
-        Self::new(StoreErrorKind::Misuse, error.to_string())
-    }
-}
-
-fn parse_url(url: &str, problems: &mut Vec<String>) -> Option<ConnectionString> {
+fn parse_url(url: &str, problems: &mut Vec<Problem>) -> Option<ConnectionString> {
     if url.starts_with("mongodb+srv:") {
-        problems.push(
-            "url names its servers by DNS records (mongodb+srv), which this build does not ask for: list them in a url \
-             that starts with mongodb://"
-                .to_owned(),
-        );
+        problems.push(Problem::new(
+            "url",
+            "names its servers by DNS records (mongodb+srv), which this build does not ask for",
+            "list the servers in a url that starts with mongodb://",
+        ));
         return None;
     }
     match ConnectionString::parse(url) {
         Ok(connect) => Some(connect),
         // The parser's own words may repeat parts of the url, and with them the password.
         Err(_) => {
-            problems.push(
-                "url is none: mongodb://user:password@host:port/database?replicaSet=name is expected"
-                    .to_owned(),
-            );
+            problems.push(Problem::new(
+                "url",
+                "is not valid",
+                "give mongodb://user:password@host:port/database?replicaSet=name, with special characters \
+                 percent-encoded",
+            ));
             None
         }
-    }
-}
-
-fn check_identifier(key: &str, name: &str, problems: &mut Vec<String>) {
-    let head = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    let tail = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !head || !tail || name.len() > IDENTIFIER_BYTES_MAX {
-        problems.push(format!(
-            "{key} is {name:?}: letters, digits and _ are accepted, not a digit first, at most \
-             {IDENTIFIER_BYTES_MAX} characters"
-        ));
     }
 }
 
@@ -282,7 +267,7 @@ mod tests {
         let keys = ["url", "table", "database", "connections", "payload_bytes_max", "transaction_lifetime"];
         assert_eq!(error.problems().len(), keys.len(), "{error}");
         for (key, problem) in keys.iter().zip(error.problems()) {
-            assert!(problem.starts_with(key), "{key} is missing in: {problem}");
+            assert_eq!(problem.setting, *key, "{error}");
         }
         assert!(!format!("{error} {error:?} {builder:?}").contains("hush"));
         let srv = MongoConfig::builder().url("mongodb+srv://me:hush@localhost/x").build().unwrap_err();
@@ -297,6 +282,8 @@ mod tests {
         let config = MongoConfig::builder().url(URL).database("other").table("events").build().unwrap();
         assert_eq!((config.names.database.as_str(), config.names.holds.as_str()), ("other", "events_holds"));
         let missing = MongoConfig::builder().url("mongodb://localhost").build().unwrap_err();
+        assert!(missing.to_string().contains("url names no database"), "{missing}");
+        let missing = MongoConfig::builder().build().unwrap_err();
         assert!(missing.to_string().contains("database is missing"), "{missing}");
     }
 }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod admin;
 mod codec;
 mod config;
@@ -12,7 +14,8 @@ mod reader;
 mod schema;
 mod store;
 
-pub use config::{MongoConfig, MongoConfigBuilder, MongoConfigError};
+pub use adapter::MongoAdapter;
+pub use config::{MongoConfig, MongoConfigBuilder};
 pub use enqueue::MongoOutbox;
 pub use inbox::{MongoInbox, inbox_migration_script};
 pub use schema::migration_script;

@@ -35,9 +35,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use mongodb::{ClientSession, bson::DateTime as BsonDateTime};
-use outbox_core::{AggregateKey, FetchRequest, Fetched, OutboxReader, StoreError};
+use outbox_core::{AggregateKey, FetchRequest, Fetched, OutboxReader, StoreError, store::Page};
 
-use self::{news::News, page::Page, position::Position, snapshot::Snapshot};
+use self::{news::News, page::Rows, position::Position, snapshot::Snapshot};
 use crate::{
     codec::sequence::sequence_of,
     database::Database,
@@ -90,28 +90,27 @@ impl Position {
         let moment = session.snapshot_time().and_then(sequence_of).ok_or_else(no_snapshot)?;
         let mut at = Snapshot { database, session, request, now: news.now, moment, any_hold: news.any_hold };
         self.advance(&at);
-        let mut page = Page {
-            rows: Vec::new(),
-            events_left: request.events_max.max(1),
-            bytes_left: request.bytes_max.max(1),
-            more: news.more_due,
-        };
+        let mut found = Rows { rows: Vec::new(), page: Page::new(request) };
+        if news.more_due {
+            found.page.set_more();
+        }
         // Due holds first: everything of their aggregate waits for them.
-        let due_holds = self.due_holds(&mut at, news.due, &mut page).await?;
+        let due_holds = self.due_holds(&mut at, news.due, &mut found.page).await?;
         let all_due_noted = self.note_scheduled(news.now, news.scheduled);
-        self.catch_up(&mut at, &mut page).await?;
-        let scanned = if all_due_noted { self.scan(&mut at, &mut page).await? } else { self.bound };
+        self.catch_up(&mut at, &mut found).await?;
+        let scanned = if all_due_noted { self.scan(&mut at, &mut found).await? } else { self.bound };
         self.move_bound(database, news.now, scanned);
         let full: HashSet<&AggregateKey> = request.full.iter().collect();
-        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
-        self.idle = !page.more;
+        let Rows { rows, page } = found;
+        let more = page.more() || !all_due_noted || self.catch_up.keys().any(|key| !full.contains(key));
+        self.idle = !more;
         self.fetched_at = Some(news.now);
         let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
         Ok(Some(Fetched {
-            rows: page.rows,
+            rows,
             due_holds,
             paused: self.paused(news.paused),
-            more: page.more,
+            more,
             next_due: news.next_due.map(wait),
         }))
     }

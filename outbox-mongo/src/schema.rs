@@ -4,7 +4,7 @@ use mongodb::{
     Database,
     bson::{Bson, Document, Timestamp, doc},
 };
-use outbox_core::{PARTITIONS, StoreError, StoreErrorKind};
+use outbox_core::{PARTITIONS, StoreError, store::Schema};
 
 use crate::{
     MongoConfig,
@@ -21,6 +21,10 @@ const MIGRATIONS: &[&str] = &["the collections of the outbox"];
 
 /// The version of the collections that this program reads and writes.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The remedy for what a migration puts right.
+pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `MongoStore::migrate` in a program; \
+    `outbox migrate --print` and `migration_script` give the commands";
 
 /// The document of the collection `outbox_meta` that holds the version.
 pub(crate) const VERSION_ID: &str = "schema_version";
@@ -176,9 +180,7 @@ fn literal(value: &Bson) -> String {
 pub(crate) async fn migrate(database: &Database, names: &Names) -> Result<(), StoreError> {
     let what = format!("migrate the outbox {}", names.outbox);
     let version = version(database, &names.meta).await.map_err(|error| store_error(&what, error))?;
-    if let Some(version) = version.filter(|version| *version > SCHEMA_VERSION) {
-        return Err(newer_version(names, version));
-    }
+    schema(names).refuse_newer(version)?;
     apply(database, commands(names)).await.map_err(|fault| store_error(&what, fault))
 }
 
@@ -208,27 +210,9 @@ async fn run_once(database: &Database, command: &Document) -> Result<(), Fault> 
     check_writes(&answer)
 }
 
-/// Which migrations collections of this version lack, for people.
-pub(crate) fn missing_migrations(version: i64) -> String {
-    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
-    let names: Vec<String> = (0..MIGRATIONS.len())
-        .filter(lacks)
-        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
-        .collect();
-    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
-    format!("{noun} {} {verb} missing", names.join(", "))
-}
-
-/// What is said of collections that a later release has made.
-pub(crate) fn newer_version(names: &Names, version: i64) -> StoreError {
-    StoreError::new(
-        StoreErrorKind::Schema,
-        format!(
-            "the outbox {} has version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
-             upgrade the program",
-            names.outbox
-        ),
-    )
+/// What is known of the collections.
+pub(crate) fn schema(names: &Names) -> Schema {
+    Schema::new(format!("the outbox {}", names.outbox), MIGRATIONS, MIGRATE)
 }
 
 /// The version that the collection `meta` says; `None` where there is none.

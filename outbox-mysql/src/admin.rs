@@ -5,14 +5,14 @@
 mod changes;
 mod filter;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Partition,
-    Status, StoreError,
+    Status, StoreError, store::readable_headers,
 };
 use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
 
@@ -102,16 +102,12 @@ impl OutboxAdmin for MysqlStore {
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
-        let pause = |hold: Option<Hold>, now| {
-            let plain = Hold { sequence: None, until: None, reason: HoldReason::Paused, paused_at: None };
-            let hold = hold.unwrap_or(plain);
-            Some(Hold { until: None, paused_at: Some(now), ..hold })
-        };
+        let pause = |hold, now| Some(Hold::paused(hold, now));
         change_hold(self.database(), "pause an aggregate", key, pause).await.map(drop)
     }
 
     async fn resume(&self, key: &AggregateKey) -> Result<bool, StoreError> {
-        let resume = |hold: Option<Hold>, now| Some(Hold { until: Some(now), paused_at: None, ..hold? });
+        let resume = |hold: Option<Hold>, now| Some(hold?.resumed(now));
         change_hold(self.database(), "resume an aggregate", key, resume).await
     }
 
@@ -166,7 +162,7 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
         version: row.try_get("version")?,
         payload: Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()),
         content_type: text("content_type")?,
-        headers: bytes("headers")?.map(texts).unwrap_or_default(),
+        headers: bytes("headers")?.map(readable_headers).unwrap_or_default(),
         topic: text("topic")?,
         created_at: time("created_at_micros")?.unwrap_or_default(),
         available_at: time("available_at_micros")?,
@@ -179,16 +175,6 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
     })
 }
 
-/// The headers that are texts.
-fn texts(json: &[u8]) -> BTreeMap<String, String> {
-    let Ok(serde_json::Value::Object(headers)) = serde_json::from_slice(json) else { return BTreeMap::new() };
-    let text = |(name, value)| match value {
-        serde_json::Value::String(text) => Some((name, text)),
-        _ => None,
-    };
-    headers.into_iter().filter_map(text).collect()
-}
-
 fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
     let due: Option<i64> = row.try_get("due")?;
     let reason: String = row.try_get("reason")?;
@@ -198,7 +184,7 @@ fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
         partition: Partition::from(part),
         sequence: row.try_get("sequence")?,
         due_in: due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }),
-        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        reason: HoldReason::of(&reason),
         paused: row.try_get("paused")?,
     })
 }

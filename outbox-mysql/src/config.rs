@@ -2,15 +2,39 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use outbox_core::{PAYLOAD_BYTES_MAX_DEFAULT, StoreError, StoreErrorKind};
+use outbox_core::{
+    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    settings::{Kind, Problem, Setting, check_identifier},
+};
 use sqlx::{AssertSqlSafe, ConnectOptions, mysql::MySqlConnectOptions};
 
-/// The longest schema name and table prefix, in bytes: with the longest suffix it stays below MySQL's 64.
-const IDENTIFIER_BYTES_MAX: usize = 40;
+/// The settings that a program which reads some can give: see [`MysqlAdapter`](crate::MysqlAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "prefix",
+        Kind::Text,
+        "The name of the events' table, and what the names of the tables beside it start with.",
+    )
+    .default("outbox"),
+    Setting::new("schema", Kind::Text, "The database of the tables, if it is not that of the URL."),
+    CONNECTIONS,
+];
 
-/// The largest payload that can be configured, in bytes: with its packet it stays far below the 1 GiB that is the
-/// most a server can be set to take (`max_allowed_packet`).
-const PAYLOAD_BYTES_LIMIT: usize = 256 << 20;
+const CONNECTIONS: Setting = Setting::new(
+    "connections",
+    Kind::COUNT,
+    "The size of the connection pool, beside two connections of the relay's own.",
+)
+.default("5");
+
+/// With its packet, the largest payload stays far below the 1 GiB that is the most a server can be set to
+/// take (`max_allowed_packet`).
+const PAYLOAD_BYTES: Setting = Setting::new(
+    "payload_bytes_max",
+    Kind::Integer { min: 1, max: 256 << 20 },
+    "The largest payload that `enqueue` takes.",
+)
+.unit("bytes");
 
 /// Where the outbox is and how it is called. Built by [`MysqlConfig::builder`].
 #[derive(Clone)]
@@ -74,14 +98,15 @@ pub struct MysqlConfigBuilder {
 
 impl MysqlConfigBuilder {
     /// Sets the server: `mysql://user:password@host:port/database`, with the parameters that sqlx knows
-    /// (`?ssl-mode=VERIFY_CA&ssl-ca=ca.pem`); `mariadb://` is the same. Not needed by a writer, nor with a pool of your
-    /// own.
+    /// (`?ssl-mode=VERIFY_CA&ssl-ca=ca.pem`); `mariadb://` is the same. Not needed by a writer, nor with a
+    /// pool of your own.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// Sets the schema of the tables, which MySQL calls a database. Without one it is the database of the connection.
+    /// Sets the schema of the tables, which MySQL calls a database. Without one it is the database of the
+    /// connection.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = Some(schema.into());
         self
@@ -99,8 +124,8 @@ impl MysqlConfigBuilder {
         self
     }
 
-    /// Sets the size of the pool that [`MysqlStore::connect`](crate::MysqlStore::connect) opens, beside the two
-    /// connections that a relay has of its own; 1 or more.
+    /// Sets the size of the pool that [`MysqlStore::connect`](crate::MysqlStore::connect) opens, beside the
+    /// two connections that a relay has of its own; 1 or more.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
@@ -110,7 +135,7 @@ impl MysqlConfigBuilder {
     ///
     /// # Errors
     /// Every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<MysqlConfig, MysqlConfigError> {
+    pub fn build(self) -> Result<MysqlConfig, ConfigError> {
         let mut problems = Vec::new();
         let connect =
             self.url.as_deref().and_then(|url| parse_url(url, self.schema.is_some(), &mut problems));
@@ -118,18 +143,9 @@ impl MysqlConfigBuilder {
         if let Some(schema) = &self.schema {
             check_identifier("schema", schema, &mut problems);
         }
-        if self.connections == 0 {
-            problems.push("connections is 0: at least 1 is needed".to_owned());
-        }
-        if self.payload_bytes_max == 0 || self.payload_bytes_max > PAYLOAD_BYTES_LIMIT {
-            problems.push(format!(
-                "payload_bytes_max is {}: it must lie between 1 and {PAYLOAD_BYTES_LIMIT}",
-                self.payload_bytes_max,
-            ));
-        }
-        if !problems.is_empty() {
-            return Err(MysqlConfigError { problems });
-        }
+        CONNECTIONS.check_integer(self.connections, &mut problems);
+        PAYLOAD_BYTES.check_integer(self.payload_bytes_max, &mut problems);
+        ConfigError::check(problems)?;
         Ok(MysqlConfig {
             connect,
             tables: Arc::new(Tables::new(self.schema.as_deref(), &self.table)),
@@ -149,59 +165,25 @@ impl fmt::Debug for MysqlConfigBuilder {
     }
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MysqlConfigError {
-    problems: Vec<String>,
-}
-
-impl MysqlConfigError {
-    /// Each problem: the key, its value unless that may be secret, and what is accepted.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for MysqlConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the MySQL configuration is refused: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for MysqlConfigError {}
-
-impl From<MysqlConfigError> for StoreError {
-    fn from(error: MysqlConfigError) -> Self {
-        Self::new(StoreErrorKind::Misuse, error.to_string())
-    }
-}
-
-fn parse_url(url: &str, has_schema: bool, problems: &mut Vec<String>) -> Option<MySqlConnectOptions> {
-    const FORM: &str = "mysql://user:password@host:port/database is expected";
+fn parse_url(url: &str, has_schema: bool, problems: &mut Vec<Problem>) -> Option<MySqlConnectOptions> {
     let scheme = url.starts_with("mysql://") || url.starts_with("mariadb://");
     match MySqlConnectOptions::from_str(url) {
         Ok(options) if scheme && options.get_database().is_none() && !has_schema => {
-            problems.push(format!("url names no database, and there is no schema: {FORM}"));
+            let remedy = "add /database to its host, or name the database by schema";
+            problems.push(Problem::new("url", "names no database", remedy));
             None
         }
         // The driver's log of slow statements would be the relay's noise, not its user's.
         Ok(options) if scheme => Some(options.disable_statement_logging()),
         // The parser's own words may repeat parts of the url, and with them the password.
         _ => {
-            problems.push(format!("url is none: {FORM}"));
+            problems.push(Problem::new(
+                "url",
+                "is not valid",
+                "give mysql://user:password@host:port/database, with special characters percent-encoded",
+            ));
             None
         }
-    }
-}
-
-fn check_identifier(key: &str, name: &str, problems: &mut Vec<String>) {
-    let head = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    let tail = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !head || !tail || name.len() > IDENTIFIER_BYTES_MAX {
-        problems.push(format!(
-            "{key} is {name:?}: letters, digits and _ are accepted, not a digit first, at most \
-             {IDENTIFIER_BYTES_MAX} characters"
-        ));
     }
 }
 
@@ -283,7 +265,7 @@ mod tests {
         let keys = ["url", "table", "schema", "connections", "payload_bytes_max"];
         assert_eq!(error.problems().len(), keys.len(), "{error}");
         for (key, problem) in keys.iter().zip(error.problems()) {
-            assert!(problem.starts_with(key), "{key} is missing in: {problem}");
+            assert_eq!(problem.setting, *key, "{error}");
         }
         assert!(!error.to_string().contains("hush"), "{error}");
     }

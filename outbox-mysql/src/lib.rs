@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod admin;
 mod codec;
 mod config;
@@ -11,7 +13,8 @@ mod reader;
 mod schema;
 mod store;
 
-pub use config::{MysqlConfig, MysqlConfigBuilder, MysqlConfigError};
+pub use adapter::MysqlAdapter;
+pub use config::{MysqlConfig, MysqlConfigBuilder};
 pub use enqueue::MysqlOutbox;
 pub use inbox::{MysqlInbox, inbox_migration_sql};
 pub use schema::migration_sql;

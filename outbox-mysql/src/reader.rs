@@ -118,7 +118,7 @@ impl MysqlReader {
             return Ok(Fetched::default());
         }
         let probe = self.probe().await?;
-        let mut batch = Batch::new(request.events_max, request.bytes_max);
+        let mut batch = Batch::new(request);
         if probe.holds_due {
             self.read_due_holds(&request.known, &mut batch).await?;
         }
@@ -177,14 +177,14 @@ impl MysqlReader {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
             return Ok(None);
         }
-        if batch.room() == 0 {
-            batch.more = true;
+        if batch.page.is_full() {
+            batch.page.set_more();
             return Ok(None);
         }
         let started = Instant::now();
         let limited = self.scan_rows(request, batch).await?;
-        batch.more |= limited;
         if limited {
+            batch.page.set_more();
             self.rest_until = None;
             return Ok(None);
         }
@@ -198,7 +198,7 @@ impl MysqlReader {
     /// True if there may be more rows.
     async fn scan_rows(&mut self, request: &FetchRequest, batch: &mut Batch) -> Result<bool, sqlx::Error> {
         let bitmap = Bitmap::new(&request.known);
-        let (room, bytes_left) = (batch.room(), batch.bytes_left());
+        let (room, bytes_left) = (batch.page.events_left(), batch.page.bytes_left());
         // What the bitmap does not reach may be returned, and must not take the room of others.
         let limit = room + bitmap.left_out;
         let full = &request.full[..request.full.len().min(FULL_MAX)];
@@ -228,7 +228,7 @@ impl MysqlReader {
         }
         reads.sort_unstable_by_key(|read| read.sequence);
         for read in reads {
-            if batch.room() == 0 {
+            if batch.page.is_full() {
                 limited = true;
                 break;
             }
@@ -240,7 +240,7 @@ impl MysqlReader {
             batch.push(read);
         }
         // The server stops at the payloads' bytes, which are fewer than those of the rows.
-        Ok(limited || batch.room() == 0)
+        Ok(limited || batch.page.is_full())
     }
 }
 

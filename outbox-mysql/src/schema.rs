@@ -1,6 +1,6 @@
 //! The tables: printed for one's own migration tool, or applied.
 
-use outbox_core::{PARTITIONS, StoreError, StoreErrorKind};
+use outbox_core::{PARTITIONS, StoreError, StoreErrorKind, store::Schema};
 use sqlx::{AssertSqlSafe, MySqlConnection};
 
 use crate::{
@@ -15,6 +15,10 @@ const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 /// The version of the tables that this program reads and writes.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The remedy for what a migration puts right.
+pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `MysqlStore::migrate` in a program; \
+    `outbox migrate --print` and `migration_sql` give the statements";
 
 /// How long a migration waits for one that is under way, in seconds.
 const MIGRATION_WAIT_S: u32 = 30;
@@ -69,7 +73,7 @@ pub(crate) async fn migrate(
     let result = migrate_locked(connection, config).await;
     unlock(connection, table).await;
     match result {
-        Ok(Some(newer)) => Err(newer_version(&config.tables, newer)),
+        Ok(Some(newer)) => Err(schema(&config.tables).newer(newer)),
         Ok(None) => Ok(()),
         Err(error) => Err(fail(error)),
     }
@@ -100,27 +104,9 @@ pub(crate) async fn unlock(connection: &mut MySqlConnection, (schema, table): (O
     let _ = query.persistent(false).execute(connection).await;
 }
 
-/// Which migrations tables of this version lack, for people.
-pub(crate) fn missing_migrations(version: i64) -> String {
-    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
-    let names: Vec<String> = (0..MIGRATIONS.len())
-        .filter(lacks)
-        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
-        .collect();
-    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
-    format!("{noun} {} {verb} missing", names.join(", "))
-}
-
-/// What is said of tables that a later release has made.
-pub(crate) fn newer_version(tables: &Tables, version: i64) -> StoreError {
-    StoreError::new(
-        StoreErrorKind::Schema,
-        format!(
-            "the tables of {} have version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
-             upgrade the program",
-            tables.outbox()
-        ),
-    )
+/// What is known of the tables.
+pub(crate) fn schema(tables: &Tables) -> Schema {
+    Schema::new(format!("the outbox {}", tables.outbox()), MIGRATIONS, MIGRATE)
 }
 
 /// The version, if it is newer than what this program knows; else the tables are there.

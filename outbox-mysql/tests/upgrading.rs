@@ -88,7 +88,7 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     // The text of this release, run by somebody's own tool.
     place.run(&migration_sql(&place.config)).await;
     let newer = said("schema-newer").await;
-    assert!(newer.contains("have version 9, newer than 1") && newer.contains("upgrade"), "{newer}");
+    assert!(newer.contains("has version 9, newer than 1") && newer.contains("upgrade"), "{newer}");
     let error = place.store.migrate().await.unwrap_err().to_string();
     assert!(error.contains("version 9"), "{error}");
     place.drop().await;

@@ -14,15 +14,55 @@ use async_nats::{
     ConnectOptions, ServerAddr,
     jetstream::stream::{Config as StreamConfig, StorageType},
 };
+use outbox_core::{
+    ConfigError,
+    settings::{Kind, Problem, Setting, check_file},
+};
+
+/// The settings that a program which reads some can give: see [`NatsAdapter`](crate::NatsAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "credentials_file",
+        Kind::Path,
+        "A file with a JWT and the seed of its nkey, instead of a user in the URL.",
+    )
+    .reloadable(),
+    Setting::new(
+        "ca_file",
+        Kind::Path,
+        "For TLS: the authorities to trust, instead of the system's, as certificates in PEM.",
+    )
+    .reloadable(),
+    Setting::new("client_certificate", Kind::Path, "For TLS: the relay's own certificate, in PEM.")
+        .reloadable(),
+    Setting::new("client_key", Kind::Path, "The key of client_certificate, in PEM.").reloadable(),
+    Setting::new("stream", Kind::Text, "A stream to create where there is none of this name."),
+    Setting::new(
+        "stream_subjects",
+        Kind::Text,
+        "The subjects of that stream, such as \"orders.>, invoices.>\".",
+    ),
+    STREAM_REPLICAS,
+];
+
+const STREAM_REPLICAS: Setting = Setting::new(
+    "stream_replicas",
+    Kind::Integer { min: 1, max: 5 },
+    "How many servers of a cluster keep a copy of that stream. Use three where a lost \
+                 disk must lose no message.",
+)
+.default("1")
+.unit("servers");
 
 /// How long one attempt to connect may take, with all that TLS and a login need.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A connection on which nothing has come for three times this is given up. A publish that is not acknowledged
-/// notices much earlier; this is for one that is idle.
+/// A connection on which nothing has come for three times this is given up. A publish that is not
+/// acknowledged notices much earlier; this is for one that is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Longer than a publish may take, so that the publish timeout decides, and shorter than what overflows a clock.
+/// Longer than a publish may take, so that the publish timeout decides, and shorter than what overflows a
+/// clock.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How to reach NATS, and what to ask of it. Made by [`NatsConfig::builder`].
@@ -48,8 +88,8 @@ enum Login {
 
 /// A stream to create where there is none of its name: kept in files, without limits.
 ///
-/// A stream that is there is left as it is. One that needs more than this, such as a limit or a placement, is better
-/// made beforehand.
+/// A stream that is there is left as it is. One that needs more than this, such as a limit or a placement, is
+/// better made beforehand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NatsStream {
@@ -58,16 +98,10 @@ pub struct NatsStream {
     replicas: usize,
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NatsConfigError {
-    problems: Vec<String>,
-}
-
 impl NatsConfig {
-    /// Starts a configuration for the cluster that is found through `servers`: `nats://host:port`, several with commas.
-    /// `tls://` demands TLS. A user and a password may stand in the URL, with their special characters
-    /// percent-encoded; a name alone is a token.
+    /// Starts a configuration for the cluster that is found through `servers`: `nats://host:port`, several
+    /// with commas. `tls://` demands TLS. A user and a password may stand in the URL, with their special
+    /// characters percent-encoded; a name alone is a token.
     pub fn builder(servers: impl Into<String>) -> NatsConfigBuilder {
         NatsConfigBuilder {
             servers: servers.into(),
@@ -84,8 +118,8 @@ impl NatsConfig {
         }
     }
 
-    /// The client's options. `connected` tells those of the first connection from a later one, which is never made:
-    /// whatever the client has buffered for a connection that is lost would be sent by the next.
+    /// The client's options. `connected` tells those of the first connection from a later one, which is never
+    /// made: whatever the client has buffered for a connection that is lost would be sent by the next.
     pub(crate) async fn options(&self, connected: Arc<AtomicBool>) -> io::Result<ConnectOptions> {
         let mut options = ConnectOptions::new()
             .name(&self.name)
@@ -124,8 +158,8 @@ impl NatsStream {
         Self { name: name.into(), subjects: subjects.into_iter().map(Into::into).collect(), replicas: 1 }
     }
 
-    /// How many servers of a cluster keep a copy, from 1 to 5; 1 unless set. Use three where a lost disk must lose no
-    /// message.
+    /// How many servers of a cluster keep a copy, from 1 to 5; 1 unless set. Use three where a lost disk must
+    /// lose no message.
     #[must_use]
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = replicas;
@@ -147,24 +181,25 @@ impl NatsStream {
         }
     }
 
-    fn problems(&self, problems: &mut Vec<String>) {
+    fn check(&self, problems: &mut Vec<Problem>) {
         let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
         if self.name.is_empty() || !self.name.bytes().all(legal) {
-            problems.push(format!("stream has the name {:?}: use letters, digits, - and _", self.name));
+            let what = format!("has the name {:?}", self.name);
+            problems.push(Problem::new("stream", what, "give letters, digits, - and _"));
         }
         if self.subjects.is_empty() {
-            problems.push("stream has no subjects: name at least one, such as \"orders.>\"".to_owned());
+            let remedy = "name at least one, such as \"orders.>\"";
+            problems.push(Problem::new("stream_subjects", "is empty", remedy));
         }
         let broken = |subject: &&String| {
             subject.chars().any(|c| c.is_whitespace() || c.is_control())
                 || subject.split('.').any(str::is_empty)
         };
         for subject in self.subjects.iter().filter(broken) {
-            problems.push(format!("stream has the subject {subject:?}: give words with dots between them"));
+            let what = format!("has the subject {subject:?}");
+            problems.push(Problem::new("stream_subjects", what, "give words with dots between them"));
         }
-        if !(1..=5).contains(&self.replicas) {
-            problems.push(format!("stream has {} replicas: choose between 1 and 5", self.replicas));
-        }
+        STREAM_REPLICAS.check_integer(self.replicas, problems);
     }
 }
 
@@ -263,13 +298,15 @@ impl NatsConfigBuilder {
     ///
     /// # Errors
     /// Names everything that is wrong at once. Never holds a secret.
-    pub fn build(mut self) -> Result<NatsConfig, NatsConfigError> {
+    pub fn build(mut self) -> Result<NatsConfig, ConfigError> {
         let mut problems = Vec::new();
         for (number, text) in (1..).zip(self.servers.split(',')) {
             match server(text.trim()) {
                 // The text itself stays out: it may hold a password.
-                None => problems.push(format!(
-                    "servers has no address in place {number}: give nats://host:port or tls://host:port, several with commas"
+                None => problems.push(Problem::new(
+                    "servers",
+                    format!("has no address in place {number}"),
+                    "give nats://host:port or tls://host:port, several with commas",
                 )),
                 Some((server, login)) => {
                     self.config.servers.push(server);
@@ -281,25 +318,22 @@ impl NatsConfigBuilder {
         match self.logins.len() {
             0 => {}
             1 => self.config.login = self.logins.swap_remove(0),
-            count => problems.push(format!(
-                "login is given {count} times: give one user, token, nkey or credentials file for all servers"
+            count => problems.push(Problem::new(
+                "login",
+                format!("is given {count} times"),
+                "give one user, token, nkey or credentials file for all servers",
             )),
         }
-        for (option, path) in [
-            ("ca_file", self.config.ca_file.as_ref()),
-            ("client_certificate", self.config.client_certificate.as_ref().map(|(path, _)| path)),
-            ("client_certificate's key", self.config.client_certificate.as_ref().map(|(_, key)| key)),
-        ] {
-            if let Some(path) = path
-                && let Err(error) = std::fs::File::open(path)
-            {
-                problems.push(format!("{option} {} cannot be read: {error}", path.display()));
-            }
-        }
+        let files = self.config.client_certificate.as_ref();
+        let (certificate, key) = files.map(|(one, other)| (&**one, &**other)).unzip();
+        check_file("ca_file", self.config.ca_file.as_deref(), &mut problems);
+        check_file("client_certificate", certificate, &mut problems);
+        check_file("client_key", key, &mut problems);
         if let Some(stream) = &self.config.stream {
-            stream.problems(&mut problems);
+            stream.check(&mut problems);
         }
-        if problems.is_empty() { Ok(self.config) } else { Err(NatsConfigError { problems }) }
+        ConfigError::check(problems)?;
+        Ok(self.config)
     }
 }
 
@@ -343,21 +377,6 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-impl NatsConfigError {
-    /// What is wrong, each with its remedy.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for NatsConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "nats configuration: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for NatsConfigError {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,21 +390,16 @@ mod tests {
             .stream(NatsStream::new("a b", ["orders..x"]).replicas(0))
             .build()
             .unwrap_err();
-        let starts = [
-            "servers has no address in place 2",
-            "servers has no address in place 3",
-            "login is given 2 times",
-            "ca_file /no/such/file",
-            "stream has the name \"a b\"",
-            "stream has the subject \"orders..x\"",
-            "stream has 0 replicas",
-        ];
-        assert_eq!(error.problems().len(), starts.len(), "{error}");
-        for (problem, start) in error.problems().iter().zip(starts) {
-            assert!(problem.starts_with(start), "{problem}");
-        }
+        let named: Vec<&str> = error.problems().iter().map(|problem| &*problem.setting).collect();
+        let expected =
+            ["servers", "servers", "login", "ca_file", "stream", "stream_subjects", "stream_replicas"];
+        assert_eq!(named, expected, "{error}");
+        assert!(
+            error.to_string().contains("in place 2") && error.to_string().contains("in place 3"),
+            "{error}"
+        );
         let error = NatsConfig::builder("a:1").stream(NatsStream::new("a", [""; 0])).build().unwrap_err();
-        assert!(error.to_string().contains("no subjects"), "{error}");
+        assert!(error.to_string().contains("stream_subjects is empty"), "{error}");
     }
 
     #[test]

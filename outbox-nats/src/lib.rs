@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod check;
 mod config;
 mod error;
@@ -7,5 +9,6 @@ mod producer;
 mod publisher;
 mod record;
 
-pub use config::{NatsConfig, NatsConfigBuilder, NatsConfigError, NatsStream};
+pub use adapter::NatsAdapter;
+pub use config::{NatsConfig, NatsConfigBuilder, NatsStream};
 pub use publisher::NatsPublisher;

@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "tls")]
+use async_nats::rustls::crypto::{CryptoProvider, ring};
 use async_nats::{
     ConnectError, ConnectErrorKind, Event,
     jetstream::{Context, context::ContextBuilder},
-    rustls::crypto::{CryptoProvider, ring},
 };
 use futures::StreamExt as _;
 use outbox_core::PublishError;
@@ -289,9 +290,15 @@ async fn live(config: &NatsConfig, tell: &watch::Sender<State>, hearing: &Hearin
 }
 
 async fn connect(config: &NatsConfig) -> Result<(Context, mpsc::UnboundedReceiver<Event>), PublishError> {
+    #[cfg(feature = "tls")]
     if config.has_tls() && CryptoProvider::get_default().is_none() {
         // Where another provider is compiled in as well, the client would panic instead of choosing.
         let _ = ring::default_provider().install_default();
+    }
+    #[cfg(not(feature = "tls"))]
+    if config.has_tls() {
+        let why = "nats needs TLS, and this program was built without it; enable the feature tls";
+        return Err(publish_error(Refusal::Connect(ConnectErrorKind::Tls), why.to_owned()));
     }
     let connected = Arc::new(AtomicBool::new(false));
     let (tell, events) = mpsc::unbounded_channel();

@@ -1,4 +1,5 @@
-//! The contract that all publishers share, against a real NATS with JetStream: `scripts/services.sh up nats`.
+//! The contract that all publishers share, against real NATS servers with JetStream, an older and a newer one:
+//! `scripts/services.sh up nats nats2`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
@@ -16,16 +17,19 @@ use outbox_core::Publisher;
 use outbox_nats::NatsPublisher;
 use uuid::Uuid;
 
-struct NatsHarness {
+struct NatsHarness<const NEWER: bool> {
     nats: Nats,
     proxy: Proxy,
     publisher: Arc<NatsPublisher>,
 }
 
 #[async_trait]
-impl PublisherHarness for NatsHarness {
+impl<const NEWER: bool> PublisherHarness for NatsHarness<NEWER> {
     async fn fresh() -> Option<Self> {
-        let url = common::url()?;
+        let url = match NEWER {
+            true => common::variable("OUTBOX_TEST_NATS2_URL", "nats2")?,
+            false => common::url()?,
+        };
         let (login, server) = url.rsplit_once('@').unwrap();
         let proxy = Proxy::start(server).await.unwrap();
         let publisher = common::publisher(common::config(&format!("{login}@{}", proxy.address())));
@@ -100,4 +104,10 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-outbox_conformance::publisher_suite!(NatsHarness);
+mod nats {
+    outbox_conformance::publisher_suite!(super::NatsHarness<false>);
+}
+
+mod nats_newest {
+    outbox_conformance::publisher_suite!(super::NatsHarness<true>);
+}

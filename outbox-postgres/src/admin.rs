@@ -3,14 +3,14 @@
 //! Whoever makes a hold locks the lease row first and reads its floor afterwards: a settle that removes a hold of the
 //! same aggregate lowers that floor, and the new hold must begin no later than the old one did.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    Status, StoreError,
+    Status, StoreError, store::readable_headers,
 };
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
@@ -190,7 +190,8 @@ async fn requeue(
     if sequences.is_empty() {
         return Ok(0);
     }
-    // A hold of one of these events waits for nothing else than this; a pause stays a pause.
+    // The rule of `Hold::requeued`: a hold of one of these events waits for nothing else than this, and a pause stays a
+    // pause.
     let sql = "WITH u AS (UPDATE {outbox} SET status = 0, attempts = 0, cause = NULL \
                  WHERE sequence = ANY ($1::bigint[]) AND status = 2 \
                  RETURNING sequence, part, aggregate_type, aggregate_id), \
@@ -267,7 +268,7 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
         version: row.try_get("version")?,
         payload: Bytes::from(row.try_get::<Vec<u8>, _>("payload")?),
         content_type: row.try_get("content_type")?,
-        headers: headers.map(texts).unwrap_or_default(),
+        headers: headers.map(|json| readable_headers(json.to_string().as_bytes())).unwrap_or_default(),
         topic: row.try_get("topic")?,
         created_at: time("created_at")?.unwrap_or_default(),
         available_at: time("available_at")?,
@@ -278,16 +279,6 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
         cause: cause.and_then(|cause| FailureCause::parse(&cause)),
         sent_at: time("sent_at")?,
     })
-}
-
-/// The headers that are texts.
-fn texts(headers: serde_json::Value) -> BTreeMap<String, String> {
-    let serde_json::Value::Object(headers) = headers else { return BTreeMap::new() };
-    let text = |(name, value)| match value {
-        serde_json::Value::String(text) => Some((name, text)),
-        _ => None,
-    };
-    headers.into_iter().filter_map(text).collect()
 }
 
 /// An infinity is the end of the calendar.
@@ -303,7 +294,7 @@ fn hold(row: &PgRow) -> Result<HoldRecord, sqlx::Error> {
         partition: partition_of(row.try_get("part")?),
         sequence: row.try_get("sequence")?,
         due_in: due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())),
-        reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+        reason: HoldReason::of(&reason),
         paused: row.try_get("paused")?,
     })
 }

@@ -4,7 +4,7 @@ mod micros;
 
 use std::time::Duration;
 
-use outbox_core::{Epoch, Lease, Partition, SettleRequest};
+use outbox_core::{Epoch, Lease, Partition};
 
 pub(crate) use self::micros::Micros;
 
@@ -31,19 +31,4 @@ pub(crate) fn lease_arrays<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> (
 
 pub(crate) fn attempts_code(attempts: u32) -> i32 {
     i32::try_from(attempts).unwrap_or(i32::MAX)
-}
-
-/// The leases of the partitions that something is recorded in, as arrays; a partition without one is fenced.
-pub(crate) fn lease_codes(request: &SettleRequest) -> (Vec<i16>, Vec<i64>) {
-    let parts = partitions(request);
-    lease_arrays(request.leases.iter().filter(|lease| parts.binary_search(&lease.partition).is_ok()))
-}
-
-/// Every partition that something is to be recorded in, ascending.
-pub(crate) fn partitions(request: &SettleRequest) -> Vec<Partition> {
-    let settled = request.settlements.iter().map(|s| s.partition);
-    let mut parts: Vec<_> = settled.chain(request.unholds.iter().map(|u| u.partition)).collect();
-    parts.sort_unstable();
-    parts.dedup();
-    parts
 }

@@ -2,18 +2,49 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use outbox_core::{PAYLOAD_BYTES_MAX_DEFAULT, StoreError, StoreErrorKind};
+use outbox_core::{
+    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    settings::{Kind, Problem, Setting, check_identifier},
+};
 use sqlx::{AssertSqlSafe, ConnectOptions, postgres::PgConnectOptions};
 
-/// The longest schema name and table prefix, in bytes: with the longest suffix it stays below PostgreSQL's 63.
-const IDENTIFIER_BYTES_MAX: usize = 40;
+/// The settings that a program which reads some can give: see [`PostgresAdapter`](crate::PostgresAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "prefix",
+        Kind::Text,
+        "The name of the events' table, and what the names of the tables beside it start with.",
+    )
+    .default("outbox"),
+    Setting::new(
+        "schema",
+        Kind::Text,
+        "The schema of the tables. Without one they are found by the search_path.",
+    ),
+    CONNECTIONS,
+];
 
-/// What the printed and applied table definition is made for. Nothing breaks when a relay does otherwise; it costs
-/// throughput, and `check` says so.
+const CONNECTIONS: Setting = Setting::new(
+    "connections",
+    Kind::COUNT,
+    "The size of the connection pool, beside two connections of the relay's own.",
+)
+.default("5");
+
+/// A bytea of more than 1 GiB cannot be stored, and its text form needs twice that.
+const PAYLOAD_BYTES: Setting = Setting::new(
+    "payload_bytes_max",
+    Kind::Integer { min: 1, max: 256 << 20 },
+    "The largest payload that `enqueue` takes.",
+)
+.unit("bytes");
+
+/// What the printed and applied table definition is made for. Nothing breaks when a relay does otherwise; it
+/// costs throughput, and `check` says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SentRows {
-    /// Sent rows stay until retention removes them: pages are filled to 45 %, so that marking a row as sent finds
-    /// room beside it and touches no index (measured: 174-200 k/s drained, against 85 k on full pages).
+    /// Sent rows stay until retention removes them: pages are filled to 45 %, so that marking a row as sent
+    /// finds room beside it and touches no index (measured: 174-200 k/s drained, against 85 k on full pages).
     #[default]
     Kept,
     /// Sent rows are deleted or archived by the settle: pages are filled to 100 %.
@@ -124,8 +155,8 @@ impl PostgresConfigBuilder {
         self
     }
 
-    /// Sets the size of the pool that [`PostgresStore::connect`](crate::PostgresStore::connect) opens, beside the two
-    /// connections that a relay has of its own; 1 or more.
+    /// Sets the size of the pool that [`PostgresStore::connect`](crate::PostgresStore::connect) opens, beside
+    /// the two connections that a relay has of its own; 1 or more.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
@@ -138,8 +169,8 @@ impl PostgresConfigBuilder {
     }
 
     /// Whether `enqueue` keeps its statements prepared on the caller's connections, which is faster; true by
-    /// default. False for a writer behind a pooler in transaction mode that loses them, such as PgBouncer before
-    /// 1.21.
+    /// default. False for a writer behind a pooler in transaction mode that loses them, such as PgBouncer
+    /// before 1.21.
     pub fn prepare(mut self, prepare: bool) -> Self {
         self.prepare = prepare;
         self
@@ -149,27 +180,16 @@ impl PostgresConfigBuilder {
     ///
     /// # Errors
     /// Every key that is wrong and what it accepts, and never the url itself.
-    pub fn build(self) -> Result<PostgresConfig, PostgresConfigError> {
+    pub fn build(self) -> Result<PostgresConfig, ConfigError> {
         let mut problems = Vec::new();
         let connect = self.url.as_deref().and_then(|url| parse_url(url, &mut problems));
         check_identifier("table", &self.table, &mut problems);
         if let Some(schema) = &self.schema {
             check_identifier("schema", schema, &mut problems);
         }
-        if self.connections == 0 {
-            problems.push("connections is 0: at least 1 is needed".to_owned());
-        }
-        // A bytea of more than 1 GiB cannot be stored, and its text form needs twice that.
-        if self.payload_bytes_max == 0 || self.payload_bytes_max > 256 << 20 {
-            problems.push(format!(
-                "payload_bytes_max is {}: it must lie between 1 and {}",
-                self.payload_bytes_max,
-                256 << 20
-            ));
-        }
-        if !problems.is_empty() {
-            return Err(PostgresConfigError { problems });
-        }
+        CONNECTIONS.check_integer(self.connections, &mut problems);
+        PAYLOAD_BYTES.check_integer(self.payload_bytes_max, &mut problems);
+        ConfigError::check(problems)?;
         Ok(PostgresConfig {
             connect,
             tables: Arc::new(Tables::new(self.schema.as_deref(), &self.table)),
@@ -191,54 +211,20 @@ impl fmt::Debug for PostgresConfigBuilder {
     }
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PostgresConfigError {
-    problems: Vec<String>,
-}
-
-impl PostgresConfigError {
-    /// Each problem: the key, its value unless that may be secret, and what is accepted.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for PostgresConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the PostgreSQL configuration is refused: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for PostgresConfigError {}
-
-impl From<PostgresConfigError> for StoreError {
-    fn from(error: PostgresConfigError) -> Self {
-        Self::new(StoreErrorKind::Misuse, error.to_string())
-    }
-}
-
-fn parse_url(url: &str, problems: &mut Vec<String>) -> Option<PgConnectOptions> {
+fn parse_url(url: &str, problems: &mut Vec<Problem>) -> Option<PgConnectOptions> {
     let scheme = url.starts_with("postgres://") || url.starts_with("postgresql://");
     match PgConnectOptions::from_str(url) {
         // The driver's log of slow statements would be the relay's noise, not its user's.
         Ok(options) if scheme => Some(options.disable_statement_logging()),
         // The parser's own words may repeat parts of the url, and with them the password.
         _ => {
-            problems.push("url is none: postgres://user:password@host:port/database is expected".to_owned());
+            problems.push(Problem::new(
+                "url",
+                "is not valid",
+                "give postgres://user:password@host:port/database, with special characters percent-encoded",
+            ));
             None
         }
-    }
-}
-
-fn check_identifier(key: &str, name: &str, problems: &mut Vec<String>) {
-    let head = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    let tail = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !head || !tail || name.len() > IDENTIFIER_BYTES_MAX {
-        problems.push(format!(
-            "{key} is {name:?}: letters, digits and _ are accepted, not a digit first, at most \
-             {IDENTIFIER_BYTES_MAX} characters"
-        ));
     }
 }
 
@@ -322,7 +308,7 @@ mod tests {
         let keys = ["url", "table", "schema", "connections", "payload_bytes_max"];
         assert_eq!(error.problems().len(), keys.len(), "{error}");
         for (problem, key) in error.problems().iter().zip(keys) {
-            assert!(problem.starts_with(key), "{problem}");
+            assert_eq!(problem.setting, key, "{error}");
         }
         assert!(!error.to_string().contains("hush"), "{error}");
     }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod adapter;
 mod admin;
 mod codec;
 mod config;
@@ -11,7 +13,8 @@ mod reader;
 mod schema;
 mod store;
 
-pub use config::{PostgresConfig, PostgresConfigBuilder, PostgresConfigError, SentRows};
+pub use adapter::PostgresAdapter;
+pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
 pub use enqueue::PostgresOutbox;
 pub use inbox::{PostgresInbox, inbox_migration_sql};
 pub use schema::migration_sql;

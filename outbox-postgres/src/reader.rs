@@ -190,7 +190,7 @@ impl PostgresReader {
         let fail = |error| store_error("read the outbox", error);
         self.raise_floors(bound, &request.known).await.map_err(fail)?;
         let probe = self.probe(bound).await?;
-        let mut batch = Batch::new(request.events_max, request.bytes_max);
+        let mut batch = Batch::new(request);
         let mut known = Known::new(&request.known);
         self.check_inherited(&known).await.map_err(fail)?;
         self.note_full(bound, &request.full).await.map_err(fail)?;
@@ -208,8 +208,8 @@ impl PostgresReader {
         }
         self.read_main(bound, &probe, &known, &mut batch, due).await.map_err(fail)?;
         self.read_payloads(&mut batch).await.map_err(fail)?;
-        batch.more |= !self.schedule.queue.is_empty() || self.schedule.must_look() || self.passing();
-        batch.more |= bound.read < bound.drawn && !self.rests();
+        batch.more_if(!self.schedule.queue.is_empty() || self.schedule.must_look() || self.passing());
+        batch.more_if(bound.read < bound.drawn && !self.rests());
         let mut fetched = batch.finish();
         self.remember(&fetched);
         fetched.paused = self.paused(&probe).await.map_err(fail)?;

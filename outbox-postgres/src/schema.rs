@@ -1,6 +1,6 @@
 //! The tables: printed for one's own migration tool, or applied.
 
-use outbox_core::{StoreError, StoreErrorKind};
+use outbox_core::{StoreError, store::Schema};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{PostgresConfig, config::Tables, error::store_error};
@@ -15,6 +15,10 @@ pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 /// The columns that the archive shares with the outbox, less those that a settle changes.
 pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
      content_type, headers, topic, created_at, available_at, last_error";
+
+/// The remedy for what a migration puts right.
+pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `PostgresStore::migrate` in a program; \
+    `outbox migrate --print` and `migration_sql` give the statements";
 
 /// The aggregate's partition, of two text parameters or columns: the expression of the generated column `part`.
 ///
@@ -60,33 +64,15 @@ pub(crate) async fn migrate(
         transaction.commit().await.map_err(fail)?;
     }
     match result {
-        Ok(Some(newer)) => Err(newer_version(tables, newer)),
+        Ok(Some(newer)) => Err(schema(tables).newer(newer)),
         Ok(None) => Ok(()),
         Err(error) => Err(fail(error)),
     }
 }
 
-/// Which migrations tables of this version lack, for people.
-pub(crate) fn missing_migrations(version: i64) -> String {
-    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
-    let names: Vec<String> = (0..MIGRATIONS.len())
-        .filter(lacks)
-        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
-        .collect();
-    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
-    format!("{noun} {} {verb} missing", names.join(", "))
-}
-
-/// What is said of tables that a later release has made.
-pub(crate) fn newer_version(tables: &Tables, version: i64) -> StoreError {
-    StoreError::new(
-        StoreErrorKind::Schema,
-        format!(
-            "the tables of {} have version {version}, newer than {SCHEMA_VERSION}, the last that this program knows: \
-             upgrade the program",
-            tables.outbox()
-        ),
-    )
+/// What is known of the tables.
+pub(crate) fn schema(tables: &Tables) -> Schema {
+    Schema::new(format!("the outbox {}", tables.outbox()), MIGRATIONS, MIGRATE)
 }
 
 /// The version, if it is newer than what this program knows; else the tables are there.

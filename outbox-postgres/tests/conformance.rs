@@ -1,4 +1,4 @@
-//! The contract that all stores share.
+//! The contract that all stores share, on an older server and on a newer one.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 mod support;
@@ -14,12 +14,12 @@ use uuid::Uuid;
 
 use support::Place;
 
-struct PostgresHarness(Place);
+struct PostgresHarness<const NEWER: bool>(Place);
 
 #[async_trait]
-impl StoreHarness for PostgresHarness {
+impl<const NEWER: bool> StoreHarness for PostgresHarness<NEWER> {
     async fn fresh() -> Option<Self> {
-        Place::new().await.map(Self)
+        Place::on(if NEWER { support::VARIABLE_18 } else { support::VARIABLE }).await.map(Self)
     }
 
     async fn cleanup(self) {
@@ -94,4 +94,10 @@ impl OpenTransaction for Open {
     }
 }
 
-outbox_conformance::store_suite!(PostgresHarness);
+mod postgres {
+    outbox_conformance::store_suite!(super::PostgresHarness<false>);
+}
+
+mod postgres_18 {
+    outbox_conformance::store_suite!(super::PostgresHarness<true>);
+}

@@ -6,14 +6,46 @@ use std::{
 };
 
 use lapin::uri::{AMQPScheme, AMQPUri};
+use outbox_core::{
+    ConfigError,
+    settings::{Kind, Problem, Setting, check_file},
+};
 
 use crate::declare::{Declaration, RabbitMqExchangeKind, RabbitMqQueueKind};
 
-/// What RabbitMQ accepts by default since version 4.0 (`max_message_size`, 16 MiB).
-const PAYLOAD_BYTES_MAX_DEFAULT: usize = 16 * 1024 * 1024;
+/// The settings that a program which reads some can give: see [`RabbitMqAdapter`](crate::RabbitMqAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "exchange",
+        Kind::Text,
+        "The exchange that everything goes to, with the topic as routing key. Without one it is the default exchange, \
+         for which a topic is the name of a queue.",
+    ),
+    Setting::new("exchange_from_topic", Kind::Bool, "The topic is exchange/routing.key instead.")
+        .default("false"),
+    PAYLOAD_BYTES,
+    Setting::new(
+        "ca_file",
+        Kind::Path,
+        "For amqps://: the authorities to trust, instead of the system's, as certificates in PEM.",
+    )
+    .reloadable(),
+    Setting::new("client_certificate", Kind::Path, "For amqps://: the relay's own certificate, in PEM.")
+        .reloadable(),
+    Setting::new("client_key", Kind::Path, "The key of client_certificate, in PEM.").reloadable(),
+];
 
-/// What RabbitMQ can be configured to accept at most.
-const PAYLOAD_BYTES_MAX_MAX: usize = 512 * 1024 * 1024;
+/// 16 MiB is what RabbitMQ accepts by default since version 4.0, and 512 MiB the most that it can be
+/// configured to.
+const PAYLOAD_BYTES: Setting = Setting::new(
+    "payload_bytes_max",
+    Kind::Integer { min: 1, max: 512 * 1024 * 1024 },
+    "The largest payload. Set it to the max_message_size of the broker.",
+)
+.default("16777216")
+.unit("bytes");
+
+const PAYLOAD_BYTES_MAX_DEFAULT: usize = 16 * 1024 * 1024;
 
 /// The longest name of an exchange, a queue or a routing key, in bytes: an AMQP short string.
 pub(crate) const NAME_BYTES_MAX: usize = 255;
@@ -39,15 +71,10 @@ enum Address {
     ExchangeAndRoutingKey,
 }
 
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RabbitMqConfigError {
-    problems: Vec<String>,
-}
-
 impl RabbitMqConfig {
-    /// Starts a configuration for the node at `url`, `amqp://user:password@host:port/vhost` or `amqps://…` with TLS.
-    /// Special characters are percent-encoded; the default virtual host is `%2f`, and may be left out with its slash.
+    /// Starts a configuration for the node at `url`, `amqp://user:password@host:port/vhost` or `amqps://…`
+    /// with TLS. Special characters are percent-encoded; the default virtual host is `%2f`, and may be left
+    /// out with its slash.
     ///
     /// The URL takes lapin's parameters, such as `?heartbeat=10` (seconds) and `?auth_mechanism=external`.
     pub fn builder(url: impl Into<String>) -> RabbitMqConfigBuilder {
@@ -77,38 +104,27 @@ impl RabbitMqConfig {
         self.uri.scheme == AMQPScheme::AMQPS
     }
 
-    fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if !(1..=PAYLOAD_BYTES_MAX_MAX).contains(&self.payload_bytes_max) {
-            problems.push(format!(
-                "payload_bytes_max is {}: choose between 1 and {PAYLOAD_BYTES_MAX_MAX}, RabbitMQ's own limit",
-                self.payload_bytes_max
-            ));
-        }
+    fn check(&self, problems: &mut Vec<Problem>) {
+        PAYLOAD_BYTES.check_integer(self.payload_bytes_max, problems);
         if let Address::RoutingKey { exchange } = &self.address {
             problems.extend(name_problem("exchange", exchange));
         }
         for declaration in &self.declarations {
             problems.extend(declaration.names().filter_map(|(what, name)| name_problem(what, name)));
         }
-        for (option, path) in [
-            ("ca_file", self.ca_file.as_ref()),
-            ("client_certificate", self.client_certificate.as_ref().map(|(path, _)| path)),
-            ("client_certificate's key", self.client_certificate.as_ref().map(|(_, key)| key)),
-        ] {
-            if let Some(path) = path
-                && let Err(error) = std::fs::File::open(path)
-            {
-                problems.push(format!("{option} {} cannot be read: {error}", path.display()));
-            }
-        }
-        problems
+        let (certificate, key) =
+            self.client_certificate.as_ref().map(|(one, other)| (&**one, &**other)).unzip();
+        check_file("ca_file", self.ca_file.as_deref(), problems);
+        check_file("client_certificate", certificate, problems);
+        check_file("client_key", key, problems);
     }
 }
 
-fn name_problem(what: &str, name: &str) -> Option<String> {
-    (name.len() > NAME_BYTES_MAX)
-        .then(|| format!("{what} has a name of {} bytes: choose one of up to {NAME_BYTES_MAX}", name.len()))
+fn name_problem(setting: &'static str, name: &str) -> Option<Problem> {
+    (name.len() > NAME_BYTES_MAX).then(|| {
+        let what = format!("has a name of {} bytes", name.len());
+        Problem::new(setting, what, format!("give one of up to {NAME_BYTES_MAX}"))
+    })
 }
 
 impl fmt::Debug for RabbitMqConfig {
@@ -138,23 +154,24 @@ pub struct RabbitMqConfigBuilder {
 }
 
 impl RabbitMqConfigBuilder {
-    /// Sends everything to this exchange, with the topic as routing key. Without, that is the default exchange, for
-    /// which a topic is the name of a queue.
+    /// Sends everything to this exchange, with the topic as routing key. Without, that is the default
+    /// exchange, for which a topic is the name of a queue.
     pub fn exchange(mut self, name: impl Into<String>) -> Self {
         self.config.address = Address::RoutingKey { exchange: name.into() };
         self
     }
 
-    /// Takes the exchange from the topic as well: up to the first `/` it is the exchange, behind it the routing key.
-    /// Without a `/` the routing key is empty, and with nothing before it the exchange is the default one.
+    /// Takes the exchange from the topic as well: up to the first `/` it is the exchange, behind it the
+    /// routing key. Without a `/` the routing key is empty, and with nothing before it the exchange is the
+    /// default one.
     pub fn exchange_from_topic(mut self) -> Self {
         self.config.address = Address::ExchangeAndRoutingKey;
         self
     }
 
-    /// The largest payload, in bytes; 16 MiB unless set. A larger one fails before it is sent. Set it to the node's
-    /// `max_message_size`: the node closes the channel of a message that it finds too large, and with it what else
-    /// was on its way there.
+    /// The largest payload, in bytes; 16 MiB unless set. A larger one fails before it is sent. Set it to the
+    /// node's `max_message_size`: the node closes the channel of a message that it finds too large, and with
+    /// it what else was on its way there.
     pub fn payload_bytes_max(mut self, bytes: usize) -> Self {
         self.config.payload_bytes_max = bytes;
         self
@@ -209,19 +226,21 @@ impl RabbitMqConfigBuilder {
     ///
     /// # Errors
     /// Names everything that is wrong at once. Never holds a secret.
-    pub fn build(mut self) -> Result<RabbitMqConfig, RabbitMqConfigError> {
+    pub fn build(mut self) -> Result<RabbitMqConfig, ConfigError> {
         let mut problems = Vec::new();
         match self.url.parse() {
             Ok(uri) => self.config.uri = uri,
             // Neither the URL nor the parser's text about it: they may hold the password.
-            Err(_) => problems.push(
-                "url is none that RabbitMQ has: give amqp://user:password@host:port/vhost or amqps://…, with special \
-                 characters percent-encoded"
-                    .to_owned(),
-            ),
+            Err(_) => problems.push(Problem::new(
+                "url",
+                "is not valid",
+                "give amqp://user:password@host:port/vhost or amqps://…, with special characters \
+                 percent-encoded",
+            )),
         }
-        problems.extend(self.config.problems());
-        if problems.is_empty() { Ok(self.config) } else { Err(RabbitMqConfigError { problems }) }
+        self.config.check(&mut problems);
+        ConfigError::check(problems)?;
+        Ok(self.config)
     }
 }
 
@@ -230,21 +249,6 @@ impl fmt::Debug for RabbitMqConfigBuilder {
         f.debug_struct("RabbitMqConfigBuilder").field("config", &self.config).finish_non_exhaustive()
     }
 }
-
-impl RabbitMqConfigError {
-    /// What is wrong, each with its remedy.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for RabbitMqConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rabbitmq configuration: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for RabbitMqConfigError {}
 
 #[cfg(test)]
 mod tests {
@@ -260,19 +264,17 @@ mod tests {
             .client_certificate("/no/such/file", "/no/such/key")
             .build()
             .unwrap_err();
-        let starts = [
-            "url is none",
-            "payload_bytes_max is 0",
-            "exchange has a name of 256",
-            "declared queue has a name of 256",
-            "declared binding's routing key has a name of 256",
-            "client_certificate /no/such/file",
-            "client_certificate's key /no/such/key",
+        let named: Vec<&str> = error.problems().iter().map(|problem| &*problem.setting).collect();
+        let expected = [
+            "url",
+            "payload_bytes_max",
+            "exchange",
+            "declared queue",
+            "declared binding's routing key",
+            "client_certificate",
+            "client_key",
         ];
-        assert_eq!(error.problems().len(), starts.len(), "{error}");
-        for (problem, start) in error.problems().iter().zip(starts) {
-            assert!(problem.starts_with(start), "{problem}");
-        }
+        assert_eq!(named, expected, "{error}");
     }
 
     #[test]

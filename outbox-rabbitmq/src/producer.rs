@@ -269,8 +269,11 @@ async fn connect(config: &RabbitMqConfig) -> Result<Connection, PublishError> {
         let connected = async {
             let stream = plain.connect_async(&runtime).await?;
             match &tls {
+                #[cfg(feature = "tls")]
                 Some(tls) => stream.into_rustls(tls, &uri.authority.host).await,
-                None => Ok(stream),
+                #[cfg(not(feature = "tls"))]
+                Some(never) => match *never {},
+                None => Ok::<_, std::io::Error>(stream),
             }
         };
         // lapin's thread ends with this attempt, however long the operating system would go on.

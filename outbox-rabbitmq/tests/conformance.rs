@@ -1,4 +1,5 @@
-//! The contract that all publishers share, against a real RabbitMQ: `scripts/services.sh up rabbitmq`.
+//! The contract that all publishers share, against real servers of RabbitMQ 3 and 4:
+//! `scripts/services.sh up rabbitmq rabbitmq4`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 
@@ -20,16 +21,19 @@ use outbox_core::Publisher;
 use outbox_rabbitmq::RabbitMqPublisher;
 use uuid::Uuid;
 
-struct RabbitMqHarness {
+struct RabbitMqHarness<const NEWER: bool> {
     rabbit: Rabbit,
     proxy: Proxy,
     publisher: Arc<RabbitMqPublisher>,
 }
 
 #[async_trait]
-impl PublisherHarness for RabbitMqHarness {
+impl<const NEWER: bool> PublisherHarness for RabbitMqHarness<NEWER> {
     async fn fresh() -> Option<Self> {
-        let url = common::url()?;
+        let url = match NEWER {
+            true => common::variable("OUTBOX_TEST_AMQP4_URL", "rabbitmq4")?,
+            false => common::url()?,
+        };
         let (login, place) = url.rsplit_once('@').unwrap();
         let (server, vhost) = place.split_once('/').unwrap();
         let proxy = Proxy::start(server).await.unwrap();
@@ -103,4 +107,10 @@ fn stored(message: Delivery) -> StoredMessage {
     stored
 }
 
-outbox_conformance::publisher_suite!(RabbitMqHarness);
+mod rabbitmq {
+    outbox_conformance::publisher_suite!(super::RabbitMqHarness<false>);
+}
+
+mod rabbitmq_4 {
+    outbox_conformance::publisher_suite!(super::RabbitMqHarness<true>);
+}

@@ -71,9 +71,10 @@ impl OutboxAdmin for SqliteStore {
     }
 
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
-        // What the hold waits for stays as it is below the pause.
+        // The event and the reason stay beneath the pause, the time does not: see `Hold::paused`.
         let sql = "INSERT INTO {p}_holds (aggregate_type, aggregate_id, reason, paused_at) \
-             VALUES (?1, ?2, 'paused', {now}) ON CONFLICT DO UPDATE SET paused_at = excluded.paused_at";
+             VALUES (?1, ?2, 'paused', {now}) ON CONFLICT DO UPDATE SET paused_at = excluded.paused_at, \
+             until = NULL";
         self.change("pause an aggregate", sql, names(key)).await.map(drop)
     }
 
@@ -93,7 +94,9 @@ impl OutboxAdmin for SqliteStore {
         self.database()
             .write(WHAT, move |config, transaction| {
                 // A hold does not say of which topic it is: those of another one that is still paused are held again.
-                let due = config.sql("UPDATE {p}_holds SET until = {now} WHERE reason = ?1");
+                let due = config.sql(
+                    "UPDATE {p}_holds SET until = iif(paused_at IS NULL, {now}, NULL) WHERE reason = ?1",
+                );
                 transaction.execute(&due, [HoldReason::Topic.as_str()]).doing(WHAT)?;
                 let resume = config.sql("DELETE FROM {p}_topics WHERE topic = ?1");
                 Ok(transaction.execute(&resume, [topic]).doing(WHAT)? > 0)
@@ -182,8 +185,7 @@ fn holds(config: &SqliteConfig, connection: &Connection, rows_max: u32) -> rusql
             partition: PARTITION,
             sequence: row.get(2)?,
             due_in: due_at.map(|at| micros(at.saturating_sub(now))),
-            // A word that somebody wrote by hand is a hold that somebody put there.
-            reason: HoldReason::parse(&reason).unwrap_or(HoldReason::Paused),
+            reason: HoldReason::of(&reason),
             paused,
         })
     })?;
@@ -204,9 +206,9 @@ fn requeue(
     let requeued = statement.query_map(params_from_iter(condition.values), |row| {
         Ok((lossy(row.get_ref(0)?), lossy(row.get_ref(1)?), row.get::<_, Sequence>(2)?))
     })?;
-    // A hold of one of these events waits for nothing else than this.
+    // The rule of `Hold::requeued`: a hold of one of these events waits for nothing else than this.
     let mut due = transaction.prepare_cached(&config.sql(
-        "UPDATE {p}_holds SET until = {now}, reason = 'requeued' \
+        "UPDATE {p}_holds SET until = iif(paused_at IS NULL, {now}, NULL), reason = 'requeued' \
          WHERE aggregate_type = ?1 AND aggregate_id = ?2 AND sequence = ?3",
     ))?;
     let (mut count, mut first) = (0, BTreeMap::new());
@@ -221,7 +223,8 @@ fn requeue(
     let mut hold = transaction.prepare_cached(&config.sql(
         "INSERT INTO {p}_holds AS h (aggregate_type, aggregate_id, sequence, until, reason) \
          VALUES (?1, ?2, ?3, ?4, 'requeued') ON CONFLICT (aggregate_type, aggregate_id) DO UPDATE SET \
-         until = iif(coalesce(h.sequence, excluded.sequence) = excluded.sequence, excluded.until, h.until), \
+         until = CASE WHEN h.paused_at IS NOT NULL THEN NULL \
+           WHEN coalesce(h.sequence, excluded.sequence) = excluded.sequence THEN excluded.until ELSE h.until END, \
          reason = iif(coalesce(h.sequence, excluded.sequence) = excluded.sequence, excluded.reason, h.reason), \
          sequence = min(coalesce(h.sequence, excluded.sequence), excluded.sequence)",
     ))?;
@@ -256,7 +259,7 @@ fn discard(
         statement.query_map(params_from_iter(&condition.values), |row| row.get::<_, Sequence>(0))?;
     discarded.extend(sequences.collect::<rusqlite::Result<Vec<_>>>()?);
     let mut due = transaction.prepare_cached(&config.sql(
-        "UPDATE {p}_holds AS h SET until = {now} FROM {p} AS o WHERE o.sequence = ?1 AND h.sequence = o.sequence \
+        "UPDATE {p}_holds AS h SET until = iif(h.paused_at IS NULL, {now}, NULL) FROM {p} AS o WHERE o.sequence = ?1 AND h.sequence = o.sequence \
          AND h.aggregate_type = o.aggregate_type AND h.aggregate_id = o.aggregate_id",
     ))?;
     for sequence in &discarded {

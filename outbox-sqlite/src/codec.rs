@@ -7,7 +7,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
     AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent,
-    check_headers,
+    store::{decode_headers, readable_headers},
 };
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
@@ -113,14 +113,14 @@ pub(crate) fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRecord> {
         id: uuid(row.get_ref(1)?).ok(),
         key: AggregateKey::new(&lossy(row.get_ref(2)?), &lossy(row.get_ref(3)?)),
         event_type: lossy(row.get_ref(4)?),
-        version: version_of(row.get_ref(5)?).unwrap_or_default(),
+        version: version_of(row.get_ref(5)?).unwrap_or(1),
         payload: bytes_of(row.get_ref(6)?).unwrap_or_default(),
         content_type: optional_text(7)?,
-        headers: headers_of(row.get_ref(8)?).unwrap_or_default(),
+        headers: row.get_ref(8)?.as_bytes().map(readable_headers).unwrap_or_default(),
         topic: optional_text(9)?,
         created_at: optional_time(10)?.unwrap_or_default(),
         available_at: optional_time(11)?,
-        status: row.get_ref(12)?.as_i64().ok().and_then(status_of).unwrap_or(Status::Pending),
+        status: row.get_ref(12)?.as_i64().ok().and_then(status_of).unwrap_or(Status::Failed),
         attempts: row.get_ref(13)?.as_i64().map_or(0, |n| u32::try_from(n.max(0)).unwrap_or(u32::MAX)),
         last_error: optional_text(14)?,
         cause: optional_text(15)?.as_deref().and_then(FailureCause::parse),
@@ -216,10 +216,7 @@ fn headers_of(value: ValueRef<'_>) -> Result<BTreeMap<String, String>, String> {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
         other => return Err(format!("headers are of type {}, not a JSON object as text", other.data_type())),
     };
-    let headers = serde_json::from_slice(bytes)
-        .map_err(|error| format!("headers are not a JSON object whose values are strings: {error}"))?;
-    check_headers(&headers).map_err(|error| error.to_string())?;
-    Ok(headers)
+    decode_headers(bytes)
 }
 
 fn time(field: &str, value: ValueRef<'_>) -> Result<DateTime<Utc>, String> {

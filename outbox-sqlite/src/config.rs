@@ -1,29 +1,48 @@
 //! What a store is told: [`SqliteConfig`].
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use outbox_core::{PAYLOAD_BYTES_MAX_DEFAULT, StoreError, StoreErrorKind};
+use outbox_core::{
+    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    settings::{Kind, Problem, Setting, check_identifier},
+};
 
 /// The table prefix of a configuration that names none.
 pub const PREFIX_DEFAULT: &str = "outbox";
 
-/// How long a statement waits for another writer unless told otherwise. Five seconds is what SQLite's own drivers for
-/// Python and Rust use.
+/// How long a statement waits for another writer unless told otherwise. Five seconds is what SQLite's own
+/// drivers for Python and Rust use.
 pub const BUSY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
-/// The longest wait for another writer that makes sense: a relay that waits longer has lost its lease.
-const BUSY_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// The settings that a program which reads some can give: see [`SqliteAdapter`](crate::SqliteAdapter).
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting::new(
+        "prefix",
+        Kind::Text,
+        "The name of the events' table, and what the names of the tables beside it start with.",
+    )
+    .default(PREFIX_DEFAULT),
+    BUSY_TIMEOUT,
+];
 
-/// The longest table prefix, in bytes; it leaves room for `_partitions` in every tool that shows names.
-const PREFIX_BYTES_MAX: usize = 40;
+/// A relay that waits longer than ten minutes for another writer has lost its lease.
+const BUSY_TIMEOUT: Setting = Setting::new(
+    "busy_timeout",
+    Kind::Duration { min: Duration::ZERO, max: Duration::from_secs(600) },
+    "How long a statement waits for another writer.",
+)
+.default("5s");
 
-/// The largest payload that SQLite can store, in bytes: `SQLITE_MAX_LENGTH`, 10^9 by default
-/// (<https://www.sqlite.org/limits.html>).
-const PAYLOAD_BYTES_CEILING: usize = 1_000_000_000;
+/// What SQLite can store: `SQLITE_MAX_LENGTH`, 10^9 by default (<https://www.sqlite.org/limits.html>).
+const PAYLOAD_BYTES: Setting = Setting::new(
+    "payload_bytes_max",
+    Kind::Integer { min: 1, max: 1_000_000_000 },
+    "The largest payload that `enqueue` takes.",
+)
+.unit("bytes");
 
 /// Where the outbox is and how it is used. Made by [`SqliteConfig::builder`], which validates.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +86,8 @@ impl SqliteConfig {
         self.busy_timeout
     }
 
-    /// A statement with this configuration's names: `{p}` is the prefix, `{now}` the database's clock in microseconds.
+    /// A statement with this configuration's names: `{p}` is the prefix, `{now}` the database's clock in
+    /// microseconds.
     pub(crate) fn sql(&self, template: &str) -> String {
         template.replace("{p}", &self.prefix).replace("{now}", crate::codec::NOW)
     }
@@ -79,8 +99,8 @@ impl SqliteConfig {
 pub struct SqliteConfigBuilder(SqliteConfig);
 
 impl SqliteConfigBuilder {
-    /// Sets the name of the events' table, which the other tables' names start with: a letter or underscore, then
-    /// letters, digits and underscores, at most 40. Default [`PREFIX_DEFAULT`].
+    /// Sets the name of the events' table, which the other tables' names start with: a letter or underscore,
+    /// then letters, digits and underscores, at most 40. Default [`PREFIX_DEFAULT`].
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.0.prefix = prefix.into();
         self
@@ -93,7 +113,8 @@ impl SqliteConfigBuilder {
         self
     }
 
-    /// Sets how long a statement waits for another writer, at most ten minutes. Default [`BUSY_TIMEOUT_DEFAULT`].
+    /// Sets how long a statement waits for another writer, at most ten minutes. Default
+    /// [`BUSY_TIMEOUT_DEFAULT`].
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.0.busy_timeout = timeout;
         self
@@ -107,74 +128,26 @@ impl SqliteConfigBuilder {
         let config = self.0;
         let mut problems = Vec::new();
         if config.path.as_os_str().is_empty() {
-            problems.push("path is empty: name the database file".to_owned());
+            problems.push(Problem::new("path", "is empty", "name the database file"));
         }
         if config.path.as_os_str() == ":memory:" {
-            problems.push(
-                "path is :memory:, which every connection has for itself: name a file that the service and the relay share"
-                    .to_owned(),
-            );
-        }
-        if let Err(problem) = check_prefix(&config.prefix) {
-            problems.push(problem);
-        }
-        if config.payload_bytes_max == 0 || config.payload_bytes_max > PAYLOAD_BYTES_CEILING {
-            problems.push(format!(
-                "payload_bytes_max is {}: give 1 to {PAYLOAD_BYTES_CEILING}",
-                config.payload_bytes_max
+            problems.push(Problem::new(
+                "path",
+                "is :memory:, which every connection has for itself",
+                "name a file that the service and the relay share",
             ));
         }
-        if config.busy_timeout > BUSY_TIMEOUT_MAX {
-            problems.push(format!(
-                "busy_timeout is {:?}: give at most {BUSY_TIMEOUT_MAX:?}",
-                config.busy_timeout
-            ));
+        check_identifier("prefix", &config.prefix, &mut problems);
+        if config.prefix.to_ascii_lowercase().starts_with("sqlite_") {
+            let what =
+                format!("is {:?}, and SQLite keeps names that start with sqlite_ for itself", config.prefix);
+            problems.push(Problem::new("prefix", what, "give another one"));
         }
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+        PAYLOAD_BYTES.check_integer(config.payload_bytes_max, &mut problems);
+        BUSY_TIMEOUT.check_duration(config.busy_timeout, &mut problems);
+        ConfigError::check(problems)?;
+        Ok(config)
     }
-}
-
-/// A configuration that was refused, with every problem at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    problems: Vec<String>,
-}
-
-impl ConfigError {
-    /// Each problem: the option, its value, and what is accepted.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the sqlite configuration is refused: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-impl From<ConfigError> for StoreError {
-    fn from(error: ConfigError) -> Self {
-        Self::new(StoreErrorKind::Misuse, error.to_string())
-    }
-}
-
-/// The prefix goes into statements as it is, so nothing but an identifier may pass.
-fn check_prefix(prefix: &str) -> Result<(), String> {
-    let identifier = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        && prefix.bytes().next().is_some_and(|b| !b.is_ascii_digit());
-    if !identifier || prefix.len() > PREFIX_BYTES_MAX {
-        return Err(format!(
-            "prefix is {prefix:?}: give a letter or underscore, then letters, digits and underscores, at most \
-             {PREFIX_BYTES_MAX}"
-        ));
-    }
-    if prefix.to_ascii_lowercase().starts_with("sqlite_") {
-        return Err(format!("prefix is {prefix:?}: sqlite keeps names that start with sqlite_ for itself"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use rusqlite::{Error, ErrorCode};
 /// The kind of a driver's error, by SQLite's result code (<https://www.sqlite.org/rescode.html>).
 pub(crate) fn classify(error: &Error) -> StoreErrorKind {
     let (code, message) = match error {
-        Error::SqliteFailure(code, message) => (code.code, message.as_deref().unwrap_or_default()),
-        Error::SqlInputError { error, msg, .. } => (error.code, msg.as_str()),
-        _ => return StoreErrorKind::Unexpected,
+        Error::SqliteFailure(code, message) => (code.code, message.clone().unwrap_or_default()),
+        // With the bundled library the driver has a variant for errors in SQL; its text begins with SQLite's message.
+        other => (ErrorCode::Unknown, other.to_string()),
     };
     match code {
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SchemaChanged => {

@@ -7,17 +7,20 @@ use std::{
 };
 
 use outbox_core::{
-    EventError, EventIdentity, Finding, Inbox, InboxError, Receipt, StoreError, StoreErrorKind,
-    check_consumer, check_purge_age,
+    EventError, EventIdentity, Finding, Inbox, InboxError, Receipt, StoreError, check_consumer,
+    check_purge_age, store::Schema,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::{SqliteConfig, codec::to_micros, error::Context, schema::exists};
 
-/// The version of the inbox's tables that this release makes and needs.
-pub const INBOX_SCHEMA_VERSION: i64 = 1;
+/// What each version of the inbox's tables brought, the first one first.
+const MIGRATIONS: &[&str] = &["the tables of the inbox"];
 
-const MIGRATE: &str = "run the migration: `SqliteInbox::migrate`, or the statements of `inbox_migration_sql`";
+/// The version of the inbox's tables that this release makes and needs.
+pub const INBOX_SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+const MIGRATE: &str = "run `SqliteInbox::migrate`, or the statements of `inbox_migration_sql`";
 
 const TABLES: [(&str, &[&str]); 3] = [
     ("{p}_inbox", &["consumer", "source", "id", "time", "received_at"]),
@@ -62,7 +65,11 @@ pub fn inbox_migration_sql(config: &SqliteConfig) -> String {
 }
 
 fn version_sql() -> String {
-    format!("INSERT OR IGNORE INTO {{p}}_inbox_schema (only, version) VALUES (1, {INBOX_SCHEMA_VERSION});\n")
+    // The version of a later release stays, should an earlier one's text be run again.
+    format!(
+        "INSERT INTO {{p}}_inbox_schema (only, version) VALUES (1, {INBOX_SCHEMA_VERSION}) \
+         ON CONFLICT (only) DO UPDATE SET version = max(version, excluded.version);\n"
+    )
 }
 
 /// The inbox of one consumer, in the consumer's own transaction, on the consumer's own connection. Cheap to clone;
@@ -144,12 +151,7 @@ impl SqliteInbox {
         let doing = "migrate the inbox";
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).doing(doing)?;
-        if let Some(version) = self.newer_version(&transaction).doing(doing)? {
-            return Err(StoreError::new(
-                StoreErrorKind::Schema,
-                format!("{}: upgrade this program", self.newer(version)),
-            ));
-        }
+        self.schema().refuse_newer(self.version(&transaction).doing(doing)?)?;
         transaction.execute_batch(&self.config.sql(MIGRATION)).doing(doing)?;
         transaction.execute_batch(&self.config.sql(&version_sql())).doing(doing)?;
         transaction.commit().doing(doing)
@@ -210,15 +212,8 @@ impl SqliteInbox {
         Ok(count)
     }
 
-    fn newer(&self, version: i64) -> String {
-        format!(
-            "{}_inbox_schema has version {version}, made by a later release, and this one knows {INBOX_SCHEMA_VERSION}",
-            self.config.prefix()
-        )
-    }
-
-    fn newer_version(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
-        Ok(self.version(connection)?.filter(|version| *version > INBOX_SCHEMA_VERSION))
+    fn schema(&self) -> Schema {
+        Schema::new(format!("{}_inbox_schema", self.config.prefix()), MIGRATIONS, MIGRATE)
     }
 
     fn version(&self, connection: &Connection) -> rusqlite::Result<Option<i64>> {
@@ -250,22 +245,7 @@ impl SqliteInbox {
         if !findings.is_empty() {
             return Ok(findings);
         }
-        match self.version(connection)? {
-            Some(version) if version > INBOX_SCHEMA_VERSION => findings.push(Finding::error(
-                "schema-newer",
-                self.newer(version),
-                "upgrade the program, or point it at another file",
-            )),
-            Some(INBOX_SCHEMA_VERSION) => {}
-            _ => findings.push(Finding::error(
-                "schema-older",
-                format!(
-                    "{}_inbox_schema has a version older than {INBOX_SCHEMA_VERSION}, or none",
-                    self.config.prefix()
-                ),
-                MIGRATE,
-            )),
-        }
+        findings.extend(self.schema().check(self.version(connection)?));
         let timeless = "SELECT EXISTS (SELECT 1 FROM {p}_inbox WHERE consumer = ?1 AND time IS NULL)";
         if connection.query_row(&self.config.sql(timeless), [&self.consumer], |row| row.get(0))? {
             findings.push(Finding::warning(

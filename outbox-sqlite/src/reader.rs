@@ -27,10 +27,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use outbox_core::{AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError};
+use outbox_core::{
+    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError, store::Page,
+};
 use rusqlite::{Connection, params};
 
-use self::snapshot::{Page, Snapshot};
+use self::snapshot::{Rows, Snapshot};
 use crate::{
     SqliteConfig,
     codec::{PARTITION, PENDING_COLUMNS, Pending, lossy},
@@ -152,23 +154,19 @@ impl Position {
             known: &request.known,
         };
         self.advance(&at, request);
-        let mut page = Page {
-            rows: Vec::new(),
-            events_left: request.events_max.max(1),
-            bytes_left: request.bytes_max.max(1),
-            more: false,
-        };
+        let mut found = Rows { rows: Vec::new(), page: Page::new(request) };
         // Due holds first: everything of their aggregate waits for them.
-        let due_holds = self.due_holds(&at, &mut page)?;
+        let due_holds = self.due_holds(&at, &mut found.page)?;
         let all_due_noted = self.note_scheduled(&at)?;
-        self.catch_up(&at, &mut page)?;
+        self.catch_up(&at, &mut found)?;
         if all_due_noted {
-            self.scan(&at, &mut page)?;
+            self.scan(&at, &mut found)?;
         }
-        page.more |= !all_due_noted || self.catch_up.keys().any(|key| !self.full.contains(key));
-        self.idle = !page.more && self.catch_up.is_empty();
+        let Rows { rows, page } = found;
+        let more = page.more() || !all_due_noted || self.catch_up.keys().any(|key| !self.full.contains(key));
+        self.idle = !more && self.catch_up.is_empty();
         let paused = self.paused(&at)?;
-        Ok(Fetched { rows: page.rows, due_holds, paused, more: page.more, next_due: at.next_due()? })
+        Ok(Fetched { rows, due_holds, paused, more, next_due: at.next_due()? })
     }
 
     fn advance(&mut self, at: &Snapshot<'_>, request: &FetchRequest) {
@@ -213,7 +211,7 @@ impl Position {
         let mut due = due.query([at.now])?;
         let mut found = Vec::new();
         // Half of the page is left to the others, so that a topic which comes back does not stop the rest.
-        let events_min = page.events_left / 2;
+        let events_min = page.events_left() / 2;
         while let Some(hold) = due.next()? {
             let key = AggregateKey::new(&lossy(hold.get_ref(0)?), &lossy(hold.get_ref(1)?));
             let sequence: Option<Sequence> = hold.get(2)?;
@@ -222,8 +220,8 @@ impl Position {
             if is_known || self.given.contains(&key) {
                 continue;
             }
-            if found.len() == DUE_HOLDS_MAX || page.events_left <= events_min || page.is_full() {
-                page.more = true;
+            if found.len() == DUE_HOLDS_MAX || page.events_left() <= events_min || page.is_full() {
+                page.set_more();
                 break;
             }
             let row = match sequence {
@@ -231,7 +229,7 @@ impl Position {
                 None => None,
             };
             if let Some(row) = &row {
-                page.count(row);
+                page.take(row.bytes());
             }
             self.catch_up.remove(&key);
             self.given.insert(key.clone());
@@ -271,16 +269,16 @@ impl Position {
     }
 
     /// Reads what is behind the position of the aggregates that have something there, each in its turn.
-    fn catch_up(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<()> {
+    fn catch_up(&mut self, at: &Snapshot<'_>, found: &mut Rows) -> rusqlite::Result<()> {
         if self.catch_up.is_empty() {
             self.turns.clear();
             return Ok(());
         }
-        let mut left = page.events_left.div_ceil(2);
+        let mut left = found.page.events_left().div_ceil(2);
         let wanted = self.catch_up.keys().filter(|key| !self.full.contains(*key)).count();
         let share = (left / wanted.max(1)).max(1);
         for _ in 0..self.turns.len() {
-            if left == 0 || page.is_full() {
+            if left == 0 || found.page.is_full() {
                 break;
             }
             let Some(key) = self.turns.pop_front() else { break };
@@ -294,31 +292,31 @@ impl Position {
                 self.waiting.insert(key);
                 continue;
             }
-            let events_before = page.rows.len();
-            match at.rows_of(&key, (after, self.read), share.min(left), page)? {
+            let events_before = found.rows.len();
+            match at.rows_of(&key, (after, self.read), share.min(left), found)? {
                 Some(after) => {
                     self.catch_up.insert(key.clone(), after);
                     self.turns.push_back(key);
                 }
                 None => drop(self.catch_up.remove(&key)),
             }
-            left -= page.rows.len() - events_before;
+            left -= found.rows.len() - events_before;
         }
         Ok(())
     }
 
     /// Reads on from the position.
-    fn scan(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<()> {
+    fn scan(&mut self, at: &Snapshot<'_>, found: &mut Rows) -> rusqlite::Result<()> {
         let mut rows = at.transaction.prepare_cached(&at.config.sql(&format!(
             "SELECT {PENDING_COLUMNS}, EXISTS(SELECT 1 FROM {{p}}_holds h WHERE h.aggregate_type = o.aggregate_type \
              AND h.aggregate_id = o.aggregate_id) AS held FROM {{p}} o INDEXED BY {{p}}_pending \
              WHERE o.status = 0 AND o.sequence > ?1 ORDER BY o.sequence"
         )))?;
         let mut rows = rows.query([self.read])?;
-        let mut rows_left = SCAN_ROWS_MAX.max(page.events_left);
+        let mut rows_left = SCAN_ROWS_MAX.max(found.page.events_left());
         while let Some(row) = rows.next()? {
-            if rows_left == 0 || page.is_full() {
-                page.more = true;
+            if rows_left == 0 || found.page.is_full() {
+                found.page.set_more();
                 break;
             }
             rows_left -= 1;
@@ -327,7 +325,7 @@ impl Position {
             if !at.is_known(sequence) {
                 let (key, valid) = pending.key()?;
                 if !valid || (pending.due(at.now)? && !self.passes_by(&key, sequence, row.get("held")?)) {
-                    page.add(pending.row(key, at.now)?);
+                    found.add(pending.row(key, at.now)?);
                 }
             }
             self.read = sequence;

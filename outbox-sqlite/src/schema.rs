@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_core::{StoreError, StoreErrorKind};
+use outbox_core::{StoreError, store::Schema};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::{SqliteConfig, database::open, error::Context};
@@ -13,6 +13,10 @@ const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 /// The version of the schema that this release makes and needs.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// The remedy for what a migration puts right.
+pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `SqliteStore::migrate` in a program; \
+    `outbox migrate --print` and `migration_sql` give the statements";
 
 /// How long `migrate` waits between attempts to switch to WAL.
 const WAL_RETRY: Duration = Duration::from_millis(10);
@@ -160,48 +164,30 @@ fn version_sql() -> String {
     )
 }
 
-/// Which migrations tables of this version lack, for people.
-pub(crate) fn missing_migrations(version: i64) -> String {
-    let lacks = |index: &usize| i64::try_from(*index).is_ok_and(|index| index >= version);
-    let names: Vec<String> = (0..MIGRATIONS.len())
-        .filter(lacks)
-        .map(|index| format!("{} ({})", index + 1, MIGRATIONS[index]))
-        .collect();
-    let (noun, verb) = if names.len() == 1 { ("migration", "is") } else { ("migrations", "are") };
-    format!("{noun} {} {verb} missing", names.join(", "))
+/// What is known of the tables.
+pub(crate) fn schema(config: &SqliteConfig) -> Schema {
+    let object = format!("{}_schema in {}", config.prefix(), config.path().display());
+    Schema::new(object, MIGRATIONS, MIGRATE)
 }
 
 /// Creates the file if there is none, switches it to WAL, and makes what is missing. Does nothing where nothing is
 /// missing; two processes may do it at once.
 ///
 /// # Errors
-/// [`StoreErrorKind::Schema`] if the schema is of a later release, which is left alone; else what SQLite says.
+/// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the schema is of a later release, which is left alone; else what SQLite says.
 pub fn migrate(config: &SqliteConfig) -> Result<(), StoreError> {
     let mut connection = open(config, OpenFlags::SQLITE_OPEN_CREATE)
         .doing(&format!("open {} to migrate it", config.path().display()))?;
     let doing = "migrate the outbox";
-    refuse_newer(config, recorded_version(config, &connection).doing(doing)?)?;
+    let schema = schema(config);
+    schema.refuse_newer(recorded_version(config, &connection).doing(doing)?)?;
     switch_to_wal(config, &connection)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).doing(doing)?;
     // Read again under the lock: another process may have migrated meanwhile.
-    refuse_newer(config, recorded_version(config, &transaction).doing(doing)?)?;
+    schema.refuse_newer(recorded_version(config, &transaction).doing(doing)?)?;
     transaction.execute_batch(&config.sql(MIGRATION)).doing(doing)?;
     transaction.execute_batch(&config.sql(&version_sql())).doing(doing)?;
     transaction.commit().doing(doing)
-}
-
-fn refuse_newer(config: &SqliteConfig, version: Option<i64>) -> Result<(), StoreError> {
-    match version {
-        Some(version) if version > SCHEMA_VERSION => Err(StoreError::new(
-            StoreErrorKind::Schema,
-            format!(
-                "{}_schema has version {version}, made by a later release, and this one knows {SCHEMA_VERSION}: upgrade \
-                 this program",
-                config.prefix()
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 pub(crate) fn recorded_version(

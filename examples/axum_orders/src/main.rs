@@ -36,10 +36,8 @@ async fn main() -> Result<(), Error> {
     store.migrate().await?;
     sqlx::raw_sql(orders::TABLE).execute(&pool).await?;
 
-    let mut settings = RelayConfig::default();
-    settings.topic = "orders".parse()?;
-    settings.source = Arc::from("/orders");
-    let relay = Relay::new(Arc::new(store), Arc::new(JsonLinesPublisher::stdout()), settings)?;
+    let settings = RelayConfig::default().with_topic("orders".parse()?).with_source(Arc::from("/orders"));
+    let relay = Relay::new(store, JsonLinesPublisher::stdout(), settings)?;
     for finding in relay.check().await {
         eprintln!("{finding}");
         if finding.severity == Severity::Error {
@@ -57,8 +55,9 @@ async fn main() -> Result<(), Error> {
     // The end, in this order. First HTTP: no new order comes, and those under way get their answer.
     axum::serve(listener, orders::routes(shop)).with_graceful_shutdown(ended).await?;
     // Then the relay: it sends what they have left, gives its leases back and ends.
-    if tokio::time::timeout(DRAIN, handle.caught_up()).await.is_err() {
-        eprintln!("the broker is away: what is pending goes out at the next start");
+    match tokio::time::timeout(DRAIN, handle.caught_up()).await {
+        Ok(caught_up) => _ = caught_up?,
+        Err(_) => eprintln!("the broker is away: what is pending goes out at the next start"),
     }
     handle.shutdown();
     let status = relay.await?;

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use outbox::{Enqueue as _, Event, OutboxEvent, Phase, RelayHandle, postgres::PostgresOutbox};
+use outbox::{Enqueue as _, Event, OutboxEvent, RelayHandle, postgres::PostgresOutbox};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -74,12 +74,10 @@ async fn place(
 /// Whether this process can take orders and relay their events. A broker that is away is no reason to say no:
 /// orders are taken all the same, and their events wait.
 async fn ready(State(shop): State<Shop>) -> (StatusCode, String) {
-    let status = shop.relay.status();
-    if status.phase == Phase::Running && status.relay.is_some() {
-        return (StatusCode::OK, "ready".to_owned());
+    match shop.relay.ready() {
+        Ok(()) => (StatusCode::OK, "ready".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
     }
-    let why = status.last_store_error.unwrap_or_else(|| format!("the relay is {:?}", status.phase));
-    (StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
 /// What went wrong. The transaction is dropped, and that rolls back the order and its event.

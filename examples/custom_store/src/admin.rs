@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    Status, StoreError,
+    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, Sequence, Status,
+    StoreError,
 };
 use redb::{ReadableTable, WriteTransaction};
 
@@ -38,9 +38,12 @@ impl OutboxAdmin for RedbStore {
                 key,
                 partition: PARTITION,
                 sequence: hold.sequence,
-                due_in: hold.until.filter(|_| !hold.paused).map(|until| micros(until.saturating_sub(now))),
-                reason: hold.reason(),
-                paused: hold.paused,
+                due_in: hold
+                    .until
+                    .filter(|_| !hold.is_paused())
+                    .map(|until| micros(until.saturating_sub(now))),
+                reason: hold.reason,
+                paused: hold.is_paused(),
             };
             let mut holds: Vec<_> = holds(&transaction.open_table(HOLDS)?)?.into_iter().map(record).collect();
             holds.sort_by_key(|hold| (hold.due_in.is_none(), hold.due_in));
@@ -63,9 +66,7 @@ impl OutboxAdmin for RedbStore {
     async fn pause(&self, key: &AggregateKey) -> Result<(), StoreError> {
         let key = key.clone();
         self.write("pause an aggregate", move |transaction| {
-            let mut tables = Tables::open(transaction)?;
-            let hold = tables.hold(&key)?.unwrap_or(Hold::new(None, None, HoldReason::Paused));
-            tables.set_hold(&key, Some(&Hold { paused: true, ..hold }))
+            Tables::open(transaction)?.change_hold(&key, |hold| Some(Hold::paused(hold, now())))
         })
         .await
     }
@@ -74,9 +75,8 @@ impl OutboxAdmin for RedbStore {
         let key = key.clone();
         self.write("resume an aggregate", move |transaction| {
             let mut tables = Tables::open(transaction)?;
-            let Some(hold) = tables.hold(&key)? else { return Ok(false) };
-            tables.set_hold(&key, Some(&Hold { paused: false, until: Some(now()), ..hold }))?;
-            Ok(true)
+            tables.change_hold(&key, |hold| Some(hold?.resumed(now())))?;
+            Ok(tables.hold(&key)?.is_some())
         })
         .await
     }
@@ -94,10 +94,8 @@ impl OutboxAdmin for RedbStore {
         let topic = topic.to_owned();
         self.write("resume a topic", move |transaction| {
             let (now, mut tables) = (now(), Tables::open(transaction)?);
-            for (key, hold) in holds(&tables.holds)? {
-                if hold.reason() == HoldReason::Topic {
-                    tables.set_hold(&key, Some(&Hold { until: Some(now), ..hold }))?;
-                }
+            for (key, _) in holds(&tables.holds)? {
+                tables.change_hold(&key, |hold| Some(hold?.topic_resumed(now)))?;
             }
             Ok(transaction.open_table(TOPICS)?.remove(topic.as_str())?.is_some())
         })
@@ -129,16 +127,7 @@ fn requeue(transaction: &WriteTransaction, filter: &EventFilter) -> Result<u64, 
         tables.put(sequence, &record)?;
     }
     for (key, sequences) in requeued {
-        let new = Hold::new(sequences.first().copied(), Some(now), HoldReason::Requeued);
-        let hold = match tables.hold(&key)? {
-            // A hold of another event keeps its own time; one of these, or of none, waits for nothing else.
-            Some(hold) if hold.sequence.is_some_and(|held| !sequences.contains(&held)) => {
-                Hold { sequence: hold.sequence.min(new.sequence), ..hold }
-            }
-            Some(hold) => Hold { paused: hold.paused, ..new },
-            None => new,
-        };
-        tables.set_hold(&key, Some(&hold))?;
+        tables.change_hold(&key, |hold| Hold::requeued(hold, &sequences, now))?;
     }
     Ok(count)
 }
@@ -151,10 +140,9 @@ fn discard(transaction: &WriteTransaction, filter: &EventFilter) -> Result<u64, 
     let mut count = 0;
     for (sequence, record) in matching(&tables.events, filter, usize::MAX)? {
         let key = record.key();
-        let hold = tables.hold(&key)?.filter(|hold| hold.sequence == Some(sequence));
         let given_up = match record.status {
             Status::Failed => true,
-            Status::Pending => hold.is_some(),
+            Status::Pending => tables.hold(&key)?.is_some_and(|hold| hold.sequence == Some(sequence)),
             Status::Sent => false,
         };
         if !given_up {
@@ -164,9 +152,7 @@ fn discard(transaction: &WriteTransaction, filter: &EventFilter) -> Result<u64, 
         let done_at = record.done_at.or(Some(now));
         let cause = Some(FailureCause::Discarded);
         tables.put(sequence, &Record { status: Status::Failed, cause, done_at, ..record })?;
-        if let Some(hold) = hold {
-            tables.set_hold(&key, Some(&Hold { until: Some(now), ..hold }))?;
-        }
+        tables.change_hold(&key, |hold| Some(hold?.discarded(sequence, now)))?;
         count += 1;
     }
     Ok(count)
@@ -184,22 +170,10 @@ fn matching(
             break;
         }
         let (sequence, bytes) = entry?;
-        let record: Record = from_bytes(bytes.value())?;
-        if matches(&record, filter) {
-            found.push((sequence.value(), record));
+        let (sequence, record) = (sequence.value(), from_bytes::<Record>(bytes.value())?);
+        if filter.matches(&record.to_event_record(sequence, &[])) {
+            found.push((sequence, record));
         }
     }
     Ok(found)
-}
-
-fn matches(record: &Record, filter: &EventFilter) -> bool {
-    let is = |wanted: &Option<String>, actual: &str| wanted.as_ref().is_none_or(|wanted| wanted == actual);
-    (filter.ids.is_empty() || record.id().is_some_and(|id| filter.ids.contains(&id)))
-        && filter.status.is_none_or(|status| record.status == status)
-        && filter.cause.is_none_or(|cause| record.cause == Some(cause))
-        && is(&filter.aggregate_type, &record.aggregate_type)
-        && is(&filter.aggregate_id, &record.aggregate_id)
-        && is(&filter.event_type, record.event_type())
-        && filter.created_from.is_none_or(|from| record.created_at >= from.timestamp_micros())
-        && filter.created_before.is_none_or(|before| record.created_at < before.timestamp_micros())
 }

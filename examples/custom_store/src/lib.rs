@@ -26,9 +26,6 @@ use crate::{
     tables::{IDS, META, Tables},
 };
 
-/// The version of the tables that this program reads and writes.
-const SCHEMA_VERSION: i64 = 1;
-
 /// An outbox in a redb database. Cheap to clone.
 #[derive(Clone)]
 pub struct RedbStore(Arc<Database>);
@@ -54,17 +51,18 @@ impl RedbStore {
     /// # Errors
     /// As of [`open`](Self::open).
     pub fn new(database: Arc<Database>) -> Result<Self, StoreError> {
-        let migrate = || -> Result<i64, redb::Error> {
+        let what = "make the tables";
+        let made = || -> Result<_, redb::Error> {
             let transaction = database.begin_write()?;
             tables::create(&transaction)?;
-            let found = tables::version_or(&transaction, SCHEMA_VERSION)?;
-            transaction.commit()?;
-            Ok(found)
+            let found = tables::version(&transaction)?;
+            Ok((transaction, found))
         };
-        match migrate().map_err(|error| failed("make the tables", error))? {
-            SCHEMA_VERSION => Ok(Self(database)),
-            found => Err(StoreError::new(StoreErrorKind::Schema, tables::wrong_version(found))),
-        }
+        let (transaction, found) = made().map_err(|error| failed(what, error))?;
+        // Without a commit, the tables of a later release are left alone.
+        tables::schema().refuse_newer(found)?;
+        transaction.commit().map_err(|error| failed(what, error.into()))?;
+        Ok(Self(database))
     }
 
     /// The database, for the service's own transactions.

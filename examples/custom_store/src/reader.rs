@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, FetchRequest, Fetched, Lease, OutboxReader, Row, Sequence, StoreError,
+    AggregateKey, DueHold, FetchRequest, Fetched, Lease, OutboxReader, Row, Sequence, StoreError, store::Page,
 };
 use redb::{ReadTransaction, ReadableTable};
 
@@ -58,10 +58,10 @@ fn read(
     let events = transaction.open_table(EVENTS)?;
     let payloads = transaction.open_table(PAYLOADS)?;
     let mut holds = holds(&transaction.open_table(HOLDS)?)?;
-    let mut page = Page { events_left: request.events_max.max(1), bytes_left: request.bytes_max.max(1) };
+    let mut page = Page::new(request);
     let mut fetched = Fetched::default();
     let mut next_due =
-        holds.iter().filter_map(|(_, hold)| hold.until.filter(|at| !hold.paused && *at > now)).min();
+        holds.iter().filter_map(|(_, hold)| hold.until.filter(|at| !hold.is_paused() && *at > now)).min();
     let row = |sequence: Sequence, record: &Record| -> Result<Row, redb::Error> {
         Ok(record.to_row(sequence, &payload(&payloads, sequence)?, now))
     };
@@ -70,7 +70,7 @@ fn read(
     let is_new = |key: &AggregateKey, hold: &Hold| hold.is_due(now) && !out.contains(key);
     for (key, hold) in holds.iter().filter(|(key, hold)| is_new(key, hold)) {
         if page.is_full() {
-            fetched.more = true;
+            page.set_more();
             break;
         }
         let due = match hold.sequence {
@@ -79,7 +79,7 @@ fn read(
         };
         let due = due.filter(|(_, record)| record.is_pending_and_due(now));
         let held_row = due.map(|(sequence, record)| row(sequence, &record)).transpose()?;
-        held_row.iter().for_each(|row| page.count(row));
+        held_row.iter().for_each(|row| page.take(row.bytes()));
         let (key, sequence) = (key.clone(), hold.sequence);
         fetched.due_holds.push(DueHold { key, partition: PARTITION, sequence, row: held_row });
     }
@@ -97,35 +97,19 @@ fn read(
             continue;
         }
         // Once the page is full, what is left is looked at for what is scheduled alone.
-        if fetched.more || left_out.contains(&record.key()) {
+        if page.more() || left_out.contains(&record.key()) {
             continue;
         }
         if page.is_full() {
-            fetched.more = true;
+            page.set_more();
             continue;
         }
         let row = row(sequence, &record)?;
-        page.count(&row);
+        page.take(row.bytes());
         fetched.rows.push(row);
     }
-    fetched.paused = holds.into_iter().filter(|(_, hold)| hold.paused).map(|(key, _)| key).collect();
+    fetched.more = page.more();
+    fetched.paused = holds.into_iter().filter(|(_, hold)| hold.is_paused()).map(|(key, _)| key).collect();
     fetched.next_due = next_due.map(|at| micros(at.saturating_sub(now)));
     Ok(fetched)
-}
-
-/// What one answer still has room for.
-struct Page {
-    events_left: usize,
-    bytes_left: usize,
-}
-
-impl Page {
-    fn is_full(&self) -> bool {
-        self.events_left == 0 || self.bytes_left == 0
-    }
-
-    fn count(&mut self, row: &Row) {
-        self.events_left = self.events_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
-    }
 }

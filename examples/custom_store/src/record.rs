@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use outbox_core::{
     AggregateKey, Event, EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent,
-    check_headers,
+    check_headers, store::readable_headers,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -130,7 +130,7 @@ impl Record {
             version: version.unwrap_or(1),
             payload: Bytes::copy_from_slice(payload),
             content_type: text("content_type"),
-            headers: serde_json::from_value(headers).unwrap_or_default(),
+            headers: readable_headers(headers.to_string().as_bytes()),
             topic: text("topic"),
             created_at: utc(self.created_at),
             available_at: self.available_at.map(utc),
@@ -143,28 +143,29 @@ impl Record {
     }
 }
 
-/// Why an aggregate waits, for how long, and behind which event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hold {
-    pub(crate) sequence: Option<Sequence>,
-    /// `None` is without end.
-    pub(crate) until: Option<i64>,
+/// A hold whose times are in microseconds since 1970. Its rules are the core's.
+pub(crate) type Hold = outbox_core::store::Hold<i64>;
+
+/// A [`Hold`] as it is kept.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct KeptHold {
+    sequence: Option<Sequence>,
+    until: Option<i64>,
     /// The word of a [`HoldReason`].
-    pub(crate) reason: String,
-    pub(crate) paused: bool,
+    reason: String,
+    paused_at: Option<i64>,
 }
 
-impl Hold {
-    pub(crate) fn new(sequence: Option<Sequence>, until: Option<i64>, reason: HoldReason) -> Self {
-        Self { sequence, until, reason: reason.as_str().to_owned(), paused: false }
+impl From<Hold> for KeptHold {
+    fn from(hold: Hold) -> Self {
+        let reason = hold.reason.as_str().to_owned();
+        Self { sequence: hold.sequence, until: hold.until, reason, paused_at: hold.paused_at }
     }
+}
 
-    pub(crate) fn reason(&self) -> HoldReason {
-        HoldReason::parse(&self.reason).unwrap_or(HoldReason::Paused)
-    }
-
-    pub(crate) fn is_due(&self, now: i64) -> bool {
-        !self.paused && self.until.is_some_and(|until| until <= now)
+impl From<KeptHold> for Hold {
+    fn from(kept: KeptHold) -> Self {
+        Self::new(kept.sequence, kept.until, HoldReason::of(&kept.reason), kept.paused_at)
     }
 }
 

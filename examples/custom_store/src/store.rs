@@ -13,7 +13,7 @@ use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use uuid::Uuid;
 
 use crate::{
-    RedbStore, SCHEMA_VERSION, now,
+    RedbStore, now,
     reader::RedbReader,
     record::{after, micros},
     settle::{has_lease, settle},
@@ -34,11 +34,8 @@ impl OutboxStore for RedbStore {
         let found = self.read("check the tables", |transaction| {
             tables::number(&transaction.open_table(META)?, "version")
         });
-        // The tables were made when the file was opened, and nobody else can have it open.
-        Ok(match found.await?.unwrap_or_default() {
-            SCHEMA_VERSION => Vec::new(),
-            found => vec![Finding::error("schema", tables::wrong_version(found), "open the file again")],
-        })
+        // The tables were made when the file was opened, and no other program can have it open.
+        Ok(tables::schema().check(found.await?).into_iter().collect())
     }
 
     async fn join(&self, ttl: Duration) -> Result<RelayId, StoreError> {

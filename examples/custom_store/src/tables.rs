@@ -1,12 +1,12 @@
 //! The tables, and the changes that keep them in step with each other.
 
-use outbox_core::{AggregateKey, Sequence, Status};
+use outbox_core::{AggregateKey, Sequence, Status, store::Schema};
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use crate::{
-    SCHEMA_VERSION,
-    record::{Hold, PARTITION, Record, from_bytes, to_bytes},
-};
+use crate::record::{Hold, KeptHold, PARTITION, Record, from_bytes, to_bytes};
+
+/// What each version of the tables brought.
+const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 pub(crate) type Bytes = &'static [u8];
 pub(crate) type Names = (&'static str, &'static str);
@@ -47,19 +47,18 @@ pub(crate) fn create(transaction: &WriteTransaction) -> Result<(), redb::Error> 
     Ok(())
 }
 
-/// The version of the tables; new ones get this one.
-pub(crate) fn version_or(transaction: &WriteTransaction, version: i64) -> Result<i64, redb::Error> {
-    let mut meta = transaction.open_table(META)?;
-    let found = number(&meta, "version")?;
-    if found.is_none() {
-        meta.insert("version", version)?;
-    }
-    Ok(found.unwrap_or(version))
+/// What is known of these tables.
+pub(crate) fn schema() -> Schema {
+    Schema::new("the outbox", MIGRATIONS, "run the migration of the program that is to open it")
 }
 
-pub(crate) fn wrong_version(found: i64) -> String {
-    let remedy = if found > SCHEMA_VERSION { "upgrade this program" } else { "run its migration" };
-    format!("the outbox has version {found}, and this program knows {SCHEMA_VERSION}: {remedy}")
+/// Writes the version beside tables that were made just now, and says which one the tables have.
+pub(crate) fn version(transaction: &WriteTransaction) -> Result<Option<i64>, redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    if number(&meta, "version")?.is_none() {
+        meta.insert("version", schema().version())?;
+    }
+    number(&meta, "version")
 }
 
 pub(crate) fn number(
@@ -91,7 +90,8 @@ pub(crate) fn holds(
     for entry in holds.iter()? {
         let (key, bytes) = entry?;
         let (aggregate_type, aggregate_id) = key.value();
-        found.push((AggregateKey::new(aggregate_type, aggregate_id), from_bytes(bytes.value())?));
+        let hold: KeptHold = from_bytes(bytes.value())?;
+        found.push((AggregateKey::new(aggregate_type, aggregate_id), hold.into()));
     }
     Ok(found)
 }
@@ -174,14 +174,19 @@ impl<'t> Tables<'t> {
 
     pub(crate) fn hold(&self, key: &AggregateKey) -> Result<Option<Hold>, redb::Error> {
         let bytes = self.holds.get((key.aggregate_type(), key.aggregate_id()))?;
-        bytes.map(|bytes| from_bytes(bytes.value())).transpose()
+        let kept = bytes.map(|bytes| from_bytes::<KeptHold>(bytes.value())).transpose()?;
+        Ok(kept.map(Hold::from))
     }
 
-    /// Writes a hold, or removes it.
-    pub(crate) fn set_hold(&mut self, key: &AggregateKey, hold: Option<&Hold>) -> Result<(), redb::Error> {
+    /// Puts what a rule makes of an aggregate's hold in its place.
+    pub(crate) fn change_hold(
+        &mut self,
+        key: &AggregateKey,
+        rule: impl FnOnce(Option<Hold>) -> Option<Hold>,
+    ) -> Result<(), redb::Error> {
         let names = (key.aggregate_type(), key.aggregate_id());
-        match hold {
-            Some(hold) => _ = self.holds.insert(names, to_bytes(hold)?.as_slice())?,
+        match rule(self.hold(key)?) {
+            Some(hold) => _ = self.holds.insert(names, to_bytes(&KeptHold::from(hold))?.as_slice())?,
             None => _ = self.holds.remove(names)?,
         }
         Ok(())

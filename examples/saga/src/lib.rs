@@ -74,16 +74,16 @@ pub async fn run(
         Arc::new(Service::open(folder, messages::STOCK, stock::TABLES, stock::effect)?),
     ];
     // One publisher for the relays of all three outboxes.
-    let bus = SharedPublisher::new(broker(SharedPublisher::new(Arc::new(bus::Bus::new(&services)))));
+    let bus = SharedPublisher::new(broker(SharedPublisher::new(bus::Bus::new(&services))));
     let mut relays = Vec::new();
     for service in &services {
-        let mut config = RelayConfig::default();
         // Each event names its topic; one that did not would be a mistake.
-        config.topic = "nobody".parse()?;
-        config.source = Arc::from(format!("/{}", service.name()));
+        let mut config = RelayConfig::default()
+            .with_topic("nobody".parse()?)
+            .with_source(Arc::from(format!("/{}", service.name())));
         config.retry.delay_min = Duration::from_millis(5);
         let store = service.store()?;
-        let relay = Relay::new(Arc::new(store.clone()), Arc::new(bus.clone()), config)?;
+        let relay = Relay::new(store.clone(), bus.clone(), config)?;
         service.relayed_by(relay.handle());
         relays.push((store, relay.handle(), tokio::spawn(relay.run())));
     }

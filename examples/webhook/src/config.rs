@@ -2,18 +2,30 @@
 
 use std::{fmt, time::Duration};
 
-use outbox::PAYLOAD_BYTES_MAX_DEFAULT;
+use outbox::{
+    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    settings::{Kind, Problem, Setting},
+};
 use reqwest::Url;
 
 use crate::SigningKey;
 
 /// Well below a relay's default publish time-out of 5 s.
 const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_secs(4);
-const DELIVERY_TIMEOUTS: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(300);
+pub(crate) const DELIVERY_TIMEOUT: Setting = Setting::new(
+    "delivery_timeout",
+    Kind::Duration { min: Duration::from_millis(100), max: Duration::from_secs(300) },
+    "How long an answer may take.",
+)
+.default("4s");
 
 const REQUESTS_MAX_DEFAULT: usize = 64;
-const REQUESTS_MAX: std::ops::RangeInclusive<usize> = 1..=1024;
+pub(crate) const REQUESTS_MAX: Setting = Setting::new(
+    "requests_max",
+    Kind::Integer { min: 1, max: 1024 },
+    "How many requests of one call are under way at a time.",
+)
+.default("64");
 
 /// Where events go, and with whose signature. Made by [`WebhookConfig::builder`].
 #[derive(Debug, Clone)]
@@ -23,12 +35,6 @@ pub struct WebhookConfig {
     pub(crate) delivery_timeout: Duration,
     pub(crate) requests_max: usize,
     pub(crate) payload_bytes_max: usize,
-}
-
-/// Everything that is wrong with a configuration, at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookConfigError {
-    problems: Vec<String>,
 }
 
 impl WebhookConfig {
@@ -84,21 +90,14 @@ impl WebhookConfigBuilder {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn build(self) -> Result<WebhookConfig, WebhookConfigError> {
+    pub fn build(self) -> Result<WebhookConfig, ConfigError> {
         let mut problems = Vec::new();
         let base_url = base_url(&self.base_url).map_err(|problem| problems.push(problem)).ok();
-        let key = SigningKey::new(&self.secret).map_err(|error| problems.push(error.to_string())).ok();
-        if !DELIVERY_TIMEOUTS.contains(&self.delivery_timeout) {
-            problems.push(format!(
-                "delivery_timeout is {:?}: choose between {:?} and {:?}",
-                self.delivery_timeout,
-                DELIVERY_TIMEOUTS.start(),
-                DELIVERY_TIMEOUTS.end()
-            ));
-        }
-        if !REQUESTS_MAX.contains(&self.requests_max) {
-            problems.push(format!("requests_max is {}: choose between 1 and 1024", self.requests_max));
-        }
+        let secret =
+            |_| Problem::new("secret", "is not valid", "give whsec_ and base64, as the receiver has it");
+        let key = SigningKey::new(&self.secret).map_err(|error| problems.push(secret(error))).ok();
+        DELIVERY_TIMEOUT.check_duration(self.delivery_timeout, &mut problems);
+        REQUESTS_MAX.check_integer(self.requests_max, &mut problems);
         match (base_url, key) {
             (Some(base_url), Some(key)) if problems.is_empty() => Ok(WebhookConfig {
                 base_url,
@@ -107,26 +106,26 @@ impl WebhookConfigBuilder {
                 requests_max: self.requests_max,
                 payload_bytes_max: self.payload_bytes_max,
             }),
-            _ => Err(WebhookConfigError { problems }),
+            _ => Err(ConfigError::new(problems)),
         }
     }
 }
 
 /// The URL, which is not shown where it is refused: it may hold a password.
-fn base_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("the base URL is none: {error}"))?;
+fn base_url(text: &str) -> Result<Url, Problem> {
+    let problem = |what: String, remedy: &str| Problem::new("base_url", what, remedy);
+    let url = Url::parse(text)
+        .map_err(|error| problem(format!("is not valid: {error}"), "give https://host/path"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("the base URL has the scheme {}: give http or https", url.scheme()));
+        return Err(problem(format!("has the scheme {}", url.scheme()), "give http or https"));
     }
     if !url.username().is_empty()
         || url.password().is_some()
         || url.query().is_some()
         || url.fragment().is_some()
     {
-        return Err(
-            "the base URL has more than a host and a path: leave out user, password, query and fragment"
-                .to_owned(),
-        );
+        let what = "has more than a host and a path".to_owned();
+        return Err(problem(what, "leave out user, password, query and fragment"));
     }
     Ok(url)
 }
@@ -141,14 +140,6 @@ impl fmt::Debug for WebhookConfigBuilder {
     }
 }
 
-impl fmt::Display for WebhookConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "webhook configuration: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for WebhookConfigError {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +152,7 @@ mod tests {
             .requests_max(0);
         assert!(!format!("{builder:?}").contains("hunter"));
         let error = builder.build().unwrap_err();
-        assert_eq!(error.problems.len(), 4, "{error}");
+        assert_eq!(error.problems().len(), 4, "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter"), "{error}");
         for url in
             ["", "example.com", "ftp://example.com", "https://example.com/?a=b", "https://example.com/#a"]

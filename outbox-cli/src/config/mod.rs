@@ -1,29 +1,39 @@
 //! The settings of the process: a TOML file, the environment above it, and every problem of both at once.
 
-mod nats;
-mod publisher;
-mod rabbitmq;
+mod adapters;
+mod example;
 mod reader;
-mod relay;
+mod reference;
+mod side;
 mod source;
-mod store;
 #[cfg(test)]
 #[cfg(feature = "sqlite")]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use outbox_core::{Finding, RelayConfig};
+use outbox_core::{
+    Finding, RelayConfig,
+    settings::{ConfiguredPublisher, ConfiguredStore, Kind, URL},
+};
 
-use self::reader::Reader;
-pub(crate) use self::{publisher::PublisherConfig, store::StoreConfig};
+pub(crate) use self::{adapters::log_default, example::example, reference::reference};
+use self::{
+    adapters::{PUBLISHERS, STORES},
+    reader::{Read, Reader},
+    side::Side,
+};
 
 /// The file that is read if it is there, when none is named.
 const FILE_DEFAULT: &str = "outbox.toml";
+
+/// The table of the relay's settings.
+const RELAY: &str = "relay.";
 
 /// What a command needs to have been configured. What is there is checked in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +50,7 @@ pub(crate) struct Config {
     /// One without a name, or those that the file names.
     pub(crate) outboxes: Vec<OutboxConfig>,
     /// The publishers that differ, each of one or more outboxes.
-    pub(crate) publishers: Vec<PublisherConfig>,
+    pub(crate) publishers: Vec<Arc<dyn ConfiguredPublisher>>,
 }
 
 /// One outbox and its relay.
@@ -48,7 +58,7 @@ pub(crate) struct Config {
 pub(crate) struct OutboxConfig {
     /// Its name, where the file names outboxes.
     pub(crate) name: Option<String>,
-    pub(crate) store: StoreConfig,
+    pub(crate) store: Arc<dyn ConfiguredStore>,
     /// Which of the publishers.
     pub(crate) publisher: Option<usize>,
     pub(crate) relay: RelayConfig,
@@ -73,7 +83,8 @@ impl OutboxConfig {
 }
 
 impl Config {
-    /// Reads the file, if there is one, and the environment; with `only`, all but that outbox are left out then.
+    /// Reads the file, if there is one, and the environment; with `only`, all but that outbox are left out
+    /// then.
     ///
     /// # Errors
     /// Everything that is wrong.
@@ -99,7 +110,9 @@ impl Config {
     ///
     /// # Errors
     /// A finding that names them, if there are several.
-    pub(crate) fn one(mut self) -> Result<(OutboxConfig, Option<PublisherConfig>), Vec<Finding>> {
+    pub(crate) fn one(
+        mut self,
+    ) -> Result<(OutboxConfig, Option<Arc<dyn ConfiguredPublisher>>), Vec<Finding>> {
         let names = self.names();
         let outbox = self.outboxes.pop().filter(|_| self.outboxes.is_empty());
         let Some(outbox) = outbox else {
@@ -125,11 +138,11 @@ impl Config {
         needs: Needs,
     ) -> Result<Self, Vec<Finding>> {
         let mut config = Self { outboxes: Vec::new(), publishers: Vec::new() };
-        let (mut findings, mut stores, mut publishers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut read, mut stores, mut publishers) = (Vec::new(), Vec::new(), Vec::new());
         for mut reader in Reader::all(file, variables) {
-            let relay = relay::read(&mut reader);
-            let store = store::read(&mut reader, relay.retention.when_sent);
-            let publisher = publisher::read(&mut reader, relay.publish_timeout, needs);
+            let relay = relay(&mut reader);
+            let store = store(&mut reader, &relay);
+            let publisher = publisher(&mut reader, &relay, needs);
             let name = reader.outbox().map(str::to_owned);
             stores.push((name.clone(), place(&reader)));
             // The same settings are the same publisher.
@@ -141,34 +154,76 @@ impl Config {
                     publishers.len() - 1
                 })
             });
-            // What is wrong with settings for all is found once for each, and said once.
-            for finding in reader.finish() {
-                let said = |other: &Finding| (other.code, &other.problem) == (finding.code, &finding.problem);
-                if !findings.iter().any(said) {
-                    findings.push(finding);
-                }
-            }
+            read.push(reader.finish());
             config.outboxes.extend(store.map(|store| OutboxConfig { name, store, publisher, relay }));
         }
+        let mut findings = findings_of(read);
         findings.extend(same_tables(&stores));
         if findings.is_empty() { Ok(config) } else { Err(findings) }
     }
 }
 
-/// What tells the tables of one outbox from those of another.
+fn relay(reader: &mut Reader) -> RelayConfig {
+    let mut relay = RelayConfig::default();
+    let values = reader.values(RELAY, RelayConfig::SETTINGS);
+    if let Err(error) = relay.apply(&values) {
+        error.problems().iter().for_each(|problem| reader.problem(RELAY, problem));
+    }
+    relay
+}
+
+fn store(reader: &mut Reader, relay: &RelayConfig) -> Option<Arc<dyn ConfiguredStore>> {
+    let side = Side::store();
+    let chosen = side.read(reader, true)?;
+    let configured = STORES[chosen.index].configure(&chosen.url, &chosen.values, relay);
+    side.take(reader, &chosen, configured)
+}
+
+fn publisher(reader: &mut Reader, relay: &RelayConfig, needs: Needs) -> Option<Arc<dyn ConfiguredPublisher>> {
+    let side = Side::publisher();
+    let chosen = side.read(reader, needs == Needs::StoreAndPublisher)?;
+    let configured = PUBLISHERS[chosen.index].configure(&chosen.url, &chosen.values, relay);
+    side.take(reader, &chosen, configured)
+}
+
+/// What is wrong with settings for all is found once for each outbox, and said once. What is given for all,
+/// and means nothing to one of them, is wrong only if it means nothing to the others as well.
+fn findings_of(read: Vec<Read>) -> Vec<Finding> {
+    let used: BTreeSet<String> = read.iter().flat_map(|read| read.used.iter().cloned()).collect();
+    let mut findings: Vec<Finding> = Vec::new();
+    for Read { findings: found, left_out, .. } in read {
+        let left_out = left_out.into_iter().filter(|it| it.is_own || !used.contains(&it.key));
+        for finding in found.into_iter().chain(left_out.map(|it| it.finding)) {
+            let is_same = |other: &Finding| (other.code, &other.problem) == (finding.code, &finding.problem);
+            if !findings.iter().any(is_same) {
+                findings.push(finding);
+            }
+        }
+    }
+    findings
+}
+
+/// What tells the tables of one outbox from those of another: the URL and the names. Sizes and times name no
+/// tables.
 fn place(reader: &Reader) -> BTreeMap<String, String> {
-    let mut place = reader.values_of("store.");
-    place.retain(|key, _| !key.ends_with("connections") && !key.ends_with("timeout"));
-    place.entry("store.prefix".to_owned()).or_insert_with(|| "outbox".to_owned());
-    place
+    let side = Side::store();
+    let settings = side.adapters.iter().flat_map(|adapter| adapter.settings).chain([&side.url]);
+    let names = settings.filter(|setting| matches!(setting.kind, Kind::Text));
+    let given = reader.values_of("store.");
+    let value = |key: String, default: Option<&str>| {
+        let value = given.get(&key).cloned().or_else(|| default.map(str::to_owned))?;
+        Some((key, value))
+    };
+    names.filter_map(|setting| value(format!("store.{}", setting.key), setting.default)).collect()
 }
 
 fn same_tables(stores: &[(Option<String>, BTreeMap<String, String>)]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, (name, place)) in stores.iter().enumerate() {
         // Two without a place have a problem already.
-        let other =
-            stores[..index].iter().find(|(_, other)| other == place && place.contains_key("store.url"));
+        let other = stores[..index]
+            .iter()
+            .find(|(_, other)| other == place && place.contains_key(&format!("store.{URL}")));
         if let (Some(name), Some((Some(other), _))) = (name, other) {
             findings.push(Finding::error(
                 "same-tables",
@@ -208,7 +263,8 @@ mod without_a_feature {
             let variables = variables.map(|(name, value)| (name.into(), value.into()));
             let findings = Config::read(None, variables, Needs::StoreAndPublisher).err().unwrap_or_default();
             let named = findings.iter().any(|finding| {
-                finding.problem.contains("built without") && finding.remedy.ends_with(&format!(" {feature}"))
+                let left_out = finding.remedy.split_once("built without the cargo features ");
+                left_out.is_some_and(|(_, features)| features.split(", ").any(|name| name == feature))
             });
             assert_eq!(named, !is_in, "{feature}: {findings:?}");
         }

@@ -4,18 +4,42 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     path::Path,
-    time::Duration,
 };
 
-use outbox_core::Finding;
+use outbox_core::{
+    Finding,
+    settings::{Kind, Problem, Setting, Value, Values},
+};
 
-use super::source::{Environment, FILE_SUFFIX, FileSettings, Given, Origin, PREFIX, Value};
+use super::{
+    adapters::PUBLISHERS_LEFT_OUT,
+    source::{Environment, FILE_SUFFIX, FileSettings, FileValue, Given, Origin, PREFIX},
+};
 
-/// Gives each setting that is asked for, the environment before the file. What was never asked for is unknown, so no
-/// second list of the keys can disagree with the first.
+/// What came of reading one outbox.
+pub(super) struct Read {
+    /// Everything that was wrong.
+    pub(super) findings: Vec<Finding>,
+    /// What was given and means nothing to this outbox.
+    pub(super) left_out: Vec<LeftOut>,
+    /// The keys whose values, if there were some, are in use.
+    pub(super) used: BTreeSet<String>,
+}
+
+/// A setting that was given and means nothing to the outbox.
+#[derive(Clone)]
+pub(super) struct LeftOut {
+    pub(super) key: String,
+    /// The outbox gives it itself, so that it is not meant for another one.
+    pub(super) is_own: bool,
+    pub(super) finding: Finding,
+}
+
+/// Gives each setting that is asked for, the environment before the file. What was never asked for is
+/// unknown, so no second list of the keys can disagree with the first.
 ///
-/// Of a file with several outboxes each has a reader of its own, which gives what the outbox says itself before what
-/// is said for all.
+/// Of a file with several outboxes each has a reader of its own, which gives what the outbox says itself
+/// before what is said for all.
 #[derive(Clone)]
 pub(super) struct Reader {
     /// The outbox, where there are several.
@@ -26,13 +50,18 @@ pub(super) struct Reader {
     environment: Environment,
     findings: Vec<Finding>,
     /// The keys that were asked for.
-    keys: Vec<&'static str>,
+    keys: Vec<String>,
     /// Where the values of the keys that were given came from.
     origins: BTreeMap<String, Origin>,
     /// The values of the keys that were given.
     values: BTreeMap<String, String>,
     /// Keys whose value was refused: what follows from their default is no finding of its own.
-    refused: BTreeSet<&'static str>,
+    refused: BTreeSet<String>,
+    /// The keys whose values, if there were some, are in use.
+    used: BTreeSet<String>,
+    /// The keys that the outbox gave itself, in the file or by its own variables.
+    own_keys: BTreeSet<String>,
+    left_out: Vec<LeftOut>,
     /// The file could be read, so that what is missing is missing.
     file_is_complete: bool,
 }
@@ -56,6 +85,9 @@ impl Reader {
             origins: BTreeMap::new(),
             values: BTreeMap::new(),
             refused: BTreeSet::new(),
+            used: BTreeSet::new(),
+            own_keys: BTreeSet::new(),
+            left_out: Vec::new(),
         };
         if outboxes.is_empty() {
             return vec![shared];
@@ -97,15 +129,15 @@ impl Reader {
             Finding::error("wrong-value", format!("name ({}) {what}", given.origin), remedy)
         };
         match &given.value {
-            Value::Text(name) if !is_outbox_name(name) => {
+            FileValue::Text(name) if !is_outbox_name(name) => {
                 self.findings.push(refused(format!("is {name:?}"), format!("give {accepted}")));
             }
-            Value::Text(name) if taken.iter().any(|other| other.eq_ignore_ascii_case(name)) => {
+            FileValue::Text(name) if taken.iter().any(|other| other.eq_ignore_ascii_case(name)) => {
                 let what = format!("is {name:?}, as that of another outbox is");
                 self.findings.push(refused(what, "give each outbox a name of its own".to_owned()));
             }
-            Value::Text(name) => self.outbox = Some(name.clone()),
-            _ => self.findings.push(refused("is no text".to_owned(), format!("give {accepted}"))),
+            FileValue::Text(name) => self.outbox = Some(name.clone()),
+            _ => self.findings.push(refused("is not a text".to_owned(), format!("give {accepted}"))),
         }
     }
 
@@ -129,120 +161,93 @@ impl Reader {
         values.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
-    /// Reads a time, such as `5s`.
-    pub(super) fn duration(&mut self, key: &'static str, into: &mut Duration) {
-        self.read(key, DURATION, into, |text| humantime::parse_duration(text).ok());
-    }
-
-    /// Reads a whole number.
-    pub(super) fn number<T: TryFrom<u64>>(&mut self, key: &'static str, accepted: &str, into: &mut T) {
-        self.read_integer(key, accepted, into, |text| parse_integer(text)?.try_into().ok());
-    }
-
-    /// Reads a boolean.
-    pub(super) fn boolean(&mut self, key: &'static str, into: &mut bool) {
-        let Some(given) = self.take(key) else { return };
-        match &given.value {
-            Value::Boolean(boolean) => *into = *boolean,
-            Value::Untyped(text) if text == "true" => *into = true,
-            Value::Untyped(text) if text == "false" => *into = false,
-            _ => self.refuse(key, &given, "true or false"),
+    /// Reads the settings of a table, whose name has a dot behind it. A key that was read before is not read
+    /// again.
+    pub(super) fn values(&mut self, table: &str, settings: &[Setting]) -> Values {
+        let mut values = Values::default();
+        for setting in settings {
+            if let Kind::Rest { file_names, .. } = setting.kind {
+                for (name, value) in self.rest_of(table, setting, file_names) {
+                    self.used.insert(format!("{table}{name}"));
+                    values.insert_rest(name, value);
+                }
+                continue;
+            }
+            let key = format!("{table}{}", setting.key);
+            let Some(given) = self.take(&key) else { continue };
+            match setting.read(given.value.as_given()) {
+                Ok(Some(value)) => values.insert(setting.key, value),
+                // Said to be absent by an empty text.
+                Ok(None) => self.forget(&key),
+                Err(problem) => {
+                    self.problem(table, &without_secret(problem, &given.origin));
+                    self.refused.insert(key.clone());
+                }
+            }
+            self.used.insert(key);
         }
+        values
     }
 
-    /// Reads one of several words.
-    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)], into: &mut T) {
-        let names: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-        self.read(key, &names.join(" or "), into, |text| {
-            words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value)
-        });
-    }
-
-    /// Reads a text of a form of its own; `accepted` says which.
-    pub(super) fn read<T>(
-        &mut self,
-        key: &'static str,
-        accepted: &str,
-        into: &mut T,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) {
-        let Some(given) = self.take(key) else { return };
-        let text = match &given.value {
-            Value::Text(text) | Value::Untyped(text) => Some(text),
-            _ => None,
+    /// Takes a setting that means nothing here, and keeps the problem that it is given.
+    pub(super) fn leave_out(&mut self, table: &str, setting: &Setting, problem: impl Fn(&str) -> Problem) {
+        let keys: Vec<String> = match setting.kind {
+            Kind::Rest { file_names, .. } => self
+                .rest_of(table, setting, file_names)
+                .into_keys()
+                .map(|name| format!("{table}{name}"))
+                .collect(),
+            _ => {
+                let key = format!("{table}{}", setting.key);
+                self.take(&key).map(|_| key).into_iter().collect()
+            }
         };
-        match text.and_then(|text| parse(text)) {
-            Some(value) => *into = value,
-            None => self.refuse(key, &given, accepted),
+        for key in keys {
+            let is_own = self.own_keys.contains(&key);
+            let Problem { what, remedy, .. } = problem(&key);
+            let finding = Finding::error("wrong-value", format!("{key}{} {what}", self.origin(&key)), remedy);
+            self.forget(&key);
+            self.left_out.push(LeftOut { key, is_own, finding });
         }
     }
 
-    /// As [`read`](Self::read), for a setting that is an integer, or a word instead of one.
-    pub(super) fn read_integer<T>(
-        &mut self,
-        key: &'static str,
-        accepted: &str,
-        into: &mut T,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) {
-        let Some(given) = self.take(key) else { return };
-        let text = match &given.value {
-            Value::Integer(text) | Value::Untyped(text) => Some(text),
-            // "4096" in quotes is a mistake, a word is not.
-            Value::Text(text) if parse_integer(text).is_none() => Some(text),
-            _ => None,
-        };
-        match text.and_then(|text| parse(text)) {
-            Some(value) => *into = value,
-            None => self.refuse(key, &given, accepted),
-        }
-    }
-
-    /// A text whose content the caller judges, with [`problem`](Self::problem).
-    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
-        let mut text = None;
-        self.read(key, "a text", &mut text, |text| Some(Some(text.to_owned())));
-        text
-    }
-
-    /// Takes what is left of a table whose names are not ours, with the names as the file has them, or as the
+    /// What is left of a table whose names are not ours, with the names as the file has them, or as the
     /// environment has them in lower case with dots for underscores.
-    pub(super) fn rest_of(
-        &mut self,
-        table: &'static str,
-        value_file_names: &[&str],
-    ) -> BTreeMap<String, String> {
-        let prefix = format!("{table}.");
+    fn rest_of(&mut self, table: &str, setting: &Setting, file_names: &[&str]) -> BTreeMap<String, String> {
         let mut rest = BTreeMap::new();
-        self.rest_of_file(&prefix, &mut rest);
-        self.rest_of_environment(table, &format!("{PREFIX}{}", room(&prefix)), value_file_names, &mut rest);
-        std::mem::swap(&mut self.file, &mut self.own);
-        self.rest_of_file(&prefix, &mut rest);
-        std::mem::swap(&mut self.file, &mut self.own);
+        let shared = take_table(&mut self.file, table);
+        self.rest_of_file(table, setting, shared, &mut rest);
+        let shared = format!("{PREFIX}{}", room(table));
+        rest.extend(self.rest_of_environment(table, &shared, file_names));
+        let own = take_table(&mut self.own, table);
+        self.own_keys.extend(own.keys().cloned());
+        self.rest_of_file(table, setting, own, &mut rest);
         if let Some(name) = &self.outbox {
-            let prefix = format!("{PREFIX}{}_{}", name.to_ascii_uppercase(), room(&prefix));
-            self.rest_of_environment(table, &prefix, value_file_names, &mut rest);
+            let own = format!("{PREFIX}{}_{}", name.to_ascii_uppercase(), room(table));
+            let own = self.rest_of_environment(table, &own, file_names);
+            self.own_keys.extend(own.keys().map(|name| format!("{table}{name}")));
+            rest.extend(own);
         }
-        let values = rest.iter().map(|(name, value)| (format!("{prefix}{name}"), value.clone()));
+        let values = rest.iter().map(|(name, value)| (format!("{table}{name}"), value.clone()));
         self.values.extend(values);
         rest
     }
 
-    fn rest_of_file(&mut self, prefix: &str, rest: &mut BTreeMap<String, String>) {
-        let names: Vec<String> = self.file.keys().filter(|key| key.starts_with(prefix)).cloned().collect();
-        for key in names {
-            let Some(given) = self.file.remove(&key) else { continue };
-            let name = key[prefix.len()..].to_owned();
-            match &given.value {
-                Value::Text(text) | Value::Integer(text) => _ = rest.insert(name, text.clone()),
-                Value::Boolean(boolean) => _ = rest.insert(name, boolean.to_string()),
-                _ => self.findings.push(Finding::error(
-                    "wrong-value",
-                    format!("{key} ({}) is no value of a property", given.origin),
-                    "give a text, an integer or a boolean",
-                )),
+    fn rest_of_file(
+        &mut self,
+        table: &str,
+        setting: &Setting,
+        given: BTreeMap<String, Given>,
+        rest: &mut BTreeMap<String, String>,
+    ) {
+        for (key, given) in given {
+            let name = key[table.len()..].to_owned();
+            self.origins.insert(key, given.origin.clone());
+            match setting.read(given.value.as_given()) {
+                Ok(Some(Value::Text(value))) => _ = rest.insert(name, value),
+                Ok(_) => {}
+                Err(problem) => self.problem(table, &Problem::new(name, problem.what, problem.remedy)),
             }
-            self.origins.insert(key, given.origin);
         }
     }
 
@@ -251,8 +256,8 @@ impl Reader {
         table: &str,
         prefix: &str,
         value_file_names: &[&str],
-        rest: &mut BTreeMap<String, String>,
-    ) {
+    ) -> BTreeMap<String, String> {
+        let mut rest = BTreeMap::new();
         let names: BTreeSet<String> = self
             .environment
             .names()
@@ -265,12 +270,13 @@ impl Reader {
             .collect();
         for name in names {
             let taken = self.environment.take(&format!("{prefix}{name}"), &mut self.findings);
-            if let Some(Given { value: Value::Untyped(value), origin }) = taken {
+            if let Some(Given { value: FileValue::Untyped(value), origin }) = taken {
                 let property = property_name(&name);
-                self.origins.insert(format!("{table}.{property}"), origin);
+                self.origins.insert(format!("{table}{property}"), origin);
                 rest.insert(property, value);
             }
         }
+        rest
     }
 
     /// Where a key's value came from, in brackets behind a space; nothing of a default.
@@ -283,20 +289,31 @@ impl Reader {
         self.origins.contains_key(key)
     }
 
-    /// The key's value was refused, so its default stands in for it.
-    pub(super) fn is_refused(&self, key: &str) -> bool {
-        self.refused.contains(key)
-    }
-
-    /// Something is wrong with the value of this key.
-    pub(super) fn problem(&mut self, key: &'static str, what: &str, remedy: &str) {
-        let problem = format!("{key}{} {what}", self.origin(key));
-        self.refused.insert(key);
-        self.findings.push(Finding::error("wrong-value", problem, remedy));
+    /// Something is wrong with a setting of this table, and perhaps with others.
+    pub(super) fn problem(&mut self, table: &str, problem: &Problem) {
+        let key = format!("{table}{}", problem.setting);
+        let related: Vec<String> = problem.related.iter().map(|name| format!("{table}{name}")).collect();
+        // A default that stands in for a value that was refused is not the user's.
+        if std::iter::once(&key).chain(&related).any(|key| self.refused.contains(key)) {
+            return;
+        }
+        let what = format!("{key}{} {}", self.origin(&key), problem.what);
+        if related.is_empty() {
+            self.findings.push(Finding::error("wrong-value", what, &*problem.remedy));
+        } else {
+            let given: Vec<&String> =
+                std::iter::once(&key).chain(&related).filter(|key| self.is_given(key)).collect();
+            let shown: Vec<String> = given.iter().map(|key| format!("{key}{}", self.origin(key))).collect();
+            let variables: Vec<String> = given.iter().map(|key| variable(key)).collect();
+            let by =
+                if variables.is_empty() { String::new() } else { format!(", or {}", variables.join(" or ")) };
+            let remedy = format!("{}, by the file{by}", problem.remedy);
+            self.findings.push(Finding::error("settings", format!("{what} [{}]", shown.join(", ")), remedy));
+        }
     }
 
     /// This key must be there, and is not.
-    pub(super) fn missing(&mut self, key: &'static str, remedy: &str) {
+    pub(super) fn missing(&mut self, key: &str, remedy: &str) {
         // A value that could not be read has been reported, and is not missing.
         if self.file_is_complete && !self.is_given(key) && !self.refused.contains(key) {
             let of = self.outbox.as_ref().map(|name| format!(" of the outbox {name}")).unwrap_or_default();
@@ -307,24 +324,13 @@ impl Reader {
         }
     }
 
-    /// Any other finding.
-    pub(super) fn finding(&mut self, finding: Finding) {
-        self.findings.push(finding);
-    }
-
-    /// The keys that there are.
-    #[cfg(all(test, feature = "sqlite"))]
-    pub(super) fn keys(&self) -> &[&'static str] {
-        &self.keys
-    }
-
     /// Everything that was wrong, with what nobody asked for.
-    pub(super) fn finish(mut self) -> Vec<Finding> {
+    pub(super) fn finish(mut self) -> Read {
         for (key, given) in self.own.iter().chain(&self.file) {
-            let is_empty_table = matches!(given.value, Value::Other("table"))
+            let is_empty_table = matches!(given.value, FileValue::Other("table"))
                 && self.keys.iter().any(|known| known.starts_with(&format!("{key}.")));
             if !is_empty_table {
-                let problem = format!("{key} ({}) is no setting", given.origin);
+                let problem = format!("unknown setting {key} ({})", given.origin);
                 let remedy = remedy_for_unknown(key, &self.keys);
                 self.findings.push(Finding::error("unknown-key", problem, remedy));
             }
@@ -344,29 +350,46 @@ impl Reader {
             }
             let remedy = match nearest {
                 Some(known) => format!("did you mean {known}? else unset it"),
-                None => "unset it; outbox.example.toml has every setting, and README.md the rule for the variables".to_owned(),
+                None => {
+                    "unset it; `outbox config reference` has every setting, and the rule for the variables"
+                        .to_owned()
+                }
             };
-            self.findings.push(Finding::error("unknown-variable", format!("{name} is no setting"), remedy));
+            self.findings.push(Finding::error(
+                "unknown-variable",
+                format!("unknown variable {name}"),
+                remedy,
+            ));
         }
-        self.findings
+        Read { findings: self.findings, left_out: self.left_out, used: self.used }
     }
 
-    fn take(&mut self, key: &'static str) -> Option<Given> {
-        self.keys.push(key);
+    fn take(&mut self, key: &str) -> Option<Given> {
+        if self.keys.iter().any(|known| known == key) {
+            return None;
+        }
+        self.keys.push(key.to_owned());
         let (own_file, file) = (self.own.remove(key), self.file.remove(key));
         let findings = self.findings.len();
         let own_variable = self.own_variable(key);
         let own = own_variable.and_then(|name| self.environment.take(&name, &mut self.findings));
         let shared = self.environment.take(&variable(key), &mut self.findings);
         if self.findings.len() > findings {
-            self.refused.insert(key);
+            self.refused.insert(key.to_owned());
+        }
+        if own.is_some() || own_file.is_some() {
+            self.own_keys.insert(key.to_owned());
         }
         let given = own.or(own_file).or(shared).or(file)?;
         self.origins.insert(key.to_owned(), given.origin.clone());
-        if let Value::Text(value) | Value::Integer(value) | Value::Untyped(value) = &given.value {
-            self.values.insert(key.to_owned(), value.clone());
-        }
+        self.values.insert(key.to_owned(), given.value.text());
         Some(given)
+    }
+
+    /// A key counts as not given.
+    fn forget(&mut self, key: &str) {
+        self.origins.remove(key);
+        self.values.remove(key);
     }
 
     /// The variable that gives a key of this outbox alone.
@@ -374,21 +397,15 @@ impl Reader {
         let name = self.outbox.as_ref()?.to_ascii_uppercase();
         Some(format!("{PREFIX}{name}_{}", room(key)))
     }
-
-    fn refuse(&mut self, key: &'static str, given: &Given, accepted: &str) {
-        let is = match &given.value {
-            _ if key.ends_with("url") || given.origin.is_value_file() => "is not understood".to_owned(),
-            Value::Text(text) | Value::Untyped(text) => format!("is {text:?}"),
-            Value::Integer(text) => format!("is {text}"),
-            Value::Boolean(boolean) => format!("is {boolean}"),
-            Value::Other(kind) => format!("is of the type {kind}"),
-        };
-        self.problem(key, &is, &format!("give {accepted}"));
-    }
 }
 
-/// What is accepted as a time.
-pub(super) const DURATION: &str = "a time with its unit, such as \"250ms\", \"5s\" or \"1m 30s\"";
+/// The file that a secret comes from is named, and its content is not.
+fn without_secret(mut problem: Problem, origin: &Origin) -> Problem {
+    if origin.is_value_file() {
+        "is not understood".clone_into(&mut problem.what);
+    }
+    problem
+}
 
 /// The tables of settings, with the dot behind them.
 const TABLES: [&str; 3] = ["store.", "publisher.", "relay."];
@@ -417,25 +434,29 @@ fn is_outbox_name(name: &str) -> bool {
     head && tail && name.len() <= 40 && !reserved.iter().any(|word| word.eq_ignore_ascii_case(name))
 }
 
-/// Digits, grouped by underscores if need be, as TOML has them.
-pub(super) fn parse_integer(text: &str) -> Option<u64> {
-    text.replace('_', "").parse().ok()
+/// What a table has, out of all that was given.
+fn take_table(given: &mut BTreeMap<String, Given>, table: &str) -> BTreeMap<String, Given> {
+    given.extract_if(.., |key, _| key.starts_with(table)).collect()
 }
 
 fn property_name(variable: &str) -> String {
     variable.to_ascii_lowercase().replace('_', ".")
 }
 
-fn remedy_for_unknown(key: &str, known: &[&'static str]) -> String {
+fn remedy_for_unknown(key: &str, known: &[String]) -> String {
+    let left_out = |feature: &&&str| key.starts_with(&format!("publisher.{feature}."));
+    if let Some(feature) = PUBLISHERS_LEFT_OUT.iter().find(left_out) {
+        return format!("build the program with the cargo feature {feature}, or remove it");
+    }
     if let Some(example) = known.iter().find(|known| known.starts_with(&format!("{key}."))) {
         return format!("it is a table: write [{key}], and in it for example {}", &example[key.len() + 1..]);
     }
     // What stands in another table is further away in letters than in thought.
     let last = |key: &str| key.rsplit('.').next().map(str::to_owned);
-    let elsewhere = || known.iter().copied().find(|known| last(known) == last(key));
-    match nearest(key, known.iter().copied()).or_else(elsewhere) {
+    let elsewhere = || known.iter().map(String::as_str).find(|known| last(known) == last(key));
+    match nearest(key, known.iter().map(String::as_str)).or_else(elsewhere) {
         Some(known) => format!("did you mean {known}? else remove it"),
-        None => "remove it; outbox.example.toml has every setting".to_owned(),
+        None => "remove it; `outbox config reference` has every setting".to_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use outbox_core::Finding;
+use outbox_core::{Finding, settings};
 use toml::de::{DeTable, DeValue};
 
 /// What the variables of settings start with.
@@ -26,12 +26,12 @@ const VALUE_BYTES_MAX: u64 = 1024 * 1024;
 /// A value as it was given.
 #[derive(Clone)]
 pub(super) struct Given {
-    pub(super) value: Value,
+    pub(super) value: FileValue,
     pub(super) origin: Origin,
 }
 
 #[derive(Clone)]
-pub(super) enum Value {
+pub(super) enum FileValue {
     /// A string of the file.
     Text(String),
     /// An integer of the file, in decimal.
@@ -51,6 +51,28 @@ pub(super) enum Origin {
     Variable(String),
     /// The variable, and the file it names.
     ValueFile(String, PathBuf),
+}
+
+impl FileValue {
+    /// As a setting reads it.
+    pub(super) fn as_given(&self) -> settings::Given<'_> {
+        match self {
+            Self::Text(text) => settings::Given::Text(text),
+            Self::Integer(text) => settings::Given::Integer(text),
+            Self::Boolean(value) => settings::Given::Bool(*value),
+            Self::Other(kind) => settings::Given::Other(kind),
+            Self::Untyped(text) => settings::Given::Untyped(text),
+        }
+    }
+
+    /// To compare it with another one.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Text(text) | Self::Integer(text) | Self::Untyped(text) => text.clone(),
+            Self::Boolean(value) => value.to_string(),
+            Self::Other(kind) => (*kind).to_owned(),
+        }
+    }
 }
 
 impl Origin {
@@ -96,8 +118,8 @@ impl FileSettings {
         }
     }
 
-    /// Of a text that is no TOML, every mistake is reported by its line, and nothing is used: what a parser makes of
-    /// the rest would only give rise to mistakes that are none.
+    /// Of a text that is not TOML, every mistake is reported by its line, and nothing is used: what a parser
+    /// makes of the rest would only give rise to false mistakes.
     pub(super) fn parse(path: &Path, text: &str) -> Self {
         let (table, mut errors) = DeTable::parse_recoverable(text);
         errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
@@ -105,8 +127,9 @@ impl FileSettings {
             let finding = |error: &toml::de::Error| {
                 let line = line_of(text, error.span().map_or(0, |span| span.start));
                 // The error's own Display quotes the line, which may hold a password.
-                let problem = format!("{} line {line} is no TOML: {}", path.display(), error.message());
-                Finding::error("config-file", problem, "correct the line; texts stand in double quotes")
+                let problem =
+                    format!("{} line {line} is not valid TOML: {}", path.display(), error.message());
+                Finding::error("config-file", problem, "correct the line; strings need double quotes")
             };
             return Self { findings: errors.iter().map(finding).collect(), ..Self::default() };
         }
@@ -130,7 +153,7 @@ impl FileSettings {
         if tables.is_empty() || !tables.iter().all(|table| matches!(table, DeValue::Table(_))) {
             self.findings.push(Finding::error(
                 "config-file",
-                format!("{} line {}: outbox is no list of tables", path.display(), line_of(text, name.span().start)),
+                format!("{} line {}: outbox must be an array of tables", path.display(), line_of(text, name.span().start)),
                 "write [[outbox]], once for each outbox, with name = \"…\" and what differs from the other tables",
             ));
             return;
@@ -152,11 +175,11 @@ impl FileSettings {
                     self.flatten(path, text, &format!("{key}."), inner);
                     continue;
                 }
-                DeValue::String(text) => Value::Text(text.to_string()),
+                DeValue::String(text) => FileValue::Text(text.to_string()),
                 DeValue::Integer(integer) => i128::from_str_radix(integer.as_str(), integer.radix())
-                    .map_or(Value::Other("integer"), |integer| Value::Integer(integer.to_string())),
-                DeValue::Boolean(boolean) => Value::Boolean(*boolean),
-                other => Value::Other(other.type_str()),
+                    .map_or(FileValue::Other("integer"), |integer| FileValue::Integer(integer.to_string())),
+                DeValue::Boolean(boolean) => FileValue::Boolean(*boolean),
+                other => FileValue::Other(other.type_str()),
             };
             let origin = Origin::Line(Arc::clone(path), line_of(text, name.span().start));
             if let Some(twice) = self.given.insert(key.clone(), Given { value, origin }) {
@@ -176,8 +199,8 @@ fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The variables that could be settings. An empty one counts as absent, since that is what an unset variable of a
-/// compose file becomes.
+/// The variables that could be settings. An empty one counts as absent, since that is what an unset variable
+/// of a compose file becomes.
 #[derive(Clone, Default)]
 pub(super) struct Environment(BTreeMap<String, OsString>);
 
@@ -214,7 +237,7 @@ impl Environment {
             (None, None) => return None,
         };
         match given {
-            Ok((value, origin)) => Some(Given { value: Value::Untyped(value), origin }),
+            Ok((value, origin)) => Some(Given { value: FileValue::Untyped(value), origin }),
             Err(finding) => {
                 findings.push(finding);
                 None
@@ -251,8 +274,9 @@ fn read_value(variable: &str, path: &Path) -> Result<String, Finding> {
     if value.is_empty() { Err(refused("is empty".to_owned())) } else { Ok(value.to_owned()) }
 }
 
-/// Kubernetes gives every container variables of every service beside it. A service with the name `outbox-relay` has
-/// `OUTBOX_RELAY_SERVICE_HOST`, `OUTBOX_RELAY_PORT` and `OUTBOX_RELAY_PORT_80_TCP_ADDR`, which nobody meant as settings.
+/// Kubernetes gives every container variables of every service beside it. A service with the name
+/// `outbox-relay` has `OUTBOX_RELAY_SERVICE_HOST`, `OUTBOX_RELAY_PORT` and `OUTBOX_RELAY_PORT_80_TCP_ADDR`,
+/// which nobody meant as settings.
 fn is_service_link(name: &str) -> bool {
     let port = |rest: &str| {
         let mut parts = rest.split('_');

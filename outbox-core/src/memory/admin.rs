@@ -129,20 +129,7 @@ fn matching<'a>(
 ) -> impl Iterator<Item = (Sequence, &'a EventRow)> {
     let start = filter.after.map_or(Bound::Unbounded, Bound::Excluded);
     let rows = rows.range((start, Bound::Unbounded)).map(|(sequence, row)| (*sequence, row));
-    rows.filter(|(_, row)| matches(row, filter))
-}
-
-fn matches(row: &EventRow, filter: &EventFilter) -> bool {
-    let event = row.content.as_ref().ok();
-    let is = |wanted: &Option<String>, actual: &str| wanted.as_ref().is_none_or(|wanted| wanted == actual);
-    (filter.ids.is_empty() || event.is_some_and(|event| filter.ids.contains(&event.id)))
-        && filter.status.is_none_or(|status| row.life.status() == status)
-        && filter.cause.is_none_or(|cause| row.life.cause() == Some(cause))
-        && is(&filter.aggregate_type, row.key.aggregate_type())
-        && is(&filter.aggregate_id, row.key.aggregate_id())
-        && is(&filter.event_type, event.map_or("", |event| event.event_type.as_str()))
-        && filter.created_from.is_none_or(|from| row.created_at >= from)
-        && filter.created_before.is_none_or(|before| row.created_at < before)
+    rows.filter(|(sequence, row)| filter.matches(&row.to_record(*sequence)))
 }
 
 fn to_record(key: &AggregateKey, hold: &Hold<Time>, now: Time) -> HoldRecord {

@@ -1,8 +1,8 @@
 //! The relay's settings: [`RelayConfig`], validated as a whole before anything starts.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use crate::{Disposal, RetryPolicy, TopicTemplate, WhenSent, with::with};
+use crate::{ConfigError, Disposal, RetryPolicy, TopicTemplate, WhenSent, settings::Problem, with::with};
 
 /// What happens to rows in a final state, in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,21 +122,6 @@ impl Default for RelayConfig {
     }
 }
 
-/// Everything that is wrong with the settings of a relay or a replay, each with the setting's name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// One sentence a problem.
-    pub problems: Vec<String>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the settings do not work: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
 with!(RelayConfig {
     with_topic topic: TopicTemplate,
     with_source source: Arc<str>,
@@ -163,63 +148,30 @@ with!(RelayConfig {
 
 impl RelayConfig {
     /// Checks every setting by itself and against the others.
+    ///
+    /// # Errors
+    /// Every problem at once, by the keys of [`SETTINGS`](Self::SETTINGS).
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
-        self.check_times(&mut problems);
-        self.check_sizes(&mut problems);
-        if self.source.is_empty() || self.source.chars().any(char::is_whitespace) {
-            problems.push(format!("source {:?} must be a URI reference, such as /shop", self.source));
-        }
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+        self.check_each(&mut problems);
+        self.check_together(&mut problems);
+        ConfigError::check(problems)
     }
 
-    fn check_times(&self, problems: &mut Vec<String>) {
+    fn check_each(&self, problems: &mut Vec<Problem>) {
         let times = [
             ("lease_ttl", self.lease_ttl),
             ("beat_interval", self.beat_interval),
             ("membership_interval", self.membership_interval),
             ("publish_timeout", self.publish_timeout),
+            ("lease_margin", self.lease_margin),
             ("poll_min", self.poll_min),
             ("poll_max", self.poll_max),
             ("retention.interval", self.retention.interval),
             ("retry.delay_min", self.retry.delay_min),
             ("topic_recheck", self.topic_recheck),
-            ("unavailable_delay", self.unavailable_delay.0),
+            ("shutdown_timeout", self.shutdown_timeout),
         ];
-        for (name, time) in times {
-            if time.is_zero() {
-                problems.push(format!("{name} must be above zero"));
-            }
-            if time > Duration::from_secs(365 * 24 * 3600) {
-                problems.push(format!("{name} is {time:?}, more than a year"));
-            }
-        }
-        let needed = self.publish_timeout + self.lease_margin + self.beat_interval;
-        if needed >= self.lease_ttl {
-            problems.push(format!(
-                "lease_ttl ({:?}) must be above publish_timeout + lease_margin + beat_interval ({:?} + {:?} + {:?} = \
-                 {needed:?}), else nothing could ever be published",
-                self.lease_ttl, self.publish_timeout, self.lease_margin, self.beat_interval
-            ));
-        }
-        let ordered = [
-            ("poll_min", self.poll_min, "poll_max", self.poll_max),
-            ("retry.delay_min", self.retry.delay_min, "retry.delay_max", self.retry.delay_max),
-            (
-                "unavailable_delay.0",
-                self.unavailable_delay.0,
-                "unavailable_delay.1",
-                self.unavailable_delay.1,
-            ),
-        ];
-        for (low_name, low, high_name, high) in ordered {
-            if low > high {
-                problems.push(format!("{low_name} ({low:?}) must not be above {high_name} ({high:?})"));
-            }
-        }
-    }
-
-    fn check_sizes(&self, problems: &mut Vec<String>) {
         let sizes = [
             ("in_flight_max", self.in_flight_max),
             ("publish_max", self.publish_max),
@@ -230,16 +182,59 @@ impl RelayConfig {
             ("retention.batch_max", self.retention.batch_max as usize),
             ("retry.attempts_max", self.retry.attempts_max as usize),
         ];
-        for (name, size) in sizes {
-            if size == 0 {
-                problems.push(format!("{name} must be at least 1"));
+        for setting in Self::SETTINGS {
+            let of = |key: &str| key == setting.key;
+            times
+                .iter()
+                .filter(|(key, _)| of(key))
+                .for_each(|(_, time)| setting.check_duration(*time, problems));
+            sizes
+                .iter()
+                .filter(|(key, _)| of(key))
+                .for_each(|(_, size)| setting.check_integer(*size, problems));
+        }
+        if self.unavailable_delay.0.is_zero() {
+            problems.push(Problem::new("unavailable_delay", "begins at zero", "begin at 1ms or more"));
+        }
+        if self.source.is_empty() || self.source.chars().any(char::is_whitespace) {
+            let what = format!("is {:?}", self.source);
+            problems.push(Problem::new("source", what, "give a URI reference, such as \"/shop\""));
+        }
+    }
+
+    fn check_together(&self, problems: &mut Vec<Problem>) {
+        let parts = [self.publish_timeout, self.lease_margin, self.beat_interval];
+        let needed = parts.into_iter().fold(Duration::ZERO, Duration::saturating_add);
+        if needed >= self.lease_ttl {
+            let what = format!(
+                "is {:?}, and publish_timeout + lease_margin + beat_interval are {:?} + {:?} + {:?} = {needed:?}, so that \
+                 nothing could ever be published",
+                self.lease_ttl, self.publish_timeout, self.lease_margin, self.beat_interval
+            );
+            let problem = Problem::new("lease_ttl", what, "raise it above their sum, or lower one of them");
+            problems.push(problem.with_related(["publish_timeout", "lease_margin", "beat_interval"]));
+        }
+        let ordered = [
+            ("poll_min", self.poll_min, "poll_max", self.poll_max),
+            ("retry.delay_min", self.retry.delay_min, "retry.delay_max", self.retry.delay_max),
+        ];
+        for (low_name, low, high_name, high) in ordered {
+            if low > high {
+                let what = format!("is {low:?}, above {high_name}, which is {high:?}");
+                let remedy = format!("lower it, or raise {high_name}");
+                problems.push(Problem::new(low_name, what, remedy).with_related([high_name]));
             }
         }
+        let (low, high) = self.unavailable_delay;
+        if low > high {
+            let what = format!("begins at {low:?} and ends at {high:?}");
+            problems.push(Problem::new("unavailable_delay", what, "give the shorter time first"));
+        }
         if self.in_flight_max > self.buffer_events_max {
-            problems.push(format!(
-                "in_flight_max ({}) must not be above buffer_events_max ({})",
-                self.in_flight_max, self.buffer_events_max
-            ));
+            let (low, high) = (self.in_flight_max, self.buffer_events_max);
+            let what = format!("is {low}, above buffer_events_max, which is {high}");
+            let problem = Problem::new("in_flight_max", what, "lower it, or raise buffer_events_max");
+            problems.push(problem.with_related(["buffer_events_max"]));
         }
     }
 }
@@ -260,10 +255,9 @@ mod tests {
             .with_poll_min(Duration::from_secs(1))
             .with_in_flight_max(0)
             .with_source(Arc::from(""));
-        let problems = config.validate().unwrap_err().problems;
-        for name in ["lease_ttl", "poll_min", "in_flight_max", "source"] {
-            assert!(problems.iter().any(|problem| problem.contains(name)), "{name} is not in {problems:?}");
-        }
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        let error = config.validate().unwrap_err();
+        let mut named: Vec<&str> = error.problems().iter().map(|problem| &*problem.setting).collect();
+        named.sort_unstable();
+        assert_eq!(named, ["in_flight_max", "lease_ttl", "poll_min", "source"], "{error}");
     }
 }

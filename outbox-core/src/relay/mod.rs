@@ -18,20 +18,22 @@ mod polling;
 mod reading;
 mod run;
 mod scopes;
+mod settings;
 mod share;
 mod steward;
 
 use std::{future::Future, sync::Arc};
 
-pub use config::{ConfigError, RelayConfig, Retention};
+pub use config::{RelayConfig, Retention};
 pub use handle::{Availability, NotReady, Phase, RelayEnded, RelayHandle, RelayStatus};
 pub use observer::{Change, GivenUp, ObservedFetch, ObservedPublish, ObservedSettle, Observer, StoreWork};
 
+pub(crate) use self::settings::above_delivery;
 use self::{
     handle::Signals,
     run::{Loop, Parts},
 };
-use crate::{Clock, Finding, OutboxStore, Publisher, TokioClock, chain};
+use crate::{Clock, ConfigError, Finding, OutboxStore, Publisher, TokioClock, chain};
 
 /// A relay, ready to run.
 ///
@@ -103,18 +105,9 @@ impl Relay {
         mut config: RelayConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
-        let mut problems = config.validate().err().map(|error| error.problems).unwrap_or_default();
-        if let Some(delivery) = publisher.capabilities().delivery_timeout
-            && config.publish_timeout <= delivery
-        {
-            problems.push(format!(
-                "publish_timeout ({:?}) must be above the publisher's own delivery time-out ({delivery:?})",
-                config.publish_timeout
-            ));
-        }
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
+        let mut problems = config.validate().err().map(ConfigError::into_problems).unwrap_or_default();
+        problems.extend(above_delivery(config.publish_timeout, &publisher));
+        ConfigError::check(problems)?;
         if let Some(max) = store.capabilities().settle_events_max {
             config.settle_events_max = config.settle_events_max.min(max.max(1));
         }

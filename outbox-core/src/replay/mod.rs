@@ -29,7 +29,8 @@ use self::handle::Signals;
 pub use self::handle::{ReplayEnded, ReplayHandle};
 use crate::{
     Clock, ConfigError, EventFilter, EventRecord, Message, OutboxAdmin, Phase, Publisher, RetryPolicy,
-    Sequence, Status, StoreError, StoredEvent, TokioClock, TopicTemplate, with::with,
+    Sequence, Status, StoreError, StoredEvent, TokioClock, TopicTemplate, relay::above_delivery,
+    settings::Problem, with::with,
 };
 
 /// The header that every message of a replay has, and no other message: writers cannot set a header that starts with
@@ -105,31 +106,35 @@ impl ReplayConfig {
         }
     }
 
-    fn problems(&self, publisher: &dyn Publisher) -> Vec<String> {
+    fn check(&self, publisher: &dyn Publisher) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         match (self.filter.status, self.filter.archived) {
             (Some(Status::Pending), _) => {
-                problems.push("filter.status is pending: those events are on their way already".to_owned());
+                let what = "is pending, and those events are on their way already";
+                problems.push(Problem::new("filter.status", what, "replay events that were sent"));
             }
-            (Some(Status::Failed), false) => problems.push(
-                "filter.status is failed: requeue these events, so that a relay delivers them".to_owned(),
-            ),
+            (Some(Status::Failed), false) => {
+                let remedy = "requeue these events, so that a relay delivers them";
+                problems.push(Problem::new("filter.status", "is failed", remedy));
+            }
             _ => {}
         }
-        if self.in_flight_max == 0 {
-            problems.push("in_flight_max must be at least 1".to_owned());
+        for (setting, number) in
+            [("in_flight_max", self.in_flight_max), ("retry.attempts_max", self.retry.attempts_max as usize)]
+        {
+            if number == 0 {
+                problems.push(Problem::new(setting, "is 0", "give a whole number from 1"));
+            }
         }
-        if self.retry.attempts_max == 0 {
-            problems.push("retry.attempts_max must be at least 1".to_owned());
-        }
-        let delivery = publisher.capabilities().delivery_timeout.unwrap_or_default();
-        if self.publish_timeout <= delivery {
-            problems.push(format!(
-                "publish_timeout ({:?}) must be above the publisher's own delivery time-out ({delivery:?})",
-                self.publish_timeout
+        if self.publish_timeout.is_zero() {
+            problems.push(Problem::new(
+                "publish_timeout",
+                "is zero",
+                "give the time that a publish may take",
             ));
         }
-        problems
+        problems.extend(above_delivery(self.publish_timeout, publisher));
+        ConfigError::check(problems)
     }
 }
 
@@ -252,10 +257,7 @@ impl Replay {
         mut config: ReplayConfig,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
-        let problems = config.problems(&publisher);
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
+        config.check(&publisher)?;
         config.filter.status = config.filter.status.or(Some(Status::Sent));
         let (signals, handle) = Signals::pair();
         let (admin, publisher) = (Arc::new(admin), Arc::new(publisher));

@@ -413,11 +413,11 @@ fn a_replay_that_makes_no_sense_is_refused_with_every_reason() {
     config.publish_timeout = Duration::ZERO;
     let publisher = || Arc::new(MemoryPublisher::new());
     let error = Replay::new(store.clone(), publisher(), config.clone()).unwrap_err();
-    assert_eq!(error.problems.len(), 3, "{error}");
-    assert!(error.problems[0].contains("requeue"), "{error}");
+    assert_eq!(error.problems().len(), 3, "{error}");
+    assert!(error.problems()[0].remedy.contains("requeue"), "{error}");
     config.filter.status = Some(Status::Pending);
     let error = Replay::new(store, publisher(), config).unwrap_err();
-    assert!(error.problems[0].contains("on their way"), "{error}");
+    assert!(error.problems()[0].what.contains("on their way"), "{error}");
 }
 
 #[tokio::test]

@@ -116,6 +116,21 @@ impl EventFilter {
             ..Self::default()
         }
     }
+
+    /// Whether an event is one of those meant, by everything but [`archived`](Self::archived), which says where events
+    /// are looked for. For a store that looks at its events one by one; one with a query language has it compare.
+    pub fn matches(&self, event: &EventRecord) -> bool {
+        let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
+        self.after.is_none_or(|after| event.sequence > after)
+            && (self.ids.is_empty() || event.id.is_some_and(|id| self.ids.contains(&id)))
+            && self.status.is_none_or(|status| event.status == status)
+            && self.cause.is_none_or(|cause| event.cause == Some(cause))
+            && is(&self.aggregate_type, event.key.aggregate_type())
+            && is(&self.aggregate_id, event.key.aggregate_id())
+            && is(&self.event_type, &event.event_type)
+            && self.created_from.is_none_or(|from| event.created_at >= from)
+            && self.created_before.is_none_or(|before| event.created_at < before)
+    }
 }
 
 /// All that a store knows of an event, whatever its status.
@@ -271,3 +286,56 @@ with!(EventRecord {
 });
 
 with!(HoldRecord { with_due_in due_in: Option<Duration>, with_paused paused: bool });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> EventRecord {
+        let (key, at) = (AggregateKey::new("order", "1"), DateTime::from_timestamp(100, 0).unwrap());
+        EventRecord::new(5, 0, key, Status::Failed, at)
+            .with_id(Some(Uuid::from_u128(7)))
+            .with_event_type("order.placed".to_owned())
+            .with_cause(Some(FailureCause::Expired))
+    }
+
+    #[test]
+    fn each_condition_of_a_filter_lets_its_own_events_pass_and_no_others() {
+        let any = EventFilter::default;
+        let at = |seconds| DateTime::from_timestamp(seconds, 0);
+        let text = |text: &str| Some(text.to_owned());
+        let pairs = [
+            (EventFilter::id(Uuid::from_u128(7)), EventFilter::id(Uuid::from_u128(8))),
+            (EventFilter::status(Status::Failed), EventFilter::status(Status::Sent)),
+            (
+                EventFilter { cause: Some(FailureCause::Expired), ..any() },
+                EventFilter { cause: Some(FailureCause::Permanent), ..any() },
+            ),
+            (
+                EventFilter::aggregate(&AggregateKey::new("order", "1")),
+                EventFilter::aggregate(&AggregateKey::new("order", "2")),
+            ),
+            (
+                EventFilter { aggregate_type: text("order"), ..any() },
+                EventFilter { aggregate_type: text("Order"), ..any() },
+            ),
+            (
+                EventFilter { event_type: text("order.placed"), ..any() },
+                EventFilter { event_type: text("order"), ..any() },
+            ),
+            (EventFilter { created_from: at(100), ..any() }, EventFilter { created_from: at(101), ..any() }),
+            (
+                EventFilter { created_before: at(101), ..any() },
+                EventFilter { created_before: at(100), ..any() },
+            ),
+            (EventFilter { after: Some(4), ..any() }, EventFilter { after: Some(5), ..any() }),
+            (EventFilter { archived: true, ..any() }, EventFilter { ids: vec![Uuid::nil()], ..any() }),
+        ];
+        for (meant, other) in pairs {
+            assert!(meant.matches(&record()), "{meant:?}");
+            assert!(!other.matches(&record()), "{other:?}");
+        }
+        let unread = EventRecord { id: None, ..record() };
+        assert!(any().matches(&unread) && !EventFilter::id(Uuid::nil()).matches(&unread));
+    }
+}

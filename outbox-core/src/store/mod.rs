@@ -14,11 +14,13 @@
 mod admin;
 mod fetch;
 mod forward;
+mod headers;
 mod hold;
 mod membership;
 mod page;
 mod retention;
 mod row;
+mod schema;
 mod settle;
 mod stats;
 mod status;
@@ -30,11 +32,13 @@ use async_trait::async_trait;
 pub use self::{
     admin::{EventFilter, EventRecord, HoldRecord, OutboxAdmin},
     fetch::{DueHold, FULL_MAX, FetchRequest, Fetched, HoldEnd},
+    headers::{decode_headers, readable_headers},
     hold::{Hold, HoldReason},
     membership::{Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId},
     page::Page,
     retention::{Disposal, PurgeRequest, Purged, WhenSent},
     row::{Row, Sequence, StoredEvent},
+    schema::Schema,
     settle::{
         ERROR_BYTES_MAX, Outcome, SettleRequest, Settled, Settlement, Successors, Unhold, storable_error,
     },

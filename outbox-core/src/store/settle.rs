@@ -1,6 +1,6 @@
 //! What became of events, and the request that records it.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use super::{FailureCause, HoldReason, Lease, Partition, RelayId, Sequence, WhenSent};
 use crate::{AggregateKey, with::with};
@@ -30,22 +30,38 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// A [`Retry`](Self::Retry) whose error is cut to what every store can keep: [`storable_error`].
+    pub fn retry(after: Duration, error: impl AsRef<str>, reason: HoldReason) -> Self {
+        Self::Retry { after, error: storable_error(error.as_ref()).into_owned(), reason }
+    }
+
+    /// A [`Failed`](Self::Failed) whose error is cut to what every store can keep: [`storable_error`].
+    pub fn failed(cause: FailureCause, error: impl AsRef<str>, successors: Successors) -> Self {
+        Self::Failed { cause, error: storable_error(error.as_ref()).into_owned(), successors }
+    }
+}
+
 /// The longest `last_error` that is kept, in bytes: a page of text, more than any driver's message, and little enough that
 /// a hundred thousand failed events stay below half a gigabyte.
 pub const ERROR_BYTES_MAX: usize = 4096;
 
 /// The text of an error as every store can keep it: at most [`ERROR_BYTES_MAX`] bytes, cut between characters, and without
 /// NUL, which PostgreSQL cannot store.
-pub fn storable_error(error: &str) -> String {
-    let mut kept = String::with_capacity(error.len().min(ERROR_BYTES_MAX));
-    for character in error.chars() {
-        let character = if character == '\0' { char::REPLACEMENT_CHARACTER } else { character };
-        if kept.len() + character.len_utf8() > ERROR_BYTES_MAX {
-            break;
+///
+/// [`Outcome::retry`] and [`Outcome::failed`] have done so already. A store calls it for outcomes that were built by hand
+/// if its database would refuse the text.
+pub fn storable_error(error: &str) -> Cow<'_, str> {
+    let error =
+        if error.contains('\0') { Cow::Owned(error.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(error) };
+    let end = error.floor_char_boundary(ERROR_BYTES_MAX);
+    match error {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..end]),
+        Cow::Owned(mut text) => {
+            text.truncate(end);
+            Cow::Owned(text)
         }
-        kept.push(character);
     }
-    kept
 }
 
 /// What becomes of the successors of an event that was given up.
@@ -226,5 +242,16 @@ mod tests {
         assert_eq!(storable_error(&"\0".repeat(ERROR_BYTES_MAX)).len(), ERROR_BYTES_MAX / 3 * 3);
         let text = "ä".repeat(ERROR_BYTES_MAX);
         assert_eq!(storable_error(&format!("x{text}")).len(), ERROR_BYTES_MAX - 1);
+    }
+
+    #[test]
+    fn an_outcome_is_made_with_an_error_that_every_store_can_keep() {
+        let text = format!("a\0b{}", "c".repeat(ERROR_BYTES_MAX));
+        let kept = storable_error(&text).into_owned();
+        assert_eq!(kept.len(), ERROR_BYTES_MAX);
+        let retry = Outcome::retry(Duration::ZERO, &text, HoldReason::Backoff);
+        assert!(matches!(retry, Outcome::Retry { error, .. } if error == kept));
+        let failed = Outcome::failed(FailureCause::Permanent, text, Successors::Park);
+        assert!(matches!(failed, Outcome::Failed { error, .. } if error == kept));
     }
 }

@@ -18,8 +18,7 @@ use crate::{
 /// ```
 /// use outbox_core::{Event, RelayConfig, testing};
 ///
-/// let mut relay = RelayConfig::default();
-/// relay.topic = "shop.{aggregate_type}".parse()?;
+/// let relay = RelayConfig::default().with_topic("shop.{aggregate_type}".parse()?);
 /// let event = Event::builder("order", "4711", "order.placed").json(&12).header("tenant", "acme").build()?;
 /// let message = testing::would_publish(&event, &relay)?;
 /// assert_eq!((&*message.topic, message.key.to_string().as_str()), ("shop.order", "order/4711"));

@@ -38,7 +38,7 @@ use crate::{
 /// let mut config = RelayConfig::default();
 /// config.retry.delay_min = std::time::Duration::from_millis(1);
 /// config.retry.delay_max = std::time::Duration::from_millis(1);
-/// let relay = Relay::new(Arc::new(store), Arc::new(publisher), config)?;
+/// let relay = Relay::new(store, publisher, config)?;
 /// let (handle, relay) = (relay.handle(), tokio::spawn(relay.run()));
 ///
 /// // Refused once, stored without an answer once, and so it is there twice.

@@ -180,7 +180,7 @@ impl<'a> Stored<'a> {
             version: version(self.version).unwrap_or_default(),
             payload: payload(self.payload).unwrap_or_default(),
             content_type: optional(self.content_type),
-            headers: headers(self.headers).unwrap_or_default(),
+            headers: readable_headers(self.headers),
             topic: optional(self.topic),
             created_at: self.created_at(sequence),
             available_at: self.available_at().map(utc),
@@ -338,6 +338,16 @@ fn headers(value: Option<RawBsonRef<'_>>) -> Result<BTreeMap<String, String>, St
     }
     check_headers(&headers).map_err(|error| error.to_string())?;
     Ok(headers)
+}
+
+/// The headers that are texts.
+fn readable_headers(value: Option<RawBsonRef<'_>>) -> BTreeMap<String, String> {
+    let Some(RawBsonRef::Document(document)) = value else { return BTreeMap::new() };
+    let texts = document.into_iter().flatten().filter_map(|(name, value)| match value {
+        RawBsonRef::String(value) => Some((name.as_str().to_owned(), value.to_owned())),
+        _ => None,
+    });
+    texts.collect()
 }
 
 fn time(value: Option<RawBsonRef<'_>>) -> Option<DateTime<Utc>> {

@@ -5,7 +5,7 @@ use mongodb::{
     bson::{Bson, Document, doc},
     options::{DatabaseOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
-use outbox_core::{Finding, StoreError, StoreErrorKind};
+use outbox_core::{Finding, StoreError, store::Schema};
 
 use crate::{
     MongoConfig,
@@ -16,13 +16,16 @@ use crate::{
     store::{identify, inspect, privileges, server},
 };
 
+/// What each version of the collections brought, the first one first.
+const MIGRATIONS: &[&str] = &["the collections of the inbox"];
+
 /// The version of the collections that this program reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The index by which old receipts are found.
 pub(super) const TIME: &str = "time";
 
-const MIGRATE: &str = "run the migration: `MongoInbox::migrate`, or the script of `inbox_migration_script`";
+const MIGRATE: &str = "run `MongoInbox::migrate`, or the script of `inbox_migration_script`";
 
 /// The commands that create the inbox's collections, for one's own migration tool: a script for `mongosh`. They may be run
 /// again at any time and change nothing then. They need none of the outbox's collections.
@@ -70,18 +73,12 @@ pub(super) async fn migrate(client: &Client, names: &Names) -> Result<(), StoreE
     let what = format!("migrate the inbox {}", names.inbox);
     let database = database(client, names);
     let found = version(&database, &names.inbox_meta).await.map_err(|error| store_error(&what, error))?;
-    if let Some(found) = found.filter(|found| *found > SCHEMA_VERSION) {
-        let what = format!("{}: upgrade the program", newer(names, found));
-        return Err(StoreError::new(StoreErrorKind::Schema, what));
-    }
+    schema(names).refuse_newer(found)?;
     apply(&database, commands(names)).await.map_err(|fault| store_error(&what, fault))
 }
 
-fn newer(names: &Names, version: i64) -> String {
-    format!(
-        "the inbox {} has version {version}, newer than {SCHEMA_VERSION}, the last that this program knows",
-        names.inbox
-    )
+fn schema(names: &Names) -> Schema {
+    Schema::new(format!("the inbox {}", names.inbox), MIGRATIONS, MIGRATE)
 }
 
 /// Looks for whatever would break a guarantee, and names all of it at once. Changes nothing.
@@ -114,19 +111,7 @@ async fn look(database: &Database, names: &Names, consumer: &str) -> Result<Vec<
     if !complete {
         return Ok(findings);
     }
-    match version(database, &names.inbox_meta).await? {
-        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-newer",
-            newer(names, found),
-            "upgrade the program, or connect it to another inbox",
-        )),
-        Some(SCHEMA_VERSION) => {}
-        _ => findings.push(Finding::error(
-            "schema-older",
-            format!("the inbox {} has a version older than {SCHEMA_VERSION}, or none", names.inbox),
-            MIGRATE,
-        )),
-    }
+    findings.extend(schema(names).check(version(database, &names.inbox_meta).await?));
     receipts(database, names, consumer, &mut findings).await?;
     Ok(findings)
 }

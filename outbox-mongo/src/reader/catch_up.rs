@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
 use outbox_core::{AggregateKey, Sequence};
 
-use super::{page::Page, position::Position, snapshot::Snapshot};
+use super::{page::Rows, position::Position, snapshot::Snapshot};
 use crate::{
     codec::{
         document::{Stored, pending},
@@ -22,16 +22,16 @@ const AGGREGATES_AT_ONCE: usize = 32;
 
 impl Position {
     /// Reads what is behind the read position of the aggregates that have something there, each in its turn.
-    pub(super) async fn catch_up(&mut self, at: &mut Snapshot<'_>, page: &mut Page) -> Result<(), Fault> {
+    pub(super) async fn catch_up(&mut self, at: &mut Snapshot<'_>, found: &mut Rows) -> Result<(), Fault> {
         if self.catch_up.is_empty() {
             self.turns.clear();
             return Ok(());
         }
         let full: HashSet<&AggregateKey> = at.request.full.iter().collect();
         // Half of the page is left to what is new.
-        let events_min = page.events_left / 2;
+        let events_min = found.page.events_left() / 2;
         let mut turns_left = self.turns.len();
-        while turns_left > 0 && page.events_left > events_min && !page.is_full() {
+        while turns_left > 0 && found.page.events_left() > events_min && !found.page.is_full() {
             let mut batch: Vec<(AggregateKey, Sequence)> = Vec::new();
             while turns_left > 0 && batch.len() < AGGREGATES_AT_ONCE {
                 turns_left -= 1;
@@ -48,7 +48,7 @@ impl Position {
             let held = held_among(at, batch.iter().map(|(key, _)| key)).await?;
             batch.retain(|(key, _)| !held.contains(key));
             self.waiting.extend(held);
-            self.read_batch(at, batch, events_min, page).await?;
+            self.read_batch(at, batch, events_min, found).await?;
         }
         Ok(())
     }
@@ -58,13 +58,13 @@ impl Position {
         at: &mut Snapshot<'_>,
         batch: Vec<(AggregateKey, Sequence)>,
         events_min: usize,
-        page: &mut Page,
+        found: &mut Rows,
     ) -> Result<(), Fault> {
         if batch.is_empty() {
             return Ok(());
         }
         let filter = self.of_batch(&batch, at.now);
-        let count = self.rows_at_once(page, page.events_left - events_min + 1);
+        let count = self.rows_at_once(&found.page, found.page.events_left().saturating_sub(events_min) + 1);
         let outbox = at.database.snapshot(&at.database.names().outbox);
         let find = outbox.find(filter).hint(index(PENDING_BY_KEY)).sort(doc! { "sequence": 1 });
         let mut cursor = find.batch_size(count).session(&mut at.session).await?;
@@ -74,13 +74,13 @@ impl Position {
             let stored = Stored::of(cursor.current());
             let Some(sequence) = stored.sequence() else { continue };
             if !at.is_known(sequence) {
-                if page.events_left <= events_min || page.is_full() {
+                if found.page.events_left() <= events_min || found.page.is_full() {
                     stopped_at = Some(last);
                     break;
                 }
                 let row = stored.row(sequence, stored.key().0, at.now);
                 self.see(&row);
-                page.add(row);
+                found.add(row);
             }
             last = sequence;
         }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use mongodb::bson::{Timestamp, doc};
-use outbox_core::{AggregateKey, DueHold, Row, Sequence};
+use outbox_core::{AggregateKey, DueHold, Row, Sequence, store::Page};
 
-use super::{page::Page, position::Position, snapshot::Snapshot};
+use super::{position::Position, snapshot::Snapshot};
 use crate::{
     codec::{
         document::{Stored, pending},
@@ -13,7 +13,7 @@ use crate::{
     },
     database::index,
     error::Fault,
-    holds::Hold,
+    holds::Held,
     schema::PENDING,
 };
 
@@ -24,42 +24,42 @@ impl Position {
     pub(super) async fn due_holds(
         &mut self,
         at: &mut Snapshot<'_>,
-        due: Vec<(AggregateKey, Hold)>,
+        due: Vec<(AggregateKey, Held)>,
         page: &mut Page,
     ) -> Result<Vec<DueHold>, Fault> {
         // A relay that still holds the event would not know this one for another attempt, and never answer.
-        let is_new = |(key, hold): &(AggregateKey, Hold)| {
-            self.owns(hold.partition)
+        let is_new = |(key, held): &(AggregateKey, Held)| {
+            self.owns(held.partition)
                 && !self.given.contains(key)
-                && !hold.sequence.is_some_and(|sequence| at.is_known(sequence))
+                && !held.hold.sequence.is_some_and(|sequence| at.is_known(sequence))
         };
         let mut due: Vec<_> = due.into_iter().filter(is_new).collect();
         // Half of the page is left to the others, so that a topic which comes back does not stop the rest.
-        let events_max = page.events_left.div_ceil(2);
+        let events_max = page.events_left().div_ceil(2);
         let mut found = Vec::new();
         let mut events = 0;
         while !due.is_empty() {
             let count = EVENTS_AT_ONCE.min(events_max - events).min(due.len());
             if count == 0 || page.is_full() {
-                page.more = true;
+                page.set_more();
                 break;
             }
             let later = due.split_off(count);
             let mut rows = held_rows(at, &due).await?;
-            for (key, hold) in std::mem::replace(&mut due, later) {
+            for (key, Held { partition, hold }) in std::mem::replace(&mut due, later) {
                 if page.is_full() {
-                    page.more = true;
+                    page.set_more();
                     break;
                 }
                 let row =
                     hold.sequence.and_then(|sequence| rows.remove(&sequence)).filter(|row| row.key == key);
                 if let Some(row) = &row {
-                    page.count(row);
+                    page.take(row.bytes());
                     events += 1;
                 }
                 self.catch_up.remove(&key);
                 self.given.insert(key.clone());
-                found.push(DueHold { key, partition: hold.partition, sequence: hold.sequence, row });
+                found.push(DueHold { key, partition, sequence: hold.sequence, row });
             }
         }
         Ok(found)
@@ -69,10 +69,10 @@ impl Position {
 /// The events of these holds that are pending and due.
 async fn held_rows(
     at: &mut Snapshot<'_>,
-    holds: &[(AggregateKey, Hold)],
+    holds: &[(AggregateKey, Held)],
 ) -> Result<HashMap<Sequence, Row>, Fault> {
     let sequences: Vec<Timestamp> =
-        holds.iter().filter_map(|(_, hold)| hold.sequence).map(timestamp_of).collect();
+        holds.iter().filter_map(|(_, held)| held.hold.sequence).map(timestamp_of).collect();
     let mut rows = HashMap::with_capacity(sequences.len());
     if sequences.is_empty() {
         return Ok(rows);

@@ -16,7 +16,7 @@ use crate::{
     },
     database::Database,
     error::Fault,
-    holds::{Hold, key_of},
+    holds::{Held, key_of},
     schema::VERSION_ID,
 };
 
@@ -32,7 +32,7 @@ pub(super) struct News {
     pub(super) now: BsonDateTime,
     pub(super) any_hold: bool,
     /// The holds that are due, the longest due first.
-    pub(super) due: Vec<(AggregateKey, Hold)>,
+    pub(super) due: Vec<(AggregateKey, Held)>,
     /// There may be more of them.
     pub(super) more_due: bool,
     /// The pauses of late, with the time of each.
@@ -67,7 +67,7 @@ impl News {
             )
             .collect()
         };
-        let due: Vec<_> = documents("due").into_iter().filter_map(Hold::of).collect();
+        let due: Vec<_> = documents("due").into_iter().filter_map(Held::of).collect();
         let paused = documents("paused").into_iter();
         let scheduled = documents("scheduled").into_iter().filter_map(|document| {
             let stored = Stored::of(document);

@@ -1,27 +1,16 @@
-//! What one answer holds and still has room for.
+//! The rows of one answer, and the room that is left.
 
-use outbox_core::Row;
+use outbox_core::{Row, store::Page};
 
-pub(super) struct Page {
+/// The rows of one answer, counted by the core's [`Page`].
+pub(super) struct Rows {
     pub(super) rows: Vec<Row>,
-    pub(super) events_left: usize,
-    pub(super) bytes_left: usize,
-    pub(super) more: bool,
+    pub(super) page: Page,
 }
 
-impl Page {
-    /// No further row fits. The first one always does.
-    pub(super) fn is_full(&self) -> bool {
-        self.events_left == 0 || self.bytes_left == 0
-    }
-
-    pub(super) fn count(&mut self, row: &Row) {
-        self.events_left = self.events_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
-    }
-
+impl Rows {
     pub(super) fn add(&mut self, row: Row) {
-        self.count(&row);
+        self.page.take(row.bytes());
         self.rows.push(row);
     }
 }

@@ -2,10 +2,10 @@
 #![allow(clippy::print_stderr, reason = "a server that is not there is never passed by in silence")]
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
-use outbox_core::{AggregateKey, FetchRequest, Lease};
+use outbox_core::{AggregateKey, FetchRequest, Lease, store::Page};
 use uuid::Uuid;
 
-use super::{Snapshot, news, page::Page, position::Position};
+use super::{Snapshot, news, page::Rows, position::Position};
 use crate::{
     MongoConfig, MongoStore,
     codec::sequence::{sequence_of, timestamp_of},
@@ -153,7 +153,7 @@ async fn all_statements_of_a_fetch_see_one_state() {
     insert(&store, 1, 3).await;
     let database = store.database();
     let leases = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
-    let request = FetchRequest { leases, ..FetchRequest::default() };
+    let request = FetchRequest { leases, events_max: 10, bytes_max: 1 << 20, ..FetchRequest::default() };
     let mut position = Position::new();
     position.lease(&request);
     let mut session = database.client.start_session().snapshot(true).await.unwrap();
@@ -165,9 +165,9 @@ async fn all_statements_of_a_fetch_see_one_state() {
     let snapshot = session.snapshot_time().and_then(sequence_of).unwrap();
     let mut at =
         Snapshot { database, session, request: &request, now: news.now, moment: snapshot, any_hold: true };
-    let mut page = Page { rows: Vec::new(), events_left: 10, bytes_left: 1 << 20, more: false };
-    position.scan(&mut at, &mut page).await.unwrap();
-    let ids: Vec<&str> = page.rows.iter().map(|row| row.key.aggregate_id()).collect();
+    let mut found = Rows { rows: Vec::new(), page: Page::new(&request) };
+    position.scan(&mut at, &mut found).await.unwrap();
+    let ids: Vec<&str> = found.rows.iter().map(|row| row.key.aggregate_id()).collect();
     assert_eq!(ids, ["1", "2"]);
     database.majority.drop().await.unwrap();
 }

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use mongodb::bson::{Document, Timestamp, doc};
-use outbox_core::{AggregateKey, Row, Sequence};
+use outbox_core::{AggregateKey, Row, Sequence, store::Page};
 
-use super::{catch_up::held_among, page::Page, position::Position, snapshot::Snapshot};
+use super::{catch_up::held_among, page::Rows, position::Position, snapshot::Snapshot};
 use crate::{
     codec::{
         document::{Stored, pending},
@@ -31,22 +31,24 @@ struct Chunk {
 
 impl Position {
     /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that was.
-    pub(super) async fn scan(&mut self, at: &mut Snapshot<'_>, page: &mut Page) -> Result<Sequence, Fault> {
-        let mut rows_left = SCAN_ROWS_MAX.max(page.events_left);
+    pub(super) async fn scan(&mut self, at: &mut Snapshot<'_>, found: &mut Rows) -> Result<Sequence, Fault> {
+        let mut rows_left = SCAN_ROWS_MAX.max(found.page.events_left());
         let mut position = self.bound;
         // What was caught up with is part of the answer, and not known yet.
-        let mut returned: Vec<Sequence> = page.rows.iter().map(|row| row.sequence).collect();
+        let mut returned: Vec<Sequence> = found.rows.iter().map(|row| row.sequence).collect();
         returned.sort_unstable();
         loop {
-            if page.is_full() || rows_left == 0 {
-                page.more = true;
+            if found.page.is_full() || rows_left == 0 {
+                found.page.set_more();
                 return Ok(position);
             }
-            let chunk = self.chunk(at, position, &returned, rows_left.min(page.events_left), page).await?;
+            let chunk = self
+                .chunk(at, position, &returned, rows_left.min(found.page.events_left()), &found.page)
+                .await?;
             let held = held_among(at, chunk.rows.iter().map(|(row, _)| &row.key)).await?;
             for (row, valid) in chunk.rows {
-                if page.is_full() {
-                    page.more = true;
+                if found.page.is_full() {
+                    found.page.set_more();
                     return Ok(position);
                 }
                 rows_left = rows_left.saturating_sub(1);
@@ -54,7 +56,7 @@ impl Position {
                 self.read = self.read.max(position);
                 // An aggregate that is none has no hold.
                 if self.owns(row.partition) && (!valid || !self.passes_by(&row.key, &held)) {
-                    page.add(row);
+                    found.add(row);
                 } else {
                     self.passed.insert(position);
                 }
@@ -82,7 +84,7 @@ impl Position {
         let find = outbox.find(filter).hint(index(PENDING)).sort(doc! { "sequence": 1 });
         let mut cursor = find.limit(limit).batch_size(rows_at_once).session(&mut at.session).await?;
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        while bytes < page.bytes_left && cursor.advance(&mut at.session).await? {
+        while bytes < page.bytes_left() && cursor.advance(&mut at.session).await? {
             let stored = Stored::of(cursor.current());
             let Some(sequence) = stored.sequence() else {
                 tracing::warn!("an event has a sequence that no server has given, and is passed by");
@@ -94,7 +96,7 @@ impl Position {
             self.see(&row);
             rows.push((row, valid));
         }
-        let is_last = bytes < page.bytes_left && rows.len() < rows_max;
+        let is_last = bytes < page.bytes_left() && rows.len() < rows_max;
         Ok(Chunk { rows, is_last })
     }
 
@@ -136,7 +138,7 @@ impl Position {
     /// How many events to ask for at once, at most `rows_max`: as many as fit into the page by the size of those that
     /// have been seen.
     pub(super) fn rows_at_once(&self, page: &Page, rows_max: usize) -> u32 {
-        let fit = page.bytes_left.min(BATCH_BYTES_MAX) / self.row_bytes.max(1) + 1;
+        let fit = page.bytes_left().min(BATCH_BYTES_MAX) / self.row_bytes.max(1) + 1;
         u32::try_from(fit.min(rows_max).max(1)).unwrap_or(u32::MAX)
     }
 

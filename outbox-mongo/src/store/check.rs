@@ -17,10 +17,8 @@ use self::collections::entry;
 use crate::{
     database::{Database, collect, index},
     error::{Fault, classify, within},
-    schema::{self, SCHEMA_VERSION, SEQUENCE, missing_migrations, newer_version},
+    schema::{self, MIGRATE, SEQUENCE, schema},
 };
-
-const MIGRATE: &str = "run the migration: `MongoStore::migrate`, or the script of `migration_script`";
 
 pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     let mut findings = Vec::new();
@@ -170,7 +168,7 @@ async fn collections(database: &Database, findings: &mut Vec<Finding>) -> Result
         }
         return Ok(false);
     }
-    version(database, findings).await?;
+    findings.extend(schema(names).check(schema::version(&database.majority, &names.meta).await?));
     let options = entry(&listed, &names.outbox).and_then(|entry| entry.get_document("options").ok());
     if options.and_then(|options| options.get_document("validator").ok()) != Some(&schema::validator()) {
         findings.push(Finding::error(
@@ -184,30 +182,6 @@ async fn collections(database: &Database, findings: &mut Vec<Finding>) -> Result
         ));
     }
     Ok(true)
-}
-
-async fn version(database: &Database, findings: &mut Vec<Finding>) -> Result<(), Fault> {
-    match schema::version(&database.majority, &database.names().meta).await? {
-        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-newer",
-            newer_version(database.names(), found).to_string(),
-            "upgrade the program, or connect it to another outbox",
-        )),
-        Some(SCHEMA_VERSION) => {}
-        found => {
-            let found = found.unwrap_or_default();
-            let outbox = &database.names().outbox;
-            findings.push(Finding::error(
-                "schema-older",
-                format!(
-                    "the outbox {outbox} has version {found}, older than {SCHEMA_VERSION}: {}",
-                    missing_migrations(found)
-                ),
-                MIGRATE,
-            ));
-        }
-    }
-    Ok(())
 }
 
 async fn documents(database: &Database, findings: &mut Vec<Finding>) -> Result<(), Fault> {

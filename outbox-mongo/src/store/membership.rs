@@ -29,10 +29,9 @@ fn renew(ttl: Duration) -> Vec<Document> {
 pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "enter a relay";
     // MongoDB makes any collection by itself when it is written to, and only this says that it is the right one.
-    let version = within(what, schema::version(&database.majority, &database.names().meta)).await?;
-    if version.ok_or_else(|| database.not_migrated(what))? > schema::SCHEMA_VERSION {
-        return Err(schema::newer_version(database.names(), version.unwrap_or_default()));
-    }
+    let found = within(what, schema::version(&database.majority, &database.names().meta)).await?;
+    let found = found.ok_or_else(|| database.not_migrated(what))?;
+    schema::schema(database.names()).refuse_newer(Some(found))?;
     let relay = RelayId(Uuid::now_v7());
     let relays = database.relays();
     let enter = relays.update_one(doc! { "_id": id_of(relay.0) }, renew(ttl)).upsert(true);

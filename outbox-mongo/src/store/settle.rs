@@ -14,8 +14,8 @@ use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
 };
 use outbox_core::{
-    AggregateKey, HoldReason, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled,
-    Settlement, StoreError, Successors, Unhold, WhenSent,
+    AggregateKey, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
+    StoreError, Unhold, WhenSent,
 };
 
 use super::membership::leases_of;
@@ -30,7 +30,7 @@ use crate::{
         transaction::{transact, write},
     },
     error::Fault,
-    holds::{Hold, hold_id},
+    holds::{Held, Hold, change, hold_id},
     schema::PENDING,
 };
 
@@ -117,27 +117,13 @@ impl<'a> Settling<'a> {
         session: &'a mut ClientSession,
         request: &'a SettleRequest,
     ) -> Result<Settled, Fault> {
-        let named = request.settlements.iter().map(|settlement| settlement.partition);
-        let mut named: Vec<Partition> =
-            named.chain(request.unholds.iter().map(|unhold| unhold.partition)).collect();
-        named.sort_unstable();
-        named.dedup();
         let mut leases: BTreeMap<Partition, Lease> = BTreeMap::new();
         leases.extend(request.leases.iter().map(|lease| (lease.partition, *lease)));
-        let written: Vec<Lease> =
-            named.iter().filter_map(|partition| leases.get(partition).copied()).collect();
-        let mut fenced: Vec<Partition> =
-            named.iter().copied().filter(|partition| !leases.contains_key(partition)).collect();
-        fenced.extend(write_leases(database, session, request.relay, &written).await?);
-        fenced.sort_unstable();
-
-        let is_ours = |partition: Partition| fenced.binary_search(&partition).is_err();
-        let mut settlements: Vec<&Settlement> =
-            request.settlements.iter().filter(|settlement| is_ours(settlement.partition)).collect();
-        // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
-        settlements.sort_by_key(|settlement| settlement.sequence);
-        let unholds: Vec<&Unhold> =
-            request.unholds.iter().filter(|unhold| is_ours(unhold.partition)).collect();
+        let leases: Vec<Lease> = leases.into_values().collect();
+        let lost = write_leases(database, session, request.relay, &leases).await?;
+        let fenced = request.fenced(|lease| !lost.contains(&lease.partition));
+        let settlements = request.settlements_in_order(&fenced);
+        let unholds: Vec<&Unhold> = request.unholds_of(&fenced).collect();
         let mut settling = Self { database, session, when_sent: request.when_sent };
         settling.record(settlements, &unholds).await?;
         Ok(Settled { fenced })
@@ -254,7 +240,7 @@ impl<'a> Settling<'a> {
         let now = server_now(self.database, self.session).await?;
         let mut holds = before.clone();
         for settlement in settlements {
-            settle_hold(&mut holds, settlement, now);
+            change(&mut holds, &settlement.key, |hold| Hold::settled(hold, settlement, now, after));
         }
         let finished: HashSet<Sequence> = settlements
             .iter()
@@ -268,10 +254,7 @@ impl<'a> Settling<'a> {
                         event.key == unhold.key && event.available_at.is_none_or(|at| at <= now)
                     })
             };
-            let Some(hold) = holds.get(&unhold.key) else { continue };
-            if hold.sequence == unhold.sequence && hold.is_due(now) && !hold.sequence.is_some_and(is_open) {
-                holds.remove(&unhold.key);
-            }
+            change(&mut holds, &unhold.key, |hold| hold?.unheld(unhold, now, is_open));
         }
         write_holds(self.database, self.session, &before, &holds).await
     }
@@ -282,25 +265,6 @@ struct Open {
     partition: Partition,
     key: AggregateKey,
     available_at: Option<BsonDateTime>,
-}
-
-fn settle_hold(holds: &mut HashMap<AggregateKey, Hold>, settlement: &Settlement, now: BsonDateTime) {
-    let Settlement { sequence, partition, ref key, .. } = *settlement;
-    let new = |until, reason| Hold { partition, sequence: Some(sequence), until, reason, paused_at: None };
-    let new = match &settlement.outcome {
-        Outcome::Retry { after: wait, reason, .. } => new(Some(after(now, *wait)), *reason),
-        Outcome::Failed { successors: Successors::Park, .. } => new(None, HoldReason::Parked),
-        Outcome::Sent | Outcome::Failed { successors: Successors::Release, .. } => {
-            let Some(hold) = holds.get(key).filter(|hold| hold.sequence == Some(sequence)) else { return };
-            match hold.ended() {
-                Some(hold) => drop(holds.insert(key.clone(), hold)),
-                None => drop(holds.remove(key)),
-            }
-            return;
-        }
-    };
-    let hold = Hold::held(holds.get(key), new);
-    holds.insert(key.clone(), hold);
 }
 
 /// The pending ones of these events.
@@ -315,12 +279,12 @@ pub(crate) async fn holds_of<'k>(
     database: &Database,
     session: &mut ClientSession,
     keys: impl Iterator<Item = &'k AggregateKey>,
-) -> Result<HashMap<AggregateKey, Hold>, Fault> {
+) -> Result<HashMap<AggregateKey, Held>, Fault> {
     let ids: Vec<Bson> = keys.map(hold_id).collect();
     let mut cursor = database.holds().find(doc! { "_id": { "$in": ids } }).session(&mut *session).await?;
     let mut holds = HashMap::new();
     while cursor.advance(session).await? {
-        holds.extend(Hold::of(cursor.current()));
+        holds.extend(Held::of(cursor.current()));
     }
     Ok(holds)
 }
@@ -329,8 +293,8 @@ pub(crate) async fn holds_of<'k>(
 pub(crate) async fn write_holds(
     database: &Database,
     session: &mut ClientSession,
-    before: &HashMap<AggregateKey, Hold>,
-    holds: &HashMap<AggregateKey, Hold>,
+    before: &HashMap<AggregateKey, Held>,
+    holds: &HashMap<AggregateKey, Held>,
 ) -> Result<(), Fault> {
     let changed = holds.iter().filter(|(key, hold)| before.get(*key) != Some(*hold));
     let updates = changed

@@ -1,8 +1,8 @@
 //! What an operator changes: events that failed, events that wait, and holds. Each in the caller's transaction.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use outbox_core::{AggregateKey, EventFilter, HoldReason, Sequence, Status, StoreError};
+use outbox_core::{AggregateKey, EventFilter, Sequence, Status, StoreError};
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, mysql::MySqlRow};
 
 use super::filter::push_filter;
@@ -108,7 +108,9 @@ pub(super) async fn requeue(
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
     let (mut count, mut after) = (0, filter.after.unwrap_or_default());
-    let mut requeued = HashSet::new();
+    // The hold of each aggregate as it was, and the events that are requeued: the rule takes all of them at once, and the
+    // locks of this transaction keep what was read true.
+    let mut requeued: BTreeMap<HeldKey, (Option<Hold>, Vec<Sequence>)> = BTreeMap::new();
     loop {
         let found = find(database, connection, (FAILED, filter), after).await?;
         let Some((last, _)) = found.last() else { return Ok(count) };
@@ -118,32 +120,18 @@ pub(super) async fn requeue(
         let set = "o.status = 0, o.attempts = 0, o.cause = NULL, o.failed_at = NULL";
         update(database, connection, &found, set).await?;
         count += u64::try_from(found.len()).unwrap_or_default();
-        requeued.extend(found.iter().map(|(sequence, _)| *sequence));
-        let keys = found.iter().map(|(_, key)| key.clone());
-        let mut holds = Holds::read(database, connection, keys, now).await?;
+        let keys: BTreeSet<HeldKey> = found.iter().map(|(_, key)| key.clone()).collect();
+        let mut holds = Holds::read(database, connection, keys.iter().cloned(), now).await?;
         for (sequence, key) in found {
-            holds.change(key, |hold| requeued_hold(hold, sequence, now, |held| requeued.contains(&held)));
+            let before = holds.get(&key);
+            requeued.entry(key).or_insert((before, Vec::new())).1.push(sequence);
+        }
+        for key in keys {
+            if let Some((before, sequences)) = requeued.get(&key) {
+                holds.change(key, |_| Hold::requeued(*before, sequences, now));
+            }
         }
         holds.write(database, connection).await?;
-    }
-}
-
-/// A hold of one of the requeued events waits for nothing else than this; of another, it keeps its own time.
-fn requeued_hold(
-    hold: Option<Hold>,
-    sequence: Sequence,
-    now: i64,
-    is_requeued: impl Fn(Sequence) -> bool,
-) -> Hold {
-    let new =
-        Hold { sequence: Some(sequence), until: Some(now), reason: HoldReason::Requeued, paused_at: None };
-    let Some(hold) = hold else { return new };
-    let own = hold.sequence.is_none_or(is_requeued);
-    Hold {
-        sequence: Some(hold.sequence.map_or(sequence, |held| held.min(sequence))),
-        until: if own && !hold.is_paused() { new.until } else { hold.until },
-        reason: if own { new.reason } else { hold.reason },
-        ..hold
     }
 }
 
@@ -167,20 +155,15 @@ pub(super) async fn discard(
             let mut found = lock_events(database, connection, &found, status).await?;
             let keys = found.iter().map(|(_, key)| key.clone());
             let mut holds = Holds::read(database, connection, keys, now).await?;
-            let names = |holds: &Holds, found: &Found| {
-                holds.get(&found.1).is_some_and(|hold| hold.sequence == Some(found.0))
-            };
             if status == Status::Pending {
-                found.retain(|found| names(&holds, found));
+                found.retain(|(sequence, key)| {
+                    holds.get(key).is_some_and(|hold| hold.sequence == Some(*sequence))
+                });
             }
             update(database, connection, &found, set).await?;
             count += u64::try_from(found.len()).unwrap_or_default();
-            // What waits behind it, held or parked, has nothing to wait for any more.
-            for found in &found {
-                if let Some(mut hold) = holds.get(&found.1).cloned().filter(|_| names(&holds, found)) {
-                    hold.end(now);
-                    holds.change(found.1.clone(), |_| hold);
-                }
+            for (sequence, key) in found {
+                holds.change(key, |hold| Some(hold?.discarded(sequence, now)));
             }
             holds.write(database, connection).await?;
         }
@@ -218,11 +201,8 @@ async fn change_hold_locked(
     let now = lock_parts(database, connection, [part]).await?;
     let held: HeldKey = (part, key.clone());
     let mut holds = Holds::read(database, connection, [held.clone()], now).await?;
-    let before = holds.get(&held).cloned();
-    let found = before.is_some();
-    if let Some(after) = change(before, now) {
-        holds.change(held, |_| after);
-    }
+    let found = holds.get(&held).is_some();
+    holds.change(held, |hold| change(hold, now));
     holds.write(database, connection).await?;
     Ok(found)
 }
@@ -242,36 +222,9 @@ pub(super) async fn resume_topic(
         let now = lock_parts(database, connection, keys.iter().map(|key| key.0)).await?;
         let mut holds = Holds::read(database, connection, keys.iter().cloned(), now).await?;
         for key in keys {
-            let Some(mut hold) = holds.get(key).filter(|hold| hold.reason == HoldReason::Topic).cloned()
-            else {
-                continue;
-            };
-            hold.end(now);
-            holds.change(key.clone(), |_| hold);
+            holds.change(key.clone(), |hold| Some(hold?.topic_resumed(now)));
         }
         holds.write(database, connection).await?;
     }
     Ok(paused)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hold(sequence: Option<Sequence>, until: Option<i64>) -> Hold {
-        Hold { sequence, until, reason: HoldReason::Backoff, paused_at: None }
-    }
-
-    #[test]
-    fn a_requeue_keeps_the_time_of_a_hold_of_another_event() {
-        let requeued = |hold| requeued_hold(hold, 3, 10, |sequence| sequence == 3);
-        let new = Hold { reason: HoldReason::Requeued, ..hold(Some(3), Some(10)) };
-        assert_eq!(requeued(None), new);
-        assert_eq!(requeued(Some(hold(Some(3), None))), new);
-        assert_eq!(requeued(Some(hold(None, Some(4)))), new);
-        assert_eq!(requeued(Some(hold(Some(5), Some(99)))), hold(Some(3), Some(99)));
-        assert_eq!(requeued(Some(hold(Some(2), Some(99)))), hold(Some(2), Some(99)));
-        let paused = Hold { paused_at: Some(1), ..hold(Some(3), None) };
-        assert_eq!(requeued(Some(paused.clone())), Hold { reason: HoldReason::Requeued, ..paused });
-    }
 }

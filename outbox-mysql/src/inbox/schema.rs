@@ -1,6 +1,6 @@
 //! The inbox's tables, which need no outbox beside them: printed, applied, and looked at.
 
-use outbox_core::{Finding, StoreError, StoreErrorKind};
+use outbox_core::{Finding, StoreError, store::Schema};
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
 use crate::{
@@ -11,8 +11,11 @@ use crate::{
     store::{Wanted, inspect},
 };
 
+/// What each version of the tables brought, the first one first.
+const MIGRATIONS: &[&str] = &["the tables of the inbox"];
+
 /// The version of the tables that this program reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What a consumer needs.
 const TABLES: [Wanted; 3] = [
@@ -21,7 +24,7 @@ const TABLES: [Wanted; 3] = [
     ("{inbox_meta}", "_inbox_meta", "name value", "SELECT"),
 ];
 
-const MIGRATE: &str = "run the migration: `MysqlInbox::migrate`, or the statements of `inbox_migration_sql`";
+const MIGRATE: &str = "run `MysqlInbox::migrate`, or the statements of `inbox_migration_sql`";
 
 /// The statements that create the inbox's tables, for one's own migration tool. They may be run again at any time and
 /// change nothing then. They need none of the outbox's tables.
@@ -55,10 +58,7 @@ pub(super) async fn migrate(connection: &mut MySqlConnection, tables: &Tables) -
     unlock(connection, table).await;
     match result {
         Ok(None) => Ok(()),
-        Ok(Some(version)) => Err(StoreError::new(
-            StoreErrorKind::Schema,
-            format!("{}: upgrade the program", newer(tables, version)),
-        )),
+        Ok(Some(version)) => Err(schema(tables).newer(version)),
         Err(error) => Err(store_error(&what, error)),
     }
 }
@@ -78,11 +78,8 @@ async fn migrate_locked(
     Ok(None)
 }
 
-fn newer(tables: &Tables, version: i64) -> String {
-    format!(
-        "{} has version {version}, newer than {SCHEMA_VERSION}, the last that this program knows",
-        tables.text("{inbox}")
-    )
+fn schema(tables: &Tables) -> Schema {
+    Schema::new(format!("the inbox {}", tables.text("{inbox}")), MIGRATIONS, MIGRATE)
 }
 
 /// Looks for whatever would break a guarantee, and names all of it at once. Changes nothing.
@@ -140,19 +137,7 @@ async fn inspect_tables(
     {
         return Ok(false);
     }
-    match version_in(connection, tables, "{inbox_meta}").await? {
-        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-newer",
-            newer(tables, found),
-            "upgrade the program, or connect it to another inbox",
-        )),
-        Some(SCHEMA_VERSION) => {}
-        _ => findings.push(Finding::error(
-            "schema-older",
-            format!("{} has a version older than {SCHEMA_VERSION}, or none", tables.text("{inbox}")),
-            MIGRATE,
-        )),
-    }
+    findings.extend(schema(tables).check(version_in(connection, tables, "{inbox_meta}").await?));
     Ok(true)
 }
 

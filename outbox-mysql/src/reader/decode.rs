@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, check_headers};
+use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, store::decode_headers};
 use sqlx::{Row as _, mysql::MySqlRow};
 use uuid::Uuid;
 
@@ -78,26 +78,4 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
         })
     };
     Ok(decode())
-}
-
-fn decode_headers(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
-    let headers: Option<BTreeMap<String, String>> = serde_json::from_slice(json).map_err(|error| {
-        format!("headers are no object of texts, such as {{\"name\": \"value\"}}: {error}")
-    })?;
-    let headers = headers.unwrap_or_default();
-    check_headers(&headers).map_err(|error| error.to_string())?;
-    Ok(headers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_that_are_no_map_of_texts_are_named() {
-        assert_eq!(decode_headers(b"{\"a\":\"b\"}").unwrap().len(), 1);
-        assert_eq!(decode_headers(b"null").unwrap().len(), 0);
-        assert!(decode_headers(b"[1]").unwrap_err().contains("no object of texts"));
-        assert!(decode_headers(b"{\"a b\":\"c\"}").unwrap_err().contains("header"));
-    }
 }

@@ -20,13 +20,15 @@ impl MysqlReader {
         batch: &mut Batch,
     ) -> Result<(), sqlx::Error> {
         // Half of the room at most: a topic that comes back must not keep back the others.
-        let max = batch.room().div_ceil(2).min(HOLDS_MAX);
+        let max = batch.page.events_left().div_ceil(2).min(HOLDS_MAX);
         let found = self.due_holds(max, known).await?;
-        batch.more |= found.len() > max;
+        if found.len() > max {
+            batch.page.set_more();
+        }
         let found = &found[..found.len().min(max)];
         let places = found.iter().enumerate().filter_map(|(n, hold)| Some((n, hold.sequence?)));
         let places: Vec<(usize, Sequence)> = places.collect();
-        let bytes_max = batch.bytes_left().div_ceil(2);
+        let bytes_max = batch.page.bytes_left().div_ceil(2);
         let mut rows = HashMap::new();
         if !places.is_empty() {
             let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.hold_rows))).bind(json(places));
@@ -40,7 +42,7 @@ impl MysqlReader {
         for hold in found {
             // Beyond these bytes a row that was not read may still be there.
             if bytes >= bytes_max {
-                batch.more = true;
+                batch.page.set_more();
                 break;
             }
             let row = hold.sequence.and_then(|sequence| rows.remove(&sequence));

@@ -3,11 +3,14 @@
 //! The usual case, everything sent and nothing held, is one statement of constant text. Everything else is a
 //! transaction. Everybody takes locks in this order: rows of partitions, events, holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use outbox_core::{
     Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    StoreError, WhenSent,
+    StoreError, WhenSent, store::storable_error,
 };
 use sqlx::MySqlConnection;
 
@@ -21,9 +24,6 @@ use crate::{
     error::{CALL_TIMEOUT, again, silent, store_error, within},
     schema::ARCHIVED,
 };
-
-/// The longest error that is kept with an event, in bytes: enough for a cause and its context, and no dump.
-const ERROR_BYTES_MAX: usize = 4096;
 
 pub(super) async fn begin_attempt(
     database: &Database,
@@ -51,7 +51,7 @@ pub(super) async fn begin_attempt(
 }
 
 pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Result<Settled, StoreError> {
-    if request.settlements.is_empty() && request.unholds.is_empty() {
+    if request.partitions().is_empty() {
         return Ok(Settled::default());
     }
     let mut slot = database.settling.lock().await;
@@ -96,12 +96,15 @@ async fn settle_on(
     Ok(settled)
 }
 
-/// The number of attempts, if everything was sent after the same number of them, nothing else is asked, and the rows
-/// stay in their table or go.
+/// The number of attempts, if everything was sent after the same number of them, nothing else is asked (not even of a
+/// lease that no event needs), and the rows stay in their table or go.
 fn all_sent(request: &SettleRequest) -> Option<u32> {
     let attempts = request.settlements.first()?.attempts;
     let alike = |s: &Settlement| s.outcome == Outcome::Sent && s.attempts == attempts;
-    let plain = request.unholds.is_empty() && request.when_sent != WhenSent::Archive;
+    let named = |lease: &Lease| request.settlements.iter().any(|s| s.partition == lease.partition);
+    let plain = request.unholds.is_empty()
+        && request.when_sent != WhenSent::Archive
+        && request.leases.iter().all(named);
     (plain && request.settlements.iter().all(alike)).then_some(attempts)
 }
 
@@ -179,44 +182,40 @@ struct Settling<'a> {
 impl Settling<'_> {
     async fn run(&mut self, request: &SettleRequest) -> Result<Settled, sqlx::Error> {
         let held = self.lock_leases(request).await?;
-        let is_mine = |partition: Partition| held.contains(&partition_code(partition));
-        let mut mine: Vec<&Settlement> =
-            request.settlements.iter().filter(|settlement| is_mine(settlement.partition)).collect();
-        mine.sort_by_key(|settlement| settlement.sequence);
+        let fenced = request.fenced(|lease| held.contains(&lease));
+        let mut mine = request.settlements_in_order(&fenced);
         let pending = self.lock_events(&mine).await?;
         mine.retain(|settlement| pending.contains(&settlement.sequence));
         self.sent(&mine, request.when_sent).await?;
         self.others(&mine).await?;
 
-        let unholds: Vec<_> = request.unholds.iter().filter(|unhold| is_mine(unhold.partition)).collect();
+        let unholds: Vec<_> = request.unholds_of(&fenced).collect();
         let keys = mine.iter().map(|settlement| (settlement.partition, &settlement.key));
         let keys = keys.chain(unholds.iter().map(|unhold| (unhold.partition, &unhold.key)));
         let keys = keys.map(|(partition, key)| (partition_code(partition), key.clone()));
         let mut holds = Holds::read(self.database, self.connection, keys, self.now).await?;
-        // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
         mine.iter().for_each(|settlement| holds.settle(settlement));
         let waits = self.waiting(unholds.iter().filter_map(|unhold| unhold.sequence).collect()).await?;
         unholds.iter().for_each(|unhold| holds.unhold(unhold, &waits));
         holds.write(self.database, self.connection).await?;
 
-        let named = request.settlements.iter().map(|settlement| settlement.partition);
-        let named: BTreeSet<Partition> =
-            named.chain(request.unholds.iter().map(|unhold| unhold.partition)).collect();
-        Ok(Settled { fenced: named.into_iter().filter(|partition| !is_mine(*partition)).collect() })
+        Ok(Settled { fenced })
     }
 
-    /// Locks the rows of the partitions whose lease is held, and returns them.
-    async fn lock_leases(&mut self, request: &SettleRequest) -> Result<BTreeSet<u8>, sqlx::Error> {
+    /// Locks the rows of the partitions whose lease is held, and returns the leases.
+    async fn lock_leases(&mut self, request: &SettleRequest) -> Result<Vec<Lease>, sqlx::Error> {
         let sql = format!(
-            "SELECT p.part, {NOW_MICROS} FROM {} STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) \
+            "SELECT p.part, p.epoch, {NOW_MICROS} FROM {} STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) \
              ON p.part = l.part AND p.epoch = l.epoch WHERE p.owner = ? FOR UPDATE",
             rows("l", LEASE_COLUMNS)
         );
         let leases = leases(request).into_iter().map(|(partition, epoch)| Lease { partition, epoch });
         let query = sqlx::query_as(self.database.tables().sql(&sql)).bind(lease_rows(leases));
-        let rows: Vec<(u8, i64)> = query.bind(request.relay.0).fetch_all(&mut *self.connection).await?;
-        self.now = rows.first().map_or(0, |(_, now)| *now);
-        Ok(rows.into_iter().map(|(part, _)| part).collect())
+        let rows: Vec<(u8, Epoch, i64)> =
+            query.bind(request.relay.0).fetch_all(&mut *self.connection).await?;
+        self.now = rows.first().map_or(0, |(_, _, now)| *now);
+        let lease = |(part, epoch, _)| Lease { partition: Partition::from(part), epoch };
+        Ok(rows.into_iter().map(lease).collect())
     }
 
     /// Locks the events that are still pending, and returns their sequences.
@@ -269,14 +268,16 @@ impl Settling<'_> {
 
     /// Retried and failed events.
     async fn others(&mut self, mine: &[&Settlement]) -> Result<(), sqlx::Error> {
-        let mut others: Vec<(Sequence, i32, &str, Option<&str>)> = Vec::new();
+        let mut others: Vec<(Sequence, i32, Cow<'_, str>, Option<&str>)> = Vec::new();
         for settlement in mine {
             let (error, cause) = match &settlement.outcome {
                 Outcome::Sent => continue,
                 Outcome::Retry { error, .. } => (error, None),
                 Outcome::Failed { error, cause, .. } => (error, Some(cause.as_str())),
             };
-            others.push((settlement.sequence, attempts_code(settlement.attempts), storable(error), cause));
+            // The server refuses what is longer than its column.
+            let error = storable_error(error);
+            others.push((settlement.sequence, attempts_code(settlement.attempts), error, cause));
         }
         if others.is_empty() {
             return Ok(());
@@ -316,15 +317,6 @@ fn attempts_code(attempts: u32) -> i32 {
     i32::try_from(attempts).unwrap_or(i32::MAX)
 }
 
-/// No longer than is useful.
-fn storable(error: &str) -> &str {
-    let mut end = error.len().min(ERROR_BYTES_MAX);
-    while !error.is_char_boundary(end) {
-        end -= 1;
-    }
-    &error[..end]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,12 +349,5 @@ mod tests {
         let read: Vec<(u8, Epoch, Vec<Sequence>)> = serde_json::from_str(&rows).unwrap();
         assert_eq!(read.iter().map(|(_, _, above)| above.len()).sum::<usize>(), request.settlements.len());
         assert!(rows.len() < TLS_RECORD_BYTES - 1_024, "{} bytes", rows.len());
-    }
-
-    #[test]
-    fn an_error_is_cut_between_characters() {
-        let text = "ä".repeat(ERROR_BYTES_MAX);
-        assert_eq!(storable(&format!("x{text}")).len(), ERROR_BYTES_MAX - 1);
-        assert_eq!(storable("short"), "short");
     }
 }

@@ -1,6 +1,6 @@
 //! The inbox's tables, which need no outbox beside them: printed, applied, and looked at.
 
-use outbox_core::{Finding, StoreError, StoreErrorKind};
+use outbox_core::{Finding, StoreError, store::Schema};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::{
@@ -9,8 +9,11 @@ use crate::{
     error::{store_error, within},
 };
 
+/// What each version of the tables brought, the first one first.
+const MIGRATIONS: &[&str] = &["the tables of the inbox"];
+
 /// The version of the tables that this program reads and writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The columns that are used, by table, and the privileges that a consumer needs there.
 const TABLES: [(&str, &str, &str); 3] = [
@@ -19,8 +22,7 @@ const TABLES: [(&str, &str, &str); 3] = [
     ("{inbox_meta}", "key value", "SELECT"),
 ];
 
-const MIGRATE: &str =
-    "run the migration: `PostgresInbox::migrate`, or the statements of `inbox_migration_sql`";
+const MIGRATE: &str = "run `PostgresInbox::migrate`, or the statements of `inbox_migration_sql`";
 
 /// The statements that create the inbox's tables, for one's own migration tool. They may be run again at any time and
 /// change nothing then. They need none of the outbox's tables.
@@ -57,10 +59,7 @@ pub(super) async fn migrate(connection: &mut PgConnection, tables: &Tables) -> R
     };
     match migration.await {
         Ok(None) => Ok(()),
-        Ok(Some(version)) => Err(StoreError::new(
-            StoreErrorKind::Schema,
-            format!("{}: upgrade the program", newer(tables, version)),
-        )),
+        Ok(Some(version)) => Err(schema(tables).newer(version)),
         Err(error) => Err(store_error(&what, error)),
     }
 }
@@ -89,11 +88,8 @@ async fn migrate_locked(connection: &mut PgConnection, tables: &Tables) -> Resul
     Ok(None)
 }
 
-fn newer(tables: &Tables, version: i64) -> String {
-    format!(
-        "{} has version {version}, newer than {SCHEMA_VERSION}, the last that this program knows",
-        tables.text("{inbox}")
-    )
+fn schema(tables: &Tables) -> Schema {
+    Schema::new(format!("the inbox {}", tables.text("{inbox}")), MIGRATIONS, MIGRATE)
 }
 
 async fn version(connection: &mut PgConnection, tables: &Tables) -> Result<Option<i64>, sqlx::Error> {
@@ -187,19 +183,7 @@ async fn inspect_tables(
         complete = false;
     }
     if complete {
-        match version(connection, tables).await? {
-            Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-                "schema-newer",
-                newer(tables, found),
-                "upgrade the program, or connect it to another inbox",
-            )),
-            Some(SCHEMA_VERSION) => {}
-            _ => findings.push(Finding::error(
-                "schema-older",
-                format!("{} has a version older than {SCHEMA_VERSION}, or none", tables.text("{inbox}")),
-                MIGRATE,
-            )),
-        }
+        findings.extend(schema(tables).check(version(connection, tables).await?));
     }
     Ok(complete)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use outbox_core::{DueHold, Fetched, Row, Sequence};
+use outbox_core::{DueHold, FetchRequest, Fetched, Row, Sequence, store::Page};
 
 use super::decode::Read;
 
@@ -10,35 +10,33 @@ use super::decode::Read;
 pub(super) struct Batch {
     reads: Vec<Read>,
     holds: Vec<(DueHold, Option<Read>)>,
-    events: usize,
-    bytes: usize,
-    events_max: usize,
-    bytes_max: usize,
-    /// A limit was hit, here or by one of the reads.
-    pub(super) more: bool,
+    page: Page,
+    /// The bytes that are left when half of them are taken.
+    bytes_half: usize,
 }
 
 impl Batch {
-    pub(super) fn new(events_max: usize, bytes_max: usize) -> Self {
-        Self {
-            reads: Vec::new(),
-            holds: Vec::new(),
-            events: 0,
-            bytes: 0,
-            events_max: events_max.max(1),
-            bytes_max: bytes_max.max(1),
-            more: false,
-        }
+    pub(super) fn new(request: &FetchRequest) -> Self {
+        let page = Page::new(request);
+        let bytes_half = page.bytes_left().div_ceil(2);
+        Self { reads: Vec::new(), holds: Vec::new(), page, bytes_half }
     }
 
     /// How many more rows may be added; 0 once the bytes are reached.
     pub(super) fn room(&self) -> usize {
-        if self.bytes < self.bytes_max { self.events_max - self.events } else { 0 }
+        self.page.events_left()
     }
 
     /// Nothing is in it yet, or half of the bytes are left.
     pub(super) fn has_half(&self) -> bool {
-        self.events == 0 || self.bytes < self.bytes_max / 2
+        self.page.is_empty() || self.page.bytes_left() > self.bytes_half
+    }
+
+    /// A limit was hit, here or by one of the reads, if it is true.
+    pub(super) fn more_if(&mut self, more: bool) {
+        if more {
+            self.page.set_more();
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -56,15 +54,13 @@ impl Batch {
     }
 
     fn count(&mut self, read: &Read) {
-        self.events += 1;
-        self.bytes += read.bytes();
+        self.page.take(read.bytes());
     }
 
     /// Takes rows out again, and returns their sequences.
     pub(super) fn take_back(&mut self, range: Range<usize>) -> Vec<Sequence> {
         let taken: Vec<Read> = self.reads.drain(range).collect();
-        self.events -= taken.len();
-        self.bytes -= taken.iter().map(Read::bytes).sum::<usize>();
+        taken.iter().for_each(|read| self.page.put_back(read.bytes()));
         taken.into_iter().map(|read| read.row.sequence).collect()
     }
 
@@ -85,7 +81,7 @@ impl Batch {
                 .into_iter()
                 .map(|(hold, read)| DueHold { row: read.map(row), ..hold })
                 .collect(),
-            more: self.more,
+            more: self.page.more(),
             ..Fetched::default()
         }
     }

@@ -298,7 +298,7 @@ impl PostgresReader {
             batch.push(read);
         }
         let limited = count >= max;
-        batch.more |= limited;
+        batch.more_if(limited);
         // If not even all that is late is returned, the pass stays where it is.
         Ok(match limited {
             true if last < position.read => position,

@@ -82,7 +82,7 @@ impl PostgresReader {
             room => room.div_ceil(2).min(HOLDS_MAX),
         };
         if max == 0 {
-            batch.more = true;
+            batch.more_if(true);
             return Ok(());
         }
         // An aggregate that is full, or is being read, may have been held anew: then it waits for that hold first.
@@ -95,7 +95,7 @@ impl PostgresReader {
             .bind(limit(max))
             .fetch_all(&mut self.session.connection)
             .await?;
-        batch.more |= rows.len() == max;
+        batch.more_if(rows.len() == max);
         let mut holds: Vec<(DueHold, Sequence)> = Vec::with_capacity(rows.len());
         for row in &rows {
             let hold = DueHold {
@@ -118,7 +118,7 @@ impl PostgresReader {
         }
         for (hold, from) in holds {
             if !batch.has_half() {
-                batch.more = true;
+                batch.more_if(true);
                 break;
             }
             let read = hold.sequence.and_then(|sequence| reads.remove(&sequence));

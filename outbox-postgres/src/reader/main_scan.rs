@@ -72,7 +72,7 @@ impl PostgresReader {
         if scan.late >= scan.late_max {
             // Not all late rows are returned, so nothing that may stand behind one of them is.
             self.schedule.queue.extend(batch.take_back(due));
-            batch.more = true;
+            batch.more_if(true);
             return Ok(());
         }
         bound.visible = probe.next_visible;
@@ -84,7 +84,7 @@ impl PostgresReader {
         if long && !limited && took > SCAN_LONG {
             self.rest_until = Some(Instant::now() + (3 * took).min(REST_MAX));
         }
-        batch.more |= limited;
+        batch.more_if(limited);
         bound.read = if limited { scan.last_new } else { scan.end };
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::{
     config::CONNECT_TIMEOUT,
     database::Database,
     error::{classify, within},
-    schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
+    schema::{MIGRATE, schema, version},
 };
 
 /// The columns that are read or written, by table, and the privileges that a relay and its operator need there.
@@ -41,8 +41,6 @@ const TABLES: [(&str, &str, &str); 8] = [
 
 /// The oldest release with generated columns.
 const SERVER_VERSION_MIN: i32 = 120_000;
-
-const MIGRATE: &str = "run the migration: `PostgresStore::migrate`, or the statements of `migration_sql`";
 
 pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     // Directly and not by the pool, which would try again and again before it says what is wrong.
@@ -150,24 +148,7 @@ async fn tables(
     findings: &mut Vec<Finding>,
 ) -> Result<bool, sqlx::Error> {
     let names = database.tables();
-    match version(connection, names).await? {
-        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-newer",
-            newer_version(names, found).to_string(),
-            "upgrade the program, or connect it to another outbox",
-        )),
-        Some(found) if found < SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-older",
-            format!(
-                "the tables of {} have version {found}, older than {SCHEMA_VERSION}: {}",
-                names.outbox(),
-                missing_migrations(found)
-            ),
-            MIGRATE,
-        )),
-        _ => {}
-    }
-    let (mut missing, mut complete) = (Vec::new(), true);
+    let (mut missing, mut complete, mut says_version) = (Vec::new(), true, false);
     for (token, columns, privileges) in TABLES {
         let table = names.text(token);
         let oid: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
@@ -192,8 +173,10 @@ async fn tables(
             findings.push(Finding::error("missing-column", problem, MIGRATE));
         }
         let refused: Vec<String> = row.try_get("privileges")?;
+        let is_readable = !refused.iter().any(|privilege| privilege == "SELECT");
+        says_version |= token == "{meta}" && absent.is_empty() && is_readable;
         if !refused.is_empty() {
-            complete &= !refused.iter().any(|privilege| privilege == "SELECT");
+            complete &= is_readable;
             let refused = refused.join(", ");
             findings.push(Finding::error(
                 "privilege",
@@ -201,6 +184,9 @@ async fn tables(
                 format!("GRANT {refused} ON {table} TO its role"),
             ));
         }
+    }
+    if says_version {
+        findings.extend(schema(names).check(version(connection, names).await?));
     }
     if !missing.is_empty() {
         complete = false;

@@ -15,7 +15,7 @@ use outbox_core::{
 use sqlx::{PgConnection, Row as _};
 
 use crate::{
-    codec::{attempts_code, lease_arrays, lease_codes, partition_of, partitions},
+    codec::{attempts_code, lease_arrays, partition_of},
     database::{Database, Purpose, Session},
     error::{CALL_TIMEOUT, silent, store_error, within},
     schema::ARCHIVED,
@@ -51,8 +51,7 @@ pub(super) async fn begin_attempt(
 }
 
 pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Result<Settled, StoreError> {
-    let parts = partitions(request);
-    if parts.is_empty() {
+    if request.partitions().is_empty() {
         return Ok(Settled::default());
     }
     let mut slot = database.settling.lock().await;
@@ -62,7 +61,7 @@ pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Resu
         None => Session::open(&database.pool, Purpose::Settle).await?,
     };
     let running = Running::start(&database.settling_pid, session.pid);
-    let call = settle_on(database, &mut session.connection, request, &parts);
+    let call = settle_on(database, &mut session.connection, request);
     let settled = match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(result) => result?,
         Err(_) => return Err(silent("settle")),
@@ -93,15 +92,14 @@ async fn settle_on(
     database: &Database,
     connection: &mut PgConnection,
     request: &SettleRequest,
-    parts: &[Partition],
 ) -> Result<Settled, StoreError> {
     if let Some(attempts) = all_sent(request)
         && let Some(held) = settle_sent(database, connection, request, attempts).await?
     {
-        return Ok(fenced(parts, &held));
+        return Ok(fenced(request, &held));
     }
     let held = general::settle(database, connection, request).await?;
-    Ok(fenced(parts, &held))
+    Ok(fenced(request, &held))
 }
 
 /// The number of attempts, if everything was sent after the same number of them and nothing else is asked.
@@ -123,7 +121,7 @@ async fn settle_sent(
     attempts: u32,
 ) -> Result<Option<Vec<Partition>>, StoreError> {
     let sql = sent_sql(request.when_sent);
-    let (parts, epochs) = lease_codes(request);
+    let (parts, epochs) = lease_arrays(&request.leases);
     let sequences: Vec<Sequence> = request.settlements.iter().map(|s| s.sequence).collect();
     let query = sqlx::query(database.tables().sql(&sql))
         .bind(parts)
@@ -167,6 +165,6 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
     )
 }
 
-fn fenced(parts: &[Partition], held: &[Partition]) -> Settled {
-    Settled { fenced: parts.iter().copied().filter(|part| !held.contains(part)).collect() }
+fn fenced(request: &SettleRequest, held: &[Partition]) -> Settled {
+    Settled { fenced: request.fenced(|lease| held.contains(&lease.partition)) }
 }

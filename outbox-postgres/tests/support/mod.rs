@@ -16,7 +16,11 @@ use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
-const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
+/// The variable with the address of the older server, which all tests use.
+pub(crate) const VARIABLE: &str = "OUTBOX_TEST_POSTGRES_URL";
+
+/// That of a newer one, on which the shared contract is tested as well.
+pub(crate) const VARIABLE_18: &str = "OUTBOX_TEST_POSTGRES18_URL";
 
 /// The server, or a line that says which is missing.
 pub(crate) fn url() -> Option<String> {
@@ -41,14 +45,23 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new() -> Option<Self> {
-        let place = Self::empty(SentRows::Kept).await?;
+        Self::on(VARIABLE).await
+    }
+
+    /// On the server whose address the variable has.
+    pub(crate) async fn on(variable: &str) -> Option<Self> {
+        let place = Self::empty_on(variable, SentRows::Kept).await?;
         place.store.migrate().await.unwrap();
         Some(place)
     }
 
     /// A schema without tables.
     pub(crate) async fn empty(sent_rows: SentRows) -> Option<Self> {
-        let url = url()?;
+        Self::empty_on(VARIABLE, sent_rows).await
+    }
+
+    async fn empty_on(variable: &str, sent_rows: SentRows) -> Option<Self> {
+        let url = address(variable)?;
         let schema = format!("outbox_test_{}", Uuid::now_v7().simple());
         let schema = schema[..40].to_owned();
         let mut connection = PgConnection::connect(&url).await.unwrap();

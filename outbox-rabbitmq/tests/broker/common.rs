@@ -25,13 +25,13 @@ use uuid::Uuid;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The value of a variable, or a line that says which server is missing.
-pub(crate) fn variable(name: &str) -> Option<String> {
-    testing::address("RabbitMQ", "rabbitmq", name)
+pub(crate) fn variable(name: &str, server: &str) -> Option<String> {
+    testing::address("RabbitMQ", server, name)
 }
 
 /// The server's address, or nothing where none is meant to be there.
 pub(crate) fn url() -> Option<String> {
-    variable("OUTBOX_TEST_AMQP_URL")
+    variable("OUTBOX_TEST_AMQP_URL", "rabbitmq")
 }
 
 pub(crate) fn config(url: &str) -> RabbitMqConfigBuilder {

@@ -9,8 +9,8 @@ use crate::common::{Rabbit, config, message, publish_one, publisher, url, variab
 
 /// The port's address, and the folder with the certificates.
 fn server() -> Option<(String, PathBuf)> {
-    let url = variable("OUTBOX_TEST_AMQPS_URL")?;
-    Some((url, variable("OUTBOX_TEST_AMQPS_CERTIFICATES")?.into()))
+    let url = variable("OUTBOX_TEST_AMQPS_URL", "rabbitmq")?;
+    Some((url, variable("OUTBOX_TEST_AMQPS_CERTIFICATES", "rabbitmq")?.into()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,8 @@
-//! What one fetch looks at, [`Snapshot`], and what it answers, [`Page`].
+//! What one fetch looks at, [`Snapshot`], and what it answers, [`Rows`].
 
 use std::time::Duration;
 
-use outbox_core::{AggregateKey, Row, Sequence};
+use outbox_core::{AggregateKey, Row, Sequence, store::Page};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::{
@@ -48,7 +48,7 @@ impl Snapshot<'_> {
         key: &AggregateKey,
         (mut after, up_to): (Sequence, Sequence),
         mut events_max: usize,
-        page: &mut Page,
+        found: &mut Rows,
     ) -> rusqlite::Result<Option<Sequence>> {
         let mut rows = self.transaction.prepare_cached(&self.config.sql(&format!(
             "SELECT {PENDING_COLUMNS} FROM {{p}} o INDEXED BY {{p}}_by_key WHERE o.status = 0 \
@@ -60,11 +60,11 @@ impl Snapshot<'_> {
             let pending = Pending(row);
             let sequence = pending.sequence()?;
             if !self.is_known(sequence) && pending.due(self.now)? {
-                if events_max == 0 || page.is_full() {
+                if events_max == 0 || found.page.is_full() {
                     return Ok(Some(after));
                 }
                 events_max -= 1;
-                page.add(pending.row(key.clone(), self.now)?);
+                found.add(pending.row(key.clone(), self.now)?);
             }
             after = sequence;
         }
@@ -89,27 +89,15 @@ impl Snapshot<'_> {
     }
 }
 
-/// What one answer holds and still has room for.
-pub(super) struct Page {
+/// The rows of one answer, counted by the core's [`Page`].
+pub(super) struct Rows {
     pub(super) rows: Vec<Row>,
-    pub(super) events_left: usize,
-    pub(super) bytes_left: usize,
-    pub(super) more: bool,
+    pub(super) page: Page,
 }
 
-impl Page {
-    /// No further row fits. The first one always does.
-    pub(super) fn is_full(&self) -> bool {
-        self.events_left == 0 || self.bytes_left == 0
-    }
-
-    pub(super) fn count(&mut self, row: &Row) {
-        self.events_left = self.events_left.saturating_sub(1);
-        self.bytes_left = self.bytes_left.saturating_sub(row.bytes());
-    }
-
+impl Rows {
     pub(super) fn add(&mut self, row: Row) {
-        self.count(&row);
+        self.page.take(row.bytes());
         self.rows.push(row);
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     SqliteConfig,
     database::{Database, open},
     error::{classify, store_error},
-    schema::{COLUMNS, INDEXES, SCHEMA_VERSION, TABLES, exists, missing_migrations, recorded_version},
+    schema::{COLUMNS, INDEXES, MIGRATE, TABLES, exists, recorded_version, schema},
 };
 
 /// The oldest SQLite library this crate can run on: `RETURNING` came with 3.35.
@@ -27,7 +27,7 @@ fn look(config: &SqliteConfig) -> Result<Vec<Finding>, StoreError> {
         return Ok(vec![Finding::error(
             "missing-file",
             problem,
-            "correct the path, or run the migration to create it",
+            "correct the path, or create it by `outbox migrate` or `SqliteStore::migrate`",
         )]);
     }
     match open(config, OpenFlags::empty()).and_then(|connection| inspect(config, &connection)) {
@@ -77,7 +77,7 @@ fn inspect(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<V
         findings.push(Finding::warning(
             "journal-mode",
             format!("the journal mode of {path} is {mode}: the relay and the service block each other"),
-            "run the migration, or PRAGMA journal_mode = WAL",
+            "run `outbox migrate`, or PRAGMA journal_mode = WAL",
         ));
     }
     inspect_schema(config, connection, &mut findings)?;
@@ -89,7 +89,6 @@ fn inspect_schema(
     connection: &Connection,
     findings: &mut Vec<Finding>,
 ) -> rusqlite::Result<()> {
-    const MIGRATE: &str = "run the migration";
     let prefix = config.prefix();
     for suffix in TABLES {
         if !exists(connection, "table", &format!("{prefix}{suffix}"))? {
@@ -104,7 +103,7 @@ fn inspect_schema(
             findings.push(Finding::error(
                 "missing-column",
                 problem,
-                "rename that table, then run the migration",
+                "rename that table, then run `outbox migrate`, or `SqliteStore::migrate` in a program",
             ));
         }
     }
@@ -124,25 +123,8 @@ fn inspect_schema(
             "create the table by the migration and copy the rows",
         ));
     }
-    match recorded_version(config, connection)? {
-        Some(version) if version > SCHEMA_VERSION => findings.push(Finding::error(
-            "newer-schema",
-            format!("{prefix}_schema has version {version}, and this release knows {SCHEMA_VERSION}"),
-            "upgrade this program",
-        )),
-        Some(version) if version < SCHEMA_VERSION => findings.push(Finding::error(
-            "older-schema",
-            format!(
-                "{prefix}_schema has version {version}, and this release needs {SCHEMA_VERSION}: {}",
-                missing_migrations(version)
-            ),
-            MIGRATE,
-        )),
-        None if exists(connection, "table", &format!("{prefix}_schema"))? => {
-            let problem = format!("{prefix}_schema names no version");
-            findings.push(Finding::error("older-schema", problem, MIGRATE));
-        }
-        _ => {}
+    if exists(connection, "table", &format!("{prefix}_schema"))? {
+        findings.extend(schema(config).check(recorded_version(config, connection)?));
     }
     Ok(())
 }

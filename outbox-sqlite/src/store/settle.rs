@@ -1,8 +1,8 @@
 //! Recording what became of events, and the rules of holds.
 
 use outbox_core::{
-    AggregateKey, FailureCause, HoldReason, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest,
-    Settled, Settlement, StoreError, Successors, Unhold, WhenSent,
+    AggregateKey, FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled,
+    Settlement, StoreError, Successors, Unhold, WhenSent,
 };
 use rusqlite::{Transaction, params};
 
@@ -61,29 +61,18 @@ fn record(
     transaction: &Transaction<'_>,
     request: &SettleRequest,
 ) -> rusqlite::Result<Settled> {
-    let mut named: Vec<Partition> = request.leases.iter().map(|lease| lease.partition).collect();
-    named.extend(request.settlements.iter().map(|settlement| settlement.partition));
-    named.extend(request.unholds.iter().map(|unhold| unhold.partition));
-    named.sort_unstable();
-    named.dedup();
-    let mut fenced = Vec::new();
-    for partition in named {
-        let mut leases = request.leases.iter().filter(|lease| lease.partition == partition);
-        let held = |lease: &Lease| holds_lease(config, transaction, request.relay, *lease);
-        if !leases.try_fold(false, |any, lease| Ok::<_, rusqlite::Error>(any || held(lease)?))? {
-            fenced.push(partition);
+    let mut held = Vec::new();
+    for lease in &request.leases {
+        if holds_lease(config, transaction, request.relay, *lease)? {
+            held.push(*lease);
         }
     }
-    // Ascending, so that a retry which comes after the end of the held event leaves its own hold behind.
-    let is_ours = |partition| !fenced.contains(&partition);
-    let mut settlements: Vec<_> =
-        request.settlements.iter().filter(|settlement| is_ours(settlement.partition)).collect();
-    settlements.sort_by_key(|settlement| settlement.sequence);
+    let fenced = request.fenced(|lease| held.contains(&lease));
     let mut settling = Settling::new(config, transaction, request.when_sent)?;
-    for settlement in settlements {
+    for settlement in request.settlements_in_order(&fenced) {
         settling.settlement(settlement)?;
     }
-    for unhold in request.unholds.iter().filter(|unhold| is_ours(unhold.partition)) {
+    for unhold in request.unholds_of(&fenced) {
         settling.unhold(unhold)?;
     }
     Ok(Settled { fenced })
@@ -209,15 +198,18 @@ impl<'a> Settling<'a> {
         reason: HoldReason,
     ) -> rusqlite::Result<()> {
         self.any_hold = true;
-        // The hold of the same event takes the new time and reason. Of two events, the later time counts, and the reason
-        // goes with it. Whether it is paused does not change.
+        // The rule of `Hold::retried` and `Hold::parked`: the hold of the same event takes the new time and reason. Of two
+        // events the lower one is held and the later time counts, with its reason. A pause has no time, and so what is
+        // beneath it takes none, nor the reason of another event.
         let sql = "INSERT INTO {p}_holds AS h (aggregate_type, aggregate_id, sequence, until, reason) \
              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (aggregate_type, aggregate_id) DO UPDATE SET \
              sequence = min(coalesce(h.sequence, excluded.sequence), excluded.sequence), \
-             until = CASE WHEN h.sequence = excluded.sequence OR excluded.until IS NULL OR excluded.until > h.until \
+             until = CASE WHEN h.paused_at IS NOT NULL THEN NULL \
+                 WHEN coalesce(h.sequence, excluded.sequence) = excluded.sequence OR excluded.until IS NULL \
+                 OR excluded.until > h.until \
                THEN excluded.until ELSE h.until END, \
-             reason = CASE WHEN h.sequence IS NULL OR h.sequence = excluded.sequence \
-                 OR (excluded.until IS NULL AND h.until IS NOT NULL) OR excluded.until > h.until \
+             reason = CASE WHEN coalesce(h.sequence, excluded.sequence) = excluded.sequence OR (h.paused_at IS NULL \
+                 AND ((excluded.until IS NULL AND h.until IS NOT NULL) OR excluded.until > h.until)) \
                THEN excluded.reason ELSE h.reason END";
         let parameters = params![key.aggregate_type(), key.aggregate_id(), sequence, until, reason.as_str()];
         self.execute(sql, parameters)?;

@@ -54,13 +54,14 @@ async fn a_newer_schema_is_refused_by_name_and_left_alone() {
     connection.execute_batch("UPDATE outbox_schema SET version = 9; DROP TABLE outbox_topics").unwrap();
     let error = database.store().migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Schema);
-    assert!(error.to_string().contains("outbox_schema has version 9"), "{error}");
+    let path = database.config.path().display();
+    assert!(error.to_string().contains(&format!("outbox_schema in {path} has version 9")), "{error}");
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_master WHERE name = 'outbox_topics'", [], |row| row.get(0))
         .unwrap();
     assert_eq!(tables, 0);
     let codes = codes(&database.config).await;
-    assert!(codes.contains(&("newer-schema", Severity::Error)), "{codes:?}");
+    assert!(codes.contains(&("schema-newer", Severity::Error)), "{codes:?}");
 }
 
 #[tokio::test]
@@ -81,7 +82,7 @@ async fn check_names_everything_at_once() {
         ("missing-index", Severity::Error),
         ("missing-table", Severity::Error),
         ("no-autoincrement", Severity::Error),
-        ("older-schema", Severity::Error),
+        ("schema-older", Severity::Error),
     ];
     assert_eq!(found, expected.into());
 }

@@ -61,11 +61,9 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     };
     set(0);
     let findings = database.store().check().await.unwrap();
-    let said = findings.iter().find(|finding| finding.code == "older-schema").unwrap().to_string();
+    let said = findings.iter().find(|finding| finding.code == "schema-older").unwrap().to_string();
     assert!(
-        said.contains(
-            "version 0, and this release needs 1: migration 1 (the tables of the outbox) is missing"
-        ),
+        said.contains("version 0, older than 1: migration 1 (the tables of the outbox) is missing"),
         "{said}"
     );
     migrate(&database.config).unwrap();
@@ -74,6 +72,9 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     // The text of this release, run by somebody's own tool.
     database.connect().execute_batch(&outbox_sqlite::migration_sql(&database.config)).unwrap();
     let findings = database.store().check().await.unwrap();
-    let said = findings.iter().find(|finding| finding.code == "newer-schema").unwrap().to_string();
-    assert!(said.contains("outbox_schema has version 9, and this release knows 1; upgrade"), "{said}");
+    let said = findings.iter().find(|finding| finding.code == "schema-newer").unwrap().to_string();
+    assert!(
+        said.contains("has version 9, newer than 1, the last that this program knows; upgrade"),
+        "{said}"
+    );
 }

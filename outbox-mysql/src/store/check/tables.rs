@@ -9,10 +9,8 @@ use crate::{
     config::Tables,
     database::Database,
     error::number,
-    schema::{SCHEMA_VERSION, missing_migrations, newer_version, version},
+    schema::{MIGRATE, schema, version},
 };
-
-const MIGRATE: &str = "run the migration: `MysqlStore::migrate`, or the statements of `migration_sql`";
 
 /// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this takes.
 pub(crate) type Wanted = (&'static str, &'static str, &'static str, &'static str);
@@ -63,25 +61,15 @@ pub(super) async fn tables(
 ) -> Result<(), sqlx::Error> {
     let names = database.tables();
     // Without the privilege to read it, that is found below.
-    let found = version(connection, names).await.ok().flatten();
-    match found {
-        Some(found) if found > SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-newer",
-            newer_version(names, found).to_string(),
-            "upgrade the program, or connect it to another outbox",
-        )),
-        Some(found) if found < SCHEMA_VERSION => findings.push(Finding::error(
-            "schema-older",
-            format!(
-                "the tables of {} have version {found}, older than {SCHEMA_VERSION}: {}",
-                names.outbox(),
-                missing_migrations(found)
-            ),
-            MIGRATE,
-        )),
-        _ => {}
-    }
+    let said = version(connection, names).await;
     let missing = inspect(names, connection, &TABLES, ("relay", MIGRATE), findings).await?;
+    let found = match said {
+        Ok(found) if !missing.contains(&names.text("{meta}")) => {
+            findings.extend(schema(names).check(found));
+            found
+        }
+        _ => None,
+    };
     if missing.is_empty() {
         return partitions(database, connection, findings).await;
     }

@@ -6,23 +6,20 @@
 //! comes, it keeps the floor of that moment as its beginning, for the same reason. Both need the newest floor, and
 //! the lock on the lease row gives it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use outbox_core::{
     AggregateKey, HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, StoreError,
-    Successors, WhenSent,
+    Successors, WhenSent, store::storable_error,
 };
 use sqlx::PgConnection;
 
 use crate::{
-    codec::{attempts_code, lease_codes, millis, partition_code, partition_of},
+    codec::{attempts_code, lease_arrays, millis, partition_code, partition_of},
     database::{Database, begin},
     error::store_error,
     schema::ARCHIVED,
 };
-
-/// The longest error that is kept with an event, in bytes: enough for a cause and its context, and no dump.
-const ERROR_BYTES_MAX: usize = 4096;
 
 /// Settles, and returns the partitions whose lease is held.
 pub(super) async fn settle(
@@ -46,38 +43,29 @@ struct Settling<'a> {
     floors: BTreeMap<i16, Sequence>,
 }
 
-/// A hold to be made or changed.
-struct Hold {
-    part: i16,
-    sequence: Sequence,
-    /// `None` is without end.
-    after_ms: Option<i64>,
-    reason: HoldReason,
-}
-
 impl Settling<'_> {
     async fn run(&mut self, request: &SettleRequest) -> Result<(), sqlx::Error> {
         self.lock(request).await?;
-        let mine: Vec<&Settlement> = request
-            .settlements
-            .iter()
-            .filter(|s| self.floors.contains_key(&partition_code(s.partition)))
-            .collect();
+        let fenced = request.fenced(|lease| self.floors.contains_key(&partition_code(lease.partition)));
+        let mine = request.settlements_in_order(&fenced);
         let mut applied = self.sent(&mine, request.when_sent).await?;
         applied.extend(self.others(&mine).await?);
-        let mine: Vec<&Settlement> = mine.into_iter().filter(|s| applied.contains(&s.sequence)).collect();
-        // Holds go before holds come: a hold of the event just sent must not swallow the one of its successor.
-        let mut removed = self.remove_holds(&mine).await?;
-        removed.extend(self.unhold(request).await?);
-        self.lower_floors(&removed).await?;
-        self.put_holds(&mine).await
+        let mine = mine.into_iter().filter(|settlement| applied.contains(&settlement.sequence));
+        for round in rounds(mine) {
+            // Holds go before holds come: the floor that a hold keeps is the one that the others left.
+            let removed = self.remove_holds(&round).await?;
+            self.lower_floors(&removed).await?;
+            self.put_holds(&round).await?;
+        }
+        let removed = self.unhold(request, &fenced).await?;
+        self.lower_floors(&removed).await
     }
 
     async fn lock(&mut self, request: &SettleRequest) -> Result<(), sqlx::Error> {
         let sql = "SELECT p.part, p.floor FROM {partitions} p \
                    JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
                    WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR NO KEY UPDATE OF p";
-        let (parts, epochs) = lease_codes(request);
+        let (parts, epochs) = lease_arrays(&request.leases);
         let query =
             sqlx::query_as(self.database.tables().sql(sql)).bind(parts).bind(epochs).bind(request.relay.0);
         let rows: Vec<(i16, Sequence)> = query.fetch_all(&mut *self.connection).await?;
@@ -129,7 +117,8 @@ impl Settling<'_> {
             };
             sequences.push(settlement.sequence);
             attempts.push(attempts_code(settlement.attempts));
-            errors.push(storable(error));
+            // NUL is refused by the server, and a relay is not the only one to build an outcome.
+            errors.push(storable_error(error));
             causes.push(cause);
         }
         if sequences.is_empty() {
@@ -172,16 +161,17 @@ impl Settling<'_> {
     }
 
     /// Removes holds that hold nothing any more, unless they have changed since they were read.
-    async fn unhold(&mut self, request: &SettleRequest) -> Result<Vec<(i16, Sequence)>, sqlx::Error> {
+    async fn unhold(
+        &mut self,
+        request: &SettleRequest,
+        fenced: &[Partition],
+    ) -> Result<Vec<(i16, Sequence)>, sqlx::Error> {
         let (mut parts, mut types, mut ids, mut sequences) = (vec![], vec![], vec![], vec![]);
-        for unhold in &request.unholds {
-            let part = partition_code(unhold.partition);
-            if self.floors.contains_key(&part) {
-                parts.push(part);
-                types.push(unhold.key.aggregate_type());
-                ids.push(unhold.key.aggregate_id());
-                sequences.push(unhold.sequence);
-            }
+        for unhold in request.unholds_of(fenced) {
+            parts.push(partition_code(unhold.partition));
+            types.push(unhold.key.aggregate_type());
+            ids.push(unhold.key.aggregate_id());
+            sequences.push(unhold.sequence);
         }
         if parts.is_empty() {
             return Ok(Vec::new());
@@ -218,39 +208,46 @@ impl Settling<'_> {
         query.execute(&mut *self.connection).await.map(drop)
     }
 
-    /// Makes and changes the holds of retried and parked events.
-    async fn put_holds(&mut self, mine: &[&Settlement]) -> Result<(), sqlx::Error> {
-        let holds = holds(mine);
-        if holds.is_empty() {
-            return Ok(());
-        }
+    /// Makes and changes the holds of retried and parked events, one of each aggregate.
+    async fn put_holds(&mut self, round: &[&Settlement]) -> Result<(), sqlx::Error> {
         let (mut parts, mut types, mut ids) = (vec![], vec![], vec![]);
         let (mut sequences, mut froms, mut afters, mut reasons) = (vec![], vec![], vec![], vec![]);
-        for (key, hold) in &holds {
-            let floor = self.floors.get(&hold.part).copied().unwrap_or_default();
-            parts.push(hold.part);
-            types.push(key.aggregate_type());
-            ids.push(key.aggregate_id());
-            sequences.push(hold.sequence);
-            froms.push(hold.sequence.min(floor + 1));
-            afters.push(hold.after_ms);
-            reasons.push(hold.reason.as_str());
+        for settlement in round {
+            let (after_ms, reason) = match &settlement.outcome {
+                Outcome::Retry { after, reason, .. } => (Some(millis(*after)), *reason),
+                Outcome::Failed { successors: Successors::Park, .. } => (None, HoldReason::Parked),
+                Outcome::Sent | Outcome::Failed { successors: Successors::Release, .. } => continue,
+            };
+            let part = partition_code(settlement.partition);
+            let floor = self.floors.get(&part).copied().unwrap_or_default();
+            parts.push(part);
+            types.push(settlement.key.aggregate_type());
+            ids.push(settlement.key.aggregate_id());
+            sequences.push(settlement.sequence);
+            froms.push(settlement.sequence.min(floor + 1));
+            afters.push(after_ms);
+            reasons.push(reason.as_str());
         }
-        // `least` passes over a null, which is the sequence of a plain pause.
+        if parts.is_empty() {
+            return Ok(());
+        }
+        // The rule of `Hold::retried` and `Hold::parked`. `least` passes over a null, which is the sequence of a plain
+        // pause. The time is that of the transaction, so that of two events that wait equally long none is the later.
         let sql = "INSERT INTO {holds} AS h \
                      (part, aggregate_type, aggregate_id, sequence, from_sequence, until, reason) \
                    SELECT part, type, id, sequence, from_sequence, \
-                          coalesce(clock_timestamp() + after * interval '1 ms', 'infinity'), reason \
+                          coalesce(now() + after * interval '1 ms', 'infinity'), reason \
                    FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], \
                                $7::text[]) s (part, type, id, sequence, from_sequence, after, reason) \
                    ON CONFLICT (part, aggregate_type, aggregate_id) DO UPDATE SET \
                      sequence = least(h.sequence, excluded.sequence), \
                      from_sequence = least(h.from_sequence, excluded.from_sequence), \
-                     until = CASE WHEN h.paused THEN h.until \
-                                  WHEN h.sequence = excluded.sequence THEN excluded.until \
+                     until = CASE WHEN h.paused THEN 'infinity' \
+                                  WHEN h.sequence IS NULL OR h.sequence = excluded.sequence THEN excluded.until \
                                   ELSE greatest(h.until, excluded.until) END, \
                      reason = CASE WHEN h.sequence IS NULL OR h.sequence = excluded.sequence \
-                                     OR excluded.until > h.until THEN excluded.reason ELSE h.reason END, \
+                                     OR (excluded.until > h.until AND NOT h.paused) THEN excluded.reason \
+                                   ELSE h.reason END, \
                      changed_at = excluded.changed_at";
         let query = sqlx::query(self.database.tables().sql(sql)).bind(parts).bind(types).bind(ids);
         let query = query.bind(sequences).bind(froms).bind(afters).bind(reasons);
@@ -266,38 +263,20 @@ fn leaves_hold(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Retry { .. } | Outcome::Failed { successors: Successors::Park, .. })
 }
 
-/// One hold for each aggregate: several of one aggregate give the lowest sequence and the latest time.
-fn holds(mine: &[&Settlement]) -> BTreeMap<AggregateKey, Hold> {
-    let mut holds: BTreeMap<AggregateKey, Hold> = BTreeMap::new();
+/// The settlements, which ascend, in as few rounds as leave each aggregate at most one in each: a statement changes a
+/// hold once, and each change begins from the one before.
+fn rounds<'a>(mine: impl Iterator<Item = &'a Settlement>) -> Vec<Vec<&'a Settlement>> {
+    let mut rounds: Vec<Vec<&Settlement>> = Vec::new();
+    let mut next: HashMap<&AggregateKey, usize> = HashMap::new();
     for settlement in mine {
-        let (after_ms, reason) = match &settlement.outcome {
-            Outcome::Retry { after, reason, .. } => (Some(millis(*after)), *reason),
-            Outcome::Failed { successors: Successors::Park, .. } => (None, HoldReason::Parked),
-            _ => continue,
-        };
-        let part = partition_code(settlement.partition);
-        let new = Hold { part, sequence: settlement.sequence, after_ms, reason };
-        match holds.get_mut(&settlement.key) {
-            None => drop(holds.insert(settlement.key.clone(), new)),
-            Some(hold) => {
-                let later = hold.after_ms.is_some_and(|old| new.after_ms.is_none_or(|ms| ms > old));
-                if later {
-                    (hold.after_ms, hold.reason) = (new.after_ms, new.reason);
-                }
-                hold.sequence = hold.sequence.min(new.sequence);
-            }
+        let round = next.entry(&settlement.key).or_default();
+        if *round == rounds.len() {
+            rounds.push(Vec::new());
         }
+        rounds[*round].push(settlement);
+        *round += 1;
     }
-    holds
-}
-
-/// A text that PostgreSQL takes, and no longer than is useful.
-fn storable(error: &str) -> String {
-    let mut end = error.len().min(ERROR_BYTES_MAX);
-    while !error.is_char_boundary(end) {
-        end -= 1;
-    }
-    error[..end].replace('\0', "\u{fffd}")
+    rounds
 }
 
 #[cfg(test)]
@@ -305,9 +284,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_cut_between_characters_and_without_nul() {
-        assert_eq!(storable("a\0b"), "a\u{fffd}b");
-        let text = "ä".repeat(ERROR_BYTES_MAX);
-        assert_eq!(storable(&format!("x{text}")).len(), ERROR_BYTES_MAX - 1);
+    fn an_aggregate_changes_its_hold_once_a_round_and_in_the_order_of_its_events() {
+        let settlement = |sequence, id| Settlement {
+            sequence,
+            partition: 0,
+            key: AggregateKey::new("order", id),
+            attempts: 1,
+            outcome: Outcome::Sent,
+        };
+        let all = [
+            settlement(1, "a"),
+            settlement(2, "b"),
+            settlement(3, "a"),
+            settlement(4, "c"),
+            settlement(5, "a"),
+        ];
+        let sequences = |round: &Vec<&Settlement>| round.iter().map(|s| s.sequence).collect::<Vec<_>>();
+        let rounds: Vec<Vec<Sequence>> = rounds(all.iter()).iter().map(sequences).collect();
+        assert_eq!(rounds, [vec![1, 2, 4], vec![3], vec![5]]);
     }
 }
