@@ -225,10 +225,10 @@ fn storable(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Sent => Outcome::Sent,
         Outcome::Retry { after, error, reason } => {
-            Outcome::Retry { after, error: storable_error(&error), reason }
+            Outcome::Retry { after, error: storable_error(&error).into_owned(), reason }
         }
         Outcome::Failed { cause, error, successors } => {
-            Outcome::Failed { cause, error: storable_error(&error), successors }
+            Outcome::Failed { cause, error: storable_error(&error).into_owned(), successors }
         }
     }
 }
