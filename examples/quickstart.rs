@@ -18,8 +18,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox::{
-    Event, Finding, JsonLinesPublisher, Message, OutboxStore, PublishError, Publisher, Relay, RelayConfig,
-    RelayHandle, Reporter, RetryPolicy,
+    Event, Finding, JsonLinesPublisher, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, RetryPolicy,
+    publisher::{Message, PublishError, Reporter},
     sqlite::{SqliteConfig, SqliteOutbox, SqliteStore},
 };
 use rusqlite::Connection;

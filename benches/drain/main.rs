@@ -12,7 +12,8 @@ use std::{
 
 use benches::backlog;
 use outbox::{
-    FetchRequest, Lease, OutboxStore, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement, WhenSent,
+    OutboxStore, WhenSent,
+    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
 };
 use testbed::databases::Kind;
 
@@ -69,21 +70,16 @@ async fn drain(
     let mut waiting: Vec<Row> = Vec::new();
     let (mut sent, mut fetching, mut settling) = (0, Duration::ZERO, Duration::ZERO);
     while sent < events {
-        let request = FetchRequest {
-            leases: leases.to_vec(),
-            known: known.iter().copied().collect(),
-            events_max: ROWS_MAX.min(known_max.saturating_sub(known.len())).max(1),
-            bytes_max: BYTES_MAX,
-            ..FetchRequest::default()
-        };
+        let request = FetchRequest::new(
+            leases.to_vec(),
+            ROWS_MAX.min(known_max.saturating_sub(known.len())).max(1),
+            BYTES_MAX,
+        )
+        .with_known(known.iter().copied().collect());
         let batch: Vec<Row> = waiting.drain(..waiting.len().min(ROWS_MAX)).collect();
-        let settle = SettleRequest {
-            relay,
-            leases: leases.to_vec(),
-            settlements: batch.iter().map(settlement).collect(),
-            unholds: Vec::new(),
-            when_sent,
-        };
+        let settle = SettleRequest::new(relay, leases.to_vec())
+            .with_settlements(batch.iter().map(settlement).collect())
+            .with_when_sent(when_sent);
         let started = Instant::now();
         let (fetched, ()) = tokio::join!(
             async {
@@ -108,11 +104,5 @@ async fn drain(
 }
 
 fn settlement(row: &Row) -> Settlement {
-    Settlement {
-        sequence: row.sequence,
-        partition: row.partition,
-        key: row.key.clone(),
-        attempts: row.attempts + 1,
-        outcome: Outcome::Sent,
-    }
+    Settlement::new(row.sequence, row.partition, row.key.clone(), row.attempts + 1, Outcome::Sent)
 }

@@ -12,8 +12,9 @@ use benches::{
     publishers::{Swallow, Timed, Times},
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
-    StoredEvent, WhenSent,
+    AggregateKey, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Retention, WhenSent,
+    publisher::{Message, Reporter},
+    store::StoredEvent,
 };
 use testbed::{brokers, databases, servers::Managed};
 use tokio::{
@@ -261,7 +262,7 @@ fn message(topic: &str, number: usize) -> Arc<Message> {
         created_at: chrono::Utc::now(),
     };
     let key = AggregateKey::new("account", &format!("a-{}", number % AGGREGATES));
-    Arc::new(Message { topic: topic.into(), key, sequence: 1, attempt: 1, source: "/outbox".into(), event })
+    Arc::new(Message::new(topic.into(), key, 1, "/outbox".into(), event))
 }
 
 fn k(rate: f64) -> String {

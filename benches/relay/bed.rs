@@ -14,10 +14,11 @@ use benches::{
     publishers::Swallow,
 };
 use outbox::{
-    AggregateKey, Message, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Reporter, Retention,
-    StoredEvent, WhenSent,
+    AggregateKey, OutboxStore, Publisher, Relay, RelayConfig, RelayHandle, Retention, WhenSent,
     kafka::{KafkaConfig, KafkaPublisher},
     postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows},
+    publisher::{Message, Reporter},
+    store::StoredEvent,
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::{mpsc, watch};
@@ -282,16 +283,13 @@ pub(crate) async fn wait_until(mut done: impl FnMut() -> bool) {
 
 /// A message as the relay makes it of a row of a backlog.
 fn message(number: usize) -> Arc<Message> {
-    let event = StoredEvent {
-        id: uuid::Uuid::now_v7(),
-        event_type: "bench.happened".to_owned(),
-        version: 1,
-        payload: format!("{number:016x}{}", "x".repeat(284)).into_bytes().into(),
-        content_type: None,
-        headers: std::collections::BTreeMap::new(),
-        topic: None,
-        created_at: chrono::Utc::now(),
-    };
+    let event = StoredEvent::new(
+        uuid::Uuid::now_v7(),
+        "bench.happened".to_owned(),
+        format!("{number:016x}{}", "x".repeat(284)).into_bytes().into(),
+        chrono::Utc::now(),
+    )
+    .with_headers(std::collections::BTreeMap::new());
     let key = AggregateKey::new(TOPIC, &format!("a-{number}"));
-    Arc::new(Message { topic: TOPIC.into(), key, sequence: 1, attempt: 1, source: "/outbox".into(), event })
+    Arc::new(Message::new(TOPIC.into(), key, 1, "/outbox".into(), event))
 }

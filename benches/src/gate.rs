@@ -4,9 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use outbox::{
-    Claimed, Epoch, FetchRequest, Fetched, Finding, Lease, Membership, OutboxReader, OutboxStore, Partition,
-    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreStats, store::QuickStats,
+    Finding, OutboxStore, StoreError,
+    store::{
+        Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Partition, PurgeRequest,
+        Purged, QuickStats, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreStats,
+    },
 };
 use tokio::sync::watch;
 

@@ -9,7 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use outbox::{Finding, Message, Publisher, Reporter};
+use outbox::{
+    Finding, Publisher,
+    publisher::{Message, Reporter},
+};
 use tokio::sync::mpsc;
 
 /// Acknowledges at once: what is left is the store and the relay itself.

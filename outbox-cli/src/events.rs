@@ -3,7 +3,10 @@
 use std::{fmt::Write, str::FromStr};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use outbox_core::{EventFilter, EventRecord, OutboxAdmin, Sequence};
+use outbox_core::{
+    EventFilter, OutboxAdmin,
+    store::{EventRecord, Sequence},
+};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -73,7 +76,7 @@ pub(crate) async fn list(
 pub(crate) async fn inspect(admin: &dyn OutboxAdmin, name: &EventName, json: bool) -> Result<(), Failure> {
     let filter = match name {
         EventName::Id(id) => EventFilter::id(*id),
-        EventName::Sequence(sequence) => EventFilter { after: Some(sequence - 1), ..EventFilter::default() },
+        EventName::Sequence(sequence) => EventFilter::default().after(sequence - 1),
     };
     let is_it = |record: &EventRecord| match name {
         EventName::Id(_) => true,
@@ -122,7 +125,7 @@ fn shown(record: &EventRecord, archived: bool, hold: Option<&operate::Hold>) -> 
     line("attempts", &record.attempts.to_string());
     record.last_error.iter().for_each(|error| line("last error", error));
     hold.iter().for_each(|hold| line("held", &hold.line()));
-    line("content type", record.content_type.as_deref().unwrap_or(outbox_core::CONTENT_TYPE_DEFAULT));
+    line("content type", record.content_type.as_deref().unwrap_or(outbox_core::store::CONTENT_TYPE_DEFAULT));
     for (name, value) in &record.headers {
         line("header", &format!("{name}: {value}"));
     }

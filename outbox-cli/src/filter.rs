@@ -2,7 +2,10 @@
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use clap::Args;
-use outbox_core::{EventFilter, FailureCause, Status};
+use outbox_core::{
+    EventFilter,
+    store::{FailureCause, Status},
+};
 use uuid::Uuid;
 
 /// Conditions that are joined by *and*.

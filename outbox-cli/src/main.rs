@@ -14,7 +14,7 @@ mod table;
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outbox_core::{EventFilter, Finding, OutboxAdmin, Sequence, Severity};
+use outbox_core::{EventFilter, Finding, OutboxAdmin, Severity, store::Sequence};
 
 use self::{
     config::{Config, Needs},
@@ -201,7 +201,7 @@ async fn run(cli: &Cli) -> Result<(), Failure> {
 async fn operate(command: Command, admin: &dyn OutboxAdmin, look_around: Duration) -> Result<(), Failure> {
     match command {
         Command::List { chosen, conditions, limit, after, json } => {
-            let filter = chosen.apply(EventFilter { after, ..conditions.filter() });
+            let filter = chosen.apply(conditions.filter().after(after));
             events::list(admin, &filter, limit, json).await
         }
         Command::Inspect { event, json } => events::inspect(admin, &event, json).await,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use outbox_core::{AggregateKey, Finding, HoldRecord, OutboxAdmin};
+use outbox_core::{AggregateKey, Finding, OutboxAdmin, store::HoldRecord};
 use serde::Serialize;
 
 use crate::{
@@ -156,7 +156,7 @@ impl Hold {
 
 /// A pause lies over whatever else the aggregate is held for.
 pub(crate) fn reason(hold: &HoldRecord) -> &'static str {
-    if hold.paused { outbox_core::HoldReason::Paused.as_str() } else { hold.reason.as_str() }
+    if hold.paused { outbox_core::store::HoldReason::Paused.as_str() } else { hold.reason.as_str() }
 }
 
 pub(crate) fn whole_seconds(seconds: f64) -> humantime::FormattedDuration {

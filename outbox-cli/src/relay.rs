@@ -7,8 +7,9 @@ use std::{
 
 use futures::future::{BoxFuture, join_all};
 use outbox_core::{
-    Clock, Finding, Monotonic, Publisher, Relay, RelayHandle, RelayStatus, SharedPublisher, StoreError, Task,
-    TokioClock, chain,
+    Finding, Publisher, Relay, RelayHandle, RelayStatus, StoreError, chain,
+    publisher::SharedPublisher,
+    relay::{Clock, Monotonic, Task, TokioClock},
     settings::{ConfiguredPublisher, Problem},
 };
 use tokio::{

@@ -6,8 +6,10 @@ use chrono::Utc;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_core::{
-    EventFilter, Finding, Publisher, Refusal, Replay, ReplayConfig, ReplayEnd, ReplayPlan, ReplayProgress,
-    Sequence, TopicTemplate, chain, settings::Problem,
+    EventFilter, Finding, Publisher, Replay, ReplayConfig, TopicTemplate, chain,
+    replay::{Refusal, ReplayEnd, ReplayPlan, ReplayProgress},
+    settings::Problem,
+    store::Sequence,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -66,7 +68,7 @@ pub(crate) struct ReplayArgs {
 
 pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> Result<(), Failure> {
     let (outbox, publisher) = config.one()?;
-    let mut filter = args.chosen.apply(EventFilter { after: args.after, ..args.conditions.filter() });
+    let mut filter = args.chosen.apply(args.conditions.filter().after(args.after));
     // A replay of what is being sent meanwhile would have no end.
     filter.created_before = filter.created_before.or_else(|| Some(Utc::now()));
     let topic = args.topic.clone().unwrap_or_else(|| outbox.relay.topic.clone());
@@ -79,7 +81,7 @@ pub(crate) async fn run(config: Config, args: ReplayArgs, format: LogFormat) -> 
         .with_unavailable_delay(outbox.relay.unavailable_delay);
     let publisher = match publisher {
         Some(publisher) if !args.dry_run => publisher.open()?,
-        _ => Arc::new(outbox_core::MemoryPublisher::new()),
+        _ => Arc::new(outbox_core::memory::MemoryPublisher::new()),
     };
     let topics = settings.topic.topics();
     let admin = outbox.store.open().await?.admin;

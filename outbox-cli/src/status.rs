@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use outbox_core::{HoldRecord, StoreError, StoreStats, chain, settings::OpenedStore};
+use outbox_core::{
+    StoreError, chain,
+    settings::OpenedStore,
+    store::{HoldRecord, StoreStats},
+};
 use serde::Serialize;
 
 use crate::{

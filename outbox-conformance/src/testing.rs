@@ -9,9 +9,13 @@
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    AggregateKey, Disposal, Event, EventFilter, FailureCause, FetchRequest, HoldReason, Lease,
-    MemoryPublisher, Message, OutboxAdmin, OutboxStore, Outcome, PurgeRequest, Relay, RelayConfig, RelayId,
-    Row, Sequence, SettleRequest, Settlement, Status, Successors, WhenSent,
+    AggregateKey, Disposal, Event, EventFilter, OutboxAdmin, OutboxStore, Relay, RelayConfig, WhenSent,
+    memory::MemoryPublisher,
+    publisher::Message,
+    store::{
+        FailureCause, FetchRequest, HoldReason, Lease, Outcome, PurgeRequest, RelayId, Row, Sequence,
+        SettleRequest, Settlement, Status, Successors,
+    },
 };
 
 /// Says in one line on stderr what a test goes without, so that none is skipped in silence.
@@ -59,13 +63,8 @@ pub fn sequences(rows: &[Row]) -> Vec<Sequence> {
 
 /// The same outcome for all these rows, at their first attempt.
 pub fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
-    let settlement = |row: &Row| Settlement {
-        sequence: row.sequence,
-        partition: row.partition,
-        key: row.key.clone(),
-        attempts: 1,
-        outcome: outcome.clone(),
-    };
+    let settlement =
+        |row: &Row| Settlement::new(row.sequence, row.partition, row.key.clone(), 1, outcome.clone());
     let mut request = SettleRequest::new(relay, leases.to_vec());
     request.settlements = rows.iter().map(settlement).collect();
     request
@@ -99,17 +98,16 @@ pub async fn use_everything(store: &dyn OutboxStore, admin: &dyn OutboxAdmin) {
         (Outcome::Failed { cause, error: error(), successors: Successors::Park }, WhenSent::Keep),
         (Outcome::Failed { cause, error: error(), successors: Successors::Release }, WhenSent::Keep),
     ]) {
-        let request = SettleRequest { when_sent, ..settle(id, &leases, row, &outcome) };
+        let request = settle(id, &leases, row, &outcome).with_when_sent(when_sent);
         assert!(store.settle(&request).await.unwrap().fenced.is_empty());
     }
     let due = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0).row.unwrap();
-    let archive =
-        SettleRequest { when_sent: WhenSent::Archive, ..settle(id, &leases, &[due], &Outcome::Sent) };
+    let archive = settle(id, &leases, &[due], &Outcome::Sent).with_when_sent(WhenSent::Archive);
     store.settle(&archive).await.unwrap();
     operate(admin).await;
     for disposal in [Disposal::Archive, Disposal::Delete] {
         let age = Some((Duration::ZERO, disposal));
-        store.purge(PurgeRequest { sent: age, failed: age, rows_max: 1 }).await.unwrap();
+        store.purge(PurgeRequest::new(1).with_sent(age).with_failed(age)).await.unwrap();
     }
     assert_eq!(store.stats().await.unwrap().pending, 2);
     store.quick_stats().await.unwrap();
@@ -151,7 +149,7 @@ pub async fn expect_upgraded<S: OutboxStore + OutboxAdmin + Clone>(store: &S, wr
     let mut handle = relay.handle();
     let running = tokio::spawn(relay.run());
     tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(3)).await.unwrap();
-    let permanent = EventFilter { cause: Some(FailureCause::Permanent), ..EventFilter::default() };
+    let permanent = EventFilter::default().with_cause(FailureCause::Permanent);
     assert_eq!(store.requeue(&permanent).await.unwrap(), 1);
     tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(5)).await.unwrap();
     tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
@@ -165,7 +163,7 @@ pub async fn expect_upgraded<S: OutboxStore + OutboxAdmin + Clone>(store: &S, wr
         [arrived("a"), arrived("b"), arrived("c"), arrived("d")],
         [vec![2, 6], vec![3], vec![4, 5], vec![]]
     );
-    let undecodable = EventFilter { cause: Some(FailureCause::Undecodable), ..EventFilter::default() };
+    let undecodable = EventFilter::default().with_cause(FailureCause::Undecodable);
     assert_eq!(number(store.list(&undecodable, 10).await.unwrap()[0].sequence), 7);
 }
 
@@ -197,7 +195,7 @@ async fn expect_written(admin: &impl OutboxAdmin, Written { created_micros, numb
         (listed[3].cause, listed[3].last_error.as_deref()),
         (Some(FailureCause::Permanent), Some("TooLarge: no"))
     );
-    let archived = admin.list(&EventFilter { archived: true, ..EventFilter::default() }, 100).await.unwrap();
+    let archived = admin.list(&EventFilter::default().in_archive(), 100).await.unwrap();
     let shown: Vec<_> = archived.iter().map(|event| (number(event.sequence), event.status)).collect();
     assert_eq!(shown, [(100, sent)]);
     let holds = admin.holds(10).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use outbox_core::{EnqueueError, Sequence, StoreError, chain};
+use outbox_core::{EnqueueError, StoreError, chain, store::Sequence};
 
 /// The outcome of a clause.
 pub(crate) type Verdict<T = ()> = Result<T, Violation>;

@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use chrono::{DateTime, Datelike as _, Timelike as _, Utc};
 use serde::de::IgnoredAny;
 
-use crate::{CONTENT_TYPE_DEFAULT, Message};
+use crate::{event::CONTENT_TYPE_DEFAULT, publisher::Message};
 
 /// Names that a header of an event must not take in the JSON format.
 const RESERVED: [&str; 13] = [
@@ -222,7 +222,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{AggregateKey, StoredEvent};
+    use crate::{AggregateKey, store::StoredEvent};
 
     fn message(payload: &[u8], content_type: Option<&str>, headers: &[(&str, &str)]) -> Message {
         Message {

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::{EnqueueError, Event, Sequence};
+use crate::{EnqueueError, Event, store::Sequence};
 
 /// Writes events in the caller's own transaction, which `T` is: a driver's type, never a pool, which would lose atomicity
 /// silently. Runs no DDL, and commits nothing.

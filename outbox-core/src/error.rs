@@ -116,8 +116,8 @@ pub enum InboxError {
     /// The connection is not inside a transaction, so the receipt could commit without the effect.
     #[error("receive outside a transaction: begin one, ask the inbox, make the effect in it, then commit")]
     NoTransaction,
-    /// A purge of receipts that are too young: see [`PURGE_AGE_MIN`](crate::PURGE_AGE_MIN).
-    #[error("purge of receipts older than {0:?}: give {min:?} at least", min = crate::PURGE_AGE_MIN)]
+    /// A purge of receipts that are too young: see [`PURGE_AGE_MIN`](crate::inbox::PURGE_AGE_MIN).
+    #[error("purge of receipts older than {0:?}: give {min:?} at least", min = crate::inbox::PURGE_AGE_MIN)]
     PurgeAge(std::time::Duration),
     /// The database refused.
     #[error(transparent)]

@@ -70,7 +70,7 @@ impl EventIdentity {
     /// The time must be the event's own, the same in every copy of the message; never the time at which a broker took it.
     ///
     /// # Errors
-    /// A `source` or `id` that is empty, longer than [`NAME_BYTES_MAX`](crate::NAME_BYTES_MAX) bytes or holds a
+    /// A `source` or `id` that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes or holds a
     /// control character; a time that is not within the years 1 to 9999.
     pub fn new(
         source: impl Into<String>,
@@ -115,7 +115,7 @@ fn time_of_id(id: &str) -> Option<DateTime<Utc>> {
 /// all time, because its receipts are kept under it.
 ///
 /// # Errors
-/// A name that is empty, longer than [`NAME_BYTES_MAX`](crate::NAME_BYTES_MAX) bytes or holds a control character.
+/// A name that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes or holds a control character.
 pub fn check_consumer(name: &str) -> Result<(), EventError> {
     check_name("consumer", name)
 }

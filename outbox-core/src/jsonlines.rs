@@ -17,7 +17,10 @@ use std::{
 use async_trait::async_trait;
 
 pub use self::adapter::{FileAdapter, StdoutAdapter};
-use crate::{Finding, Message, PublishError, Publisher, Reporter, Stored, cloudevents};
+use crate::{
+    Finding, Publisher, cloudevents,
+    publisher::{Message, PublishError, Reporter, Stored},
+};
 
 /// How many bytes of whole lines are written at once; the call's end is looked at in between. A page of a pipe, so
 /// that a reader which has stalled keeps at most this much of a call that has been given up.
@@ -192,7 +195,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{AggregateKey, PublishErrorKind, PublishErrorScope, Report, StoredEvent};
+    use crate::{
+        AggregateKey,
+        publisher::{PublishErrorKind, PublishErrorScope, Report},
+        store::StoredEvent,
+    };
 
     /// A writer that takes `room` bytes, then fails; what it took can be read.
     #[derive(Clone, Default)]

@@ -5,7 +5,11 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use crate::{AggregateKey, Finding, Sequence, StoredEvent, with::with};
+use crate::{
+    AggregateKey, Finding,
+    store::{Sequence, StoredEvent},
+    with::with,
+};
 
 /// What a broker is given: an event with its destination.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, Utc};
 
-use crate::{AggregateKey, CONTENT_TYPE_DEFAULT, EventError, EventIdentity, Sequence};
+use crate::{AggregateKey, EventError, event::CONTENT_TYPE_DEFAULT, inbox::EventIdentity, store::Sequence};
 
 /// What stands before an attribute's name in the binding of Kafka, and in that of AMQP, which has two.
 const PREFIXES: [&str; 3] = ["ce_", "cloudEvents:", "cloudEvents_"];
@@ -226,7 +226,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{Message, StoredEvent, cloudevents};
+    use crate::{cloudevents, publisher::Message, store::StoredEvent};
 
     const ID: &str = "01997a4e-8d6c-7c53-a2b0-6b9f5a1d3c11";
 

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FailureCause, Successors, with::with};
+use crate::{
+    store::{FailureCause, Successors},
+    with::with,
+};
 
 /// What happens to an event that is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{AggregateKey, StoredEvent};
+use crate::{AggregateKey, store::StoredEvent};
 
 /// How many topics a template remembers, so that resolving one of them again allocates nothing. Far above the number
 /// of topics of a sensible broker; it bounds memory where a template names the aggregate's id.
@@ -26,7 +26,7 @@ const FIELDS: &str = "{aggregate_type}, {aggregate_id}, {event_type}, {version},
 /// let template: TopicTemplate = "shop.{aggregate_type}.v{version}".parse()?;
 /// assert_eq!(template.to_string(), "shop.{aggregate_type}.v{version}");
 /// assert!("{tenant}.events".parse::<TopicTemplate>().is_err());
-/// # Ok::<(), outbox_core::TemplateError>(())
+/// # Ok::<(), outbox_core::relay::TemplateError>(())
 /// ```
 #[derive(Clone)]
 pub struct TopicTemplate(Arc<Template>);

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{CONTENT_TYPE_DEFAULT, Event, EventBuilder, EventError, ReceivedEvent};
+use crate::{Event, EventBuilder, EventError, ReceivedEvent, event::CONTENT_TYPE_DEFAULT};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -11,9 +11,14 @@ use std::{
 };
 
 use outbox_core::{
-    AggregateKey, Availability, Change, FailureCause, GiveUp, GivenUp, MemoryPublisher, MemoryStore,
-    NotReady, ObservedFetch, ObservedPublish, ObservedSettle, Observer, Phase, PublishError,
-    PublishErrorScope, Relay, RelayConfig, RetryPolicy, StoreErrorKind, StoreWork, TokioClock,
+    AggregateKey, Observer, Relay, RelayConfig, RetryPolicy, StoreErrorKind,
+    memory::{MemoryPublisher, MemoryStore},
+    publisher::{PublishError, PublishErrorScope},
+    relay::{
+        Availability, Change, GiveUp, GivenUp, NotReady, ObservedFetch, ObservedPublish, ObservedSettle,
+        Phase, StoreWork, TokioClock,
+    },
+    store::FailureCause,
 };
 use support::{Door, DoorStore, commit};
 use tokio::time::timeout;

@@ -6,9 +6,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use outbox_core::{
-    AggregateKey, Clock, Event, EventFilter, FailureCause, GiveUp, MemoryPublisher, MemoryStore, Monotonic,
-    OutboxAdmin, Phase, PublishError, Relay, RelayConfig, RelayHandle, RelayStatus, RetryPolicy, Status,
-    Task, TokioClock,
+    AggregateKey, Event, EventFilter, OutboxAdmin, Relay, RelayConfig, RelayHandle, RelayStatus, RetryPolicy,
+    memory::{MemoryPublisher, MemoryStore},
+    publisher::PublishError,
+    relay::{Clock, GiveUp, Monotonic, Phase, Task, TokioClock},
+    store::{FailureCause, Status},
 };
 
 struct World {

@@ -6,8 +6,11 @@
 use std::{marker::PhantomData, rc::Rc, sync::Arc, time::Duration};
 
 use outbox_core::{
-    DynEnqueue, Enqueue, EnqueueError, Event, MemoryPublisher, MemoryStore, MemoryTransaction, Message,
-    PublishError, Relay, RelayConfig, RelayHandle, RelayStatus, StoreError, StoreErrorKind, TokioClock,
+    DynEnqueue, Enqueue, EnqueueError, Event, Relay, RelayConfig, RelayHandle, RelayStatus, StoreError,
+    StoreErrorKind,
+    memory::{MemoryPublisher, MemoryStore, MemoryTransaction},
+    publisher::{Message, PublishError},
+    relay::TokioClock,
     store::FailureCause,
     testing::{self, NotRelayed, RecordingOutbox, ScriptedPublisher},
 };

@@ -5,7 +5,8 @@
 use std::fmt::Display;
 
 use outbox_core::{
-    CONTENT_TYPE_DEFAULT, DecodeError, Event, EventKind, OutboxEvent, ReceivedEvent, check_headers,
+    DecodeError, Event, EventKind, OutboxEvent, ReceivedEvent,
+    store::{CONTENT_TYPE_DEFAULT, check_headers},
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

@@ -2,7 +2,7 @@
 
 use syn::{Attribute, Error, LitInt, LitStr, Path, Result, meta::ParseNestedMeta};
 
-/// The longest name, in bytes: `outbox_core::NAME_BYTES_MAX`.
+/// The longest name, in bytes: `outbox_core::store::NAME_BYTES_MAX`.
 const NAME_BYTES_MAX: usize = 255;
 
 /// Where attributes stand, which decides what they may be.

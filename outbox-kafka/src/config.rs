@@ -121,7 +121,7 @@ const CREATES_TOPICS: &str = "allow.auto.create.topics";
 const DELIVERY_TIMEOUT_DEFAULT: Duration = Duration::from_millis(3_500);
 /// What a record may have beside its payload: the event's own headers, at most 16 KiB, and the key, the
 /// attributes and the framing of each header, for which 4 KiB are plenty.
-const ENVELOPE_BYTES: usize = outbox_core::HEADERS_BYTES_MAX + 4 * 1024;
+const ENVELOPE_BYTES: usize = outbox_core::store::HEADERS_BYTES_MAX + 4 * 1024;
 
 /// What becomes the key of a record.
 ///

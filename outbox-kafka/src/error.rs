@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use outbox_core::{
+use outbox_core::publisher::{
     PublishError,
     PublishErrorKind::{self, Permanent, Transient, Unavailable},
     PublishErrorScope::{self, Batch, Broker, Destination, Message},

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use outbox_core::{PublishError, Reporter};
+use outbox_core::publisher::{PublishError, Reporter};
 use rdkafka::{
     ClientContext, Message as _,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},

@@ -12,7 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    ConfigError, Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter, Stored,
+    ConfigError, Finding, Publisher,
+    publisher::{Message, PublishError, PublisherCapabilities, Reporter, Stored},
     settings::Problem,
 };
 use rdkafka::{error::KafkaError, producer::BaseRecord, types::RDKafkaErrorCode as Code};

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use outbox_core::{Message, cloudevents};
+use outbox_core::{cloudevents, publisher::Message};
 use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::KafkaKey;

@@ -11,7 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::DateTime;
 use common::{TIMEOUT, config, message, publish, publish_one, publisher};
-use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Severity, Stored};
+use outbox_core::{
+    Publisher, Severity,
+    publisher::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Stored},
+};
 use outbox_kafka::KafkaKey;
 use rdkafka::Message as _;
 use server::{brokers, headers, read, topic};
@@ -85,11 +88,12 @@ async fn the_largest_payload_that_an_event_may_have_is_taken_by_default() {
     let Some(brokers) = brokers() else { return };
     let topic = topic(&brokers, 1, &[]).await;
     let publisher = publisher(config(&brokers));
-    let mut large = message(&topic, &"k".repeat(255), vec![0xff; outbox_core::PAYLOAD_BYTES_MAX_DEFAULT]);
-    large.event.headers.insert("x".to_owned(), "v".repeat(outbox_core::HEADERS_BYTES_MAX - 1));
+    let mut large =
+        message(&topic, &"k".repeat(255), vec![0xff; outbox_core::store::PAYLOAD_BYTES_MAX_DEFAULT]);
+    large.event.headers.insert("x".to_owned(), "v".repeat(outbox_core::store::HEADERS_BYTES_MAX - 1));
     assert_eq!(publish_one(&publisher, large).await, Ok(()));
     let read = read(&brokers, &topic, 1, 1).await;
-    assert_eq!(read[0].payload().map(<[u8]>::len), Some(outbox_core::PAYLOAD_BYTES_MAX_DEFAULT));
+    assert_eq!(read[0].payload().map(<[u8]>::len), Some(outbox_core::store::PAYLOAD_BYTES_MAX_DEFAULT));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

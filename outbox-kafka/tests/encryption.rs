@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use common::{TIMEOUT, config, message, publish_one, publisher};
 use outbox_conformance::testing;
-use outbox_core::{PublishErrorKind, PublishErrorScope, Publisher as _};
+use outbox_core::{
+    Publisher as _,
+    publisher::{PublishErrorKind, PublishErrorScope},
+};
 use outbox_kafka::KafkaConfigBuilder;
 use rdkafka::{
     ClientConfig,

@@ -8,9 +8,12 @@ use std::{sync::Arc, time::Duration};
 
 use common::{TIMEOUT, config, message, publish, publish_one, publisher, reporter};
 use outbox_core::{
-    PublishError,
-    PublishErrorKind::{Permanent, Transient, Unavailable},
-    PublishErrorScope as Scope, Publisher, Report, Stored,
+    Publisher,
+    publisher::{
+        PublishError,
+        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorScope as Scope, Report, Stored,
+    },
 };
 use outbox_kafka::KafkaPublisher;
 use rdkafka::{
@@ -29,7 +32,9 @@ fn cluster() -> Cluster {
     cluster
 }
 
-fn brief(result: Result<(), PublishError>) -> (String, outbox_core::PublishErrorKind, Scope, Stored) {
+fn brief(
+    result: Result<(), PublishError>,
+) -> (String, outbox_core::publisher::PublishErrorKind, Scope, Stored) {
     let error = result.unwrap_err();
     (error.code.to_string(), error.kind, error.scope, error.stored)
 }

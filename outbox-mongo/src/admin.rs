@@ -10,7 +10,8 @@ use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
 };
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, Status, StoreError,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, HoldReason, HoldRecord, Sequence, Status},
 };
 
 use crate::{
@@ -69,14 +70,13 @@ impl OutboxAdmin for MongoStore {
                 let Some((key, Held { partition, hold })) = Held::of(document) else { continue };
                 let paused = hold.is_paused();
                 let due_ms = document.get_i64("due_ms").ok().and_then(|ms| u64::try_from(ms).ok());
-                records.push(HoldRecord {
-                    key,
-                    partition,
-                    sequence: hold.sequence,
-                    due_in: due_ms.filter(|_| !paused && hold.until.is_some()).map(Duration::from_millis),
-                    reason: hold.reason,
-                    paused,
-                });
+                records.push(
+                    HoldRecord::new(key, partition, hold.sequence, hold.reason)
+                        .with_due_in(
+                            due_ms.filter(|_| !paused && hold.until.is_some()).map(Duration::from_millis),
+                        )
+                        .with_paused(paused),
+                );
             }
             Ok::<_, Fault>(records)
         })

@@ -4,8 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use mongodb::options::ConnectionString;
 use outbox_core::{
-    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    ConfigError,
     settings::{Kind, Problem, Setting, check_identifier},
+    store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 
 /// The settings that a program which reads some can give: see [`MongoAdapter`](crate::MongoAdapter).

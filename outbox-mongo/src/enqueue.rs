@@ -9,7 +9,7 @@ use mongodb::{
     },
     error::{Error, ErrorKind},
 };
-use outbox_core::{AggregateKey, Enqueue, EnqueueError, Event, Sequence, StoreError, StoreErrorKind};
+use outbox_core::{AggregateKey, Enqueue, EnqueueError, Event, StoreError, StoreErrorKind, store::Sequence};
 
 use crate::{
     MongoConfig,

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, RawBsonRef, RawDocument, doc};
-use outbox_core::{AggregateKey, HoldReason, Partition};
+use outbox_core::{
+    AggregateKey,
+    store::{HoldReason, Partition},
+};
 
 use crate::codec::{
     document::{partition_of, whole},

@@ -9,8 +9,8 @@ use mongodb::{
     bson::{Bson, Document, doc},
 };
 use outbox_core::{
-    EventError, EventIdentity, Finding, Inbox, InboxError, Receipt, StoreError, check_consumer,
-    check_purge_age,
+    EventError, Finding, Inbox, InboxError, Receipt, StoreError,
+    inbox::{EventIdentity, check_consumer, check_purge_age},
 };
 
 use crate::{

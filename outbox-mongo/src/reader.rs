@@ -35,7 +35,10 @@ use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use mongodb::{ClientSession, bson::DateTime as BsonDateTime};
-use outbox_core::{AggregateKey, FetchRequest, Fetched, OutboxReader, StoreError, store::Page};
+use outbox_core::{
+    AggregateKey, StoreError,
+    store::{FetchRequest, Fetched, OutboxReader, Page},
+};
 
 use self::{news::News, page::Rows, position::Position, snapshot::Snapshot};
 use crate::{
@@ -106,13 +109,14 @@ impl Position {
         self.idle = !more;
         self.fetched_at = Some(news.now);
         let wait = |at: BsonDateTime| at.saturating_duration_since(news.now);
-        Ok(Some(Fetched {
-            rows,
-            due_holds,
-            paused: self.paused(news.paused),
-            more,
-            next_due: news.next_due.map(wait),
-        }))
+        Ok(Some(
+            Fetched::default()
+                .with_rows(rows)
+                .with_due_holds(due_holds)
+                .with_paused(self.paused(news.paused))
+                .with_more(more)
+                .with_next_due(news.next_due.map(wait)),
+        ))
     }
 }
 

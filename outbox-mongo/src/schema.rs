@@ -4,7 +4,10 @@ use mongodb::{
     Database,
     bson::{Bson, Document, Timestamp, doc},
 };
-use outbox_core::{PARTITIONS, StoreError, store::Schema};
+use outbox_core::{
+    StoreError,
+    store::{PARTITIONS, Schema},
+};
 
 use crate::{
     MongoConfig,

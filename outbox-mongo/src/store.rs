@@ -16,9 +16,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use mongodb::{Client, options::ClientOptions};
 use outbox_core::{
-    Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, PARTITIONS, Partition,
-    PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError,
-    StoreErrorKind, StoreStats, store::QuickStats,
+    Finding, OutboxStore, StoreError, StoreErrorKind,
+    store::{
+        Claimed, Epoch, Lease, Membership, OutboxReader, PARTITIONS, Partition, PurgeRequest, Purged,
+        QuickStats, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreStats,
+    },
 };
 
 use crate::{

@@ -13,7 +13,9 @@ use mongodb::{
     bson::{Bson, Timestamp, doc},
 };
 use outbox_conformance::{OpenTransaction, StoreHarness, run_store_clause};
-use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use outbox_core::{
+    AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence,
+};
 use outbox_mongo::{MongoConfig, MongoStore};
 use uuid::Uuid;
 

@@ -14,7 +14,8 @@ use mongodb::{
 };
 use outbox_conformance::{InboxHarness, InboxTransaction};
 use outbox_core::{
-    EventIdentity, Inbox as _, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind, consume_once,
+    Inbox as _, InboxError, Receipt, StoreErrorKind, consume_once,
+    inbox::{EventIdentity, PURGE_AGE_MIN},
 };
 use outbox_mongo::{MongoConfig, MongoInbox, inbox_migration_script};
 

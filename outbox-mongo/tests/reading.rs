@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use mongodb::bson::{Bson, Document, Timestamp, doc};
 use outbox_core::{
-    AggregateKey, Disposal, Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, Unhold, WhenSent,
+    AggregateKey, Disposal, Enqueue as _, Event, OutboxAdmin as _, OutboxStore as _, WhenSent,
+    store::{FetchRequest, HoldEnd, HoldReason, Outcome, PurgeRequest, Unhold},
 };
 use outbox_mongo::{MongoConfig, MongoStore};
 use support::{Place, event, key, request, sequences, settle};
@@ -120,7 +120,7 @@ async fn events_scheduled_for_one_moment_come_all_and_in_order() {
     let mut last: std::collections::HashMap<AggregateKey, i64> = std::collections::HashMap::new();
     let mut known: Vec<i64> = Vec::new();
     until(async || {
-        let request = FetchRequest { known: known.clone(), ..request(&leases) };
+        let request = request(&leases).with_known(known.clone());
         for row in reader.fetch(request).await.unwrap().rows {
             let before = last.insert(row.key.clone(), row.sequence);
             assert!(before.is_none_or(|before| before < row.sequence), "{before:?} before {}", row.sequence);
@@ -146,7 +146,7 @@ async fn large_payloads_are_read_whole_and_within_the_limit() {
     let mut reader = place.store.reader(relay).await.unwrap();
     let (mut known, mut read) = (Vec::new(), Vec::new());
     while read.len() < 20 {
-        let request = FetchRequest { bytes_max: 300_000, known: known.clone(), ..request(&leases) };
+        let request = request(&leases).with_bytes_max(300_000).with_known(known.clone());
         let fetched = reader.fetch(request).await.unwrap();
         assert!((1..=3).contains(&fetched.rows.len()), "{}", fetched.rows.len());
         known.extend(sequences(&fetched.rows));
@@ -238,7 +238,7 @@ async fn header_names_that_look_like_operators_are_kept() {
     let mut sent = settle(relay, &leases, &rows, &Outcome::Sent);
     sent.when_sent = WhenSent::Archive;
     place.store.settle(&sent).await.unwrap();
-    let archived = outbox_core::EventFilter { archived: true, ..Default::default() };
+    let archived = Default::default().in_archive();
     assert_eq!(place.store.list(&archived, 1).await.unwrap()[0].headers["$a.$b"], "d");
     place.drop().await;
 }
@@ -280,9 +280,9 @@ async fn late_events_behind_a_pass_are_returned_all() {
         all.extend(place.commit(&(0..30).map(|_| event("1")).collect::<Vec<_>>()).await);
         let (relay, leases) = place.relay().await;
         let mut reader = store.reader(relay).await.unwrap();
-        let small = |known: &[i64]| FetchRequest { known: known.to_vec(), events_max: 4, ..request(&leases) };
+        let small = |known: &[i64]| request(&leases).with_known(known.to_vec()).with_events_max(4);
         let events_max = if ends == "scan" { 1000 } else { 1 };
-        let rows = reader.fetch(FetchRequest { events_max, ..request(&leases) }).await.unwrap().rows;
+        let rows = reader.fetch(request(&leases).with_events_max(events_max)).await.unwrap().rows;
         let mut known = sequences(&rows);
         let mut next = small(&[]);
         match ends {
@@ -294,11 +294,11 @@ async fn late_events_behind_a_pass_are_returned_all() {
                 let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
                 let row = [hold.row.unwrap()];
                 store.settle(&settle(relay, &leases, &row, &Outcome::Sent)).await.unwrap();
-                next.ended_holds = vec![HoldEnd { key: key("1"), partition: hold.partition, removed: true }];
+                next.ended_holds = vec![HoldEnd::new(key("1"), hold.partition, true)];
             }
             _ => {
                 store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
-                let full = FetchRequest { full: vec![key("1")], ..request(&leases) };
+                let full = request(&leases).with_full(vec![key("1")]);
                 assert!(reader.fetch(full).await.unwrap().rows.is_empty());
             }
         }
@@ -332,7 +332,7 @@ async fn a_purge_walks_on_and_comes_round() {
     };
     outbox.update_many(ids(false), sent.clone()).await.unwrap();
     // What is sent in the same second as it was written is old enough in the next one.
-    let all = PurgeRequest { sent: Some((Duration::ZERO, Disposal::Delete)), failed: None, rows_max: 700 };
+    let all = PurgeRequest::new(700).with_sent(Some((Duration::ZERO, Disposal::Delete)));
     let mut removed = Vec::new();
     for _ in 0..4 {
         removed.push(place.store.purge(all).await.unwrap().sent);
@@ -369,7 +369,7 @@ async fn an_unhold_of_a_hold_that_was_paused_meanwhile_does_nothing() {
     place.store.pause(&key("1")).await.unwrap();
     let partition = place.store.holds(1).await.unwrap()[0].partition;
     let mut request = settle(relay, &leases, &[], &Outcome::Sent);
-    request.unholds = vec![Unhold { key: key("1"), partition, sequence: None }];
+    request.unholds = vec![Unhold::new(key("1"), partition, None)];
     place.store.settle(&request).await.unwrap();
     assert_eq!(place.store.holds(10).await.unwrap().len(), 1);
     place.store.resume(&key("1")).await.unwrap();

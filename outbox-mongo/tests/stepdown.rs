@@ -10,8 +10,8 @@ use std::{
 
 use mongodb::bson::doc;
 use outbox_core::{
-    Enqueue as _, Event, EventFilter, MemoryPublisher, OutboxAdmin as _, OutboxStore as _, Relay,
-    RelayConfig, Status,
+    Enqueue as _, Event, EventFilter, OutboxAdmin as _, OutboxStore as _, Relay, RelayConfig,
+    memory::MemoryPublisher, store::Status,
 };
 use support::Place;
 use uuid::Uuid;

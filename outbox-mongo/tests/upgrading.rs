@@ -6,7 +6,7 @@ mod support;
 use futures::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
 use outbox_conformance::testing::{Written, expect_upgraded};
-use outbox_core::{OutboxStore as _, Sequence};
+use outbox_core::{OutboxStore as _, store::Sequence};
 use outbox_mongo::MongoStore;
 use support::Place;
 

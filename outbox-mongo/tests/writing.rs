@@ -364,10 +364,10 @@ async fn without_collections_the_error_says_what_to_do() {
     let error = place.store.join(std::time::Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Schema);
     assert!(error.to_string().contains("run the migration"), "{error}");
-    let relay = outbox_core::RelayId(Uuid::now_v7());
+    let relay = outbox_core::store::RelayId(Uuid::now_v7());
     let error = place.store.membership(relay).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Schema, "{error}");
-    let lease = outbox_core::Lease { partition: 0, epoch: 1 };
+    let lease = outbox_core::store::Lease { partition: 0, epoch: 1 };
     let error = place.store.reader(relay).await.unwrap().fetch(request(&[lease])).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Schema, "{error}");
     place.drop().await;

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Partition,
-    Status, StoreError, store::readable_headers,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldReason, HoldRecord, Partition, Status, readable_headers},
 };
 use sqlx::{MySql, QueryBuilder, Row as _, mysql::MySqlRow};
 
@@ -179,12 +179,7 @@ fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {
     let due: Option<i64> = row.try_get("due")?;
     let reason: String = row.try_get("reason")?;
     let (part, key) = held_key(row, 0)?;
-    Ok(HoldRecord {
-        key,
-        partition: Partition::from(part),
-        sequence: row.try_get("sequence")?,
-        due_in: due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }),
-        reason: HoldReason::of(&reason),
-        paused: row.try_get("paused")?,
-    })
+    Ok(HoldRecord::new(key, Partition::from(part), row.try_get("sequence")?, HoldReason::of(&reason))
+        .with_due_in(due.map(|micros| if micros > 0 { duration(micros) } else { Duration::ZERO }))
+        .with_paused(row.try_get("paused")?))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_core::Partition;
+use outbox_core::store::Partition;
 
 /// The server's code of a partition.
 pub(crate) fn partition_code(partition: Partition) -> u8 {

@@ -3,8 +3,9 @@
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use outbox_core::{
-    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    ConfigError,
     settings::{Kind, Problem, Setting, check_identifier},
+    store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, mysql::MySqlConnectOptions};
 

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
-use outbox_core::{CONTENT_TYPE_DEFAULT, Enqueue, EnqueueError, Event, Sequence};
+use outbox_core::{
+    Enqueue, EnqueueError, Event,
+    store::{CONTENT_TYPE_DEFAULT, Sequence},
+};
 use sqlx::{AssertSqlSafe, MySql, MySqlConnection, mysql::MySqlArguments, query::Query};
 use uuid::Uuid;
 

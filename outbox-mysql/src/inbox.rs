@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::NaiveDateTime;
 use outbox_core::{
-    EventError, EventIdentity, Finding, Inbox, InboxError, PURGE_AGE_MIN, Receipt, StoreError,
-    check_consumer, check_purge_age,
+    EventError, Finding, Inbox, InboxError, Receipt, StoreError,
+    inbox::{EventIdentity, PURGE_AGE_MIN, check_consumer, check_purge_age},
 };
 use sqlx::{AssertSqlSafe, MySql, MySqlConnection, mysql::MySqlArguments, query::Query};
 

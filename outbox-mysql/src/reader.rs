@@ -33,8 +33,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, Epoch, FULL_MAX, FetchRequest, Fetched, OutboxReader, Partition, Sequence, StoreError,
-    StoreErrorKind,
+    AggregateKey, StoreError, StoreErrorKind,
+    store::{Epoch, FULL_MAX, FetchRequest, Fetched, OutboxReader, Partition, Sequence},
 };
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 

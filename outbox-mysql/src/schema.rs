@@ -1,6 +1,9 @@
 //! The tables: printed for one's own migration tool, or applied.
 
-use outbox_core::{PARTITIONS, StoreError, StoreErrorKind, store::Schema};
+use outbox_core::{
+    StoreError, StoreErrorKind,
+    store::{PARTITIONS, Schema},
+};
 use sqlx::{AssertSqlSafe, MySqlConnection};
 
 use crate::{

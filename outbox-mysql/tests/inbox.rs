@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{InboxHarness, InboxTransaction};
 use outbox_core::{
-    EventIdentity, Inbox as _, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind, consume_once,
+    Inbox as _, InboxError, Receipt, StoreErrorKind, consume_once,
+    inbox::{EventIdentity, PURGE_AGE_MIN},
 };
 use outbox_mysql::{MysqlConfig, MysqlInbox, inbox_migration_sql};
 use sqlx::{Acquire as _, AssertSqlSafe, MySql, MySqlConnection, MySqlPool, Transaction};

@@ -6,8 +6,11 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, Event, EventFilter, FULL_MAX, FailureCause, FetchRequest, HoldReason, OutboxAdmin as _,
-    OutboxStore as _, Outcome, PurgeRequest, Sequence, SettleRequest, StoreErrorKind, Successors, WhenSent,
+    Disposal, Event, EventFilter, OutboxAdmin as _, OutboxStore as _, StoreErrorKind, WhenSent,
+    store::{
+        FULL_MAX, FailureCause, FetchRequest, HoldReason, Outcome, PurgeRequest, Sequence, SettleRequest,
+        Successors,
+    },
 };
 use outbox_mysql::MysqlStore;
 use sqlx::{Connection as _, MySqlConnection, Row as _, mysql::MySqlPoolOptions};
@@ -106,7 +109,7 @@ async fn large_payloads_are_read_whole_and_within_the_limit(server: Server) {
     let mut reader = place.store.reader(relay).await.unwrap();
     let (mut known, mut read) = (Vec::new(), Vec::new());
     while read.len() < 20 {
-        let request = FetchRequest { bytes_max: 300_000, known: known.clone(), ..request(&leases) };
+        let request = request(&leases).with_bytes_max(300_000).with_known(known.clone());
         let fetched = reader.fetch(request).await.unwrap();
         assert!((1..=3).contains(&fetched.rows.len()), "{}", fetched.rows.len());
         assert!(fetched.more || read.len() + fetched.rows.len() == 20);
@@ -130,7 +133,7 @@ async fn what_is_held_far_apart_keeps_nothing_from_being_read(server: Server) {
     let mut reader = place.store.reader(relay).await.unwrap();
     let mut known: Vec<Sequence> = vec![1];
     while known.len() < 21 {
-        let request = FetchRequest { known: known.clone(), events_max: 3, ..request(&leases) };
+        let request = request(&leases).with_known(known.clone()).with_events_max(3);
         let rows = reader.fetch(request).await.unwrap().rows;
         assert_eq!(sequences(&rows), far[known.len() - 1..(known.len() + 2).min(20)]);
         known.extend(sequences(&rows));
@@ -146,7 +149,7 @@ async fn aggregates_that_are_full_are_left_out_until_they_are_not(server: Server
     let mut reader = place.store.reader(relay).await.unwrap();
     for count in [1, 2, FULL_MAX] {
         let full = ids[..count].iter().map(|id| key(id)).collect();
-        let request = FetchRequest { full, events_max: 10, ..request(&leases) };
+        let request = request(&leases).with_full(full).with_events_max(10);
         let fetched = reader.fetch(request).await.unwrap();
         assert_eq!(sequences(&fetched.rows), all[count..count + 10]);
         assert!(fetched.more);
@@ -156,7 +159,7 @@ async fn aggregates_that_are_full_are_left_out_until_they_are_not(server: Server
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
     let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
     place.store.settle(&settle(relay, &leases, &rows[..1], &retry)).await.unwrap();
-    let full = FetchRequest { full: vec![key("0")], ..request(&leases) };
+    let full = request(&leases).with_full(vec![key("0")]);
     let held = reader.fetch(full).await.unwrap().due_holds;
     assert_eq!(held.iter().map(|hold| hold.sequence).collect::<Vec<_>>(), [Some(all[0])]);
     place.drop().await;
@@ -180,8 +183,8 @@ async fn a_hold_that_is_out_is_not_returned_again_but_to_a_new_reader(server: Se
     place.store.settle(&settle(relay, &leases, &rows[..1], &Outcome::Sent)).await.unwrap();
     let fetched = reader.fetch(request(&leases)).await.unwrap();
     assert_eq!((fetched.rows.len(), fetched.more), (0, true));
-    let end = outbox_core::HoldEnd { key: key("1"), partition: rows[0].partition, removed: true };
-    let told = FetchRequest { ended_holds: vec![end], ..request(&leases) };
+    let end = outbox_core::store::HoldEnd::new(key("1"), rows[0].partition, true);
+    let told = request(&leases).with_ended_holds(vec![end]);
     assert_eq!(sequences(&reader.fetch(told).await.unwrap().rows), [2]);
     place.drop().await;
 }
@@ -248,7 +251,7 @@ async fn a_settle_waits_for_a_claim_and_is_fenced_by_it(server: Server) {
         let mut claim = place.pool.begin().await.unwrap();
         let sql = format!("UPDATE outbox_partitions SET epoch = epoch + 1 WHERE part = {part}");
         execute(&mut claim, &sql).await;
-        let request = SettleRequest { when_sent, ..settle(relay, &leases, &rows, &outcome) };
+        let request = settle(relay, &leases, &rows, &outcome).with_when_sent(when_sent);
         let store = place.store.clone();
         let settling = tokio::spawn(async move { store.settle(&request).await });
         // It waits for as long as the claim is open: had it only read the row, it would be through long before this.
@@ -314,7 +317,7 @@ async fn a_purge_passes_by_what_is_young(server: Server) {
         )
         .await;
     let hour = Duration::from_secs(3600);
-    let request = PurgeRequest { sent: Some((hour, Disposal::Delete)), failed: None, rows_max: 6 };
+    let request = PurgeRequest::new(6).with_sent(Some((hour, Disposal::Delete)));
     for left in [14, 8, 6, 6] {
         place.store.purge(request).await.unwrap();
         assert_eq!(place.number("SELECT COUNT(*) FROM outbox").await, left);

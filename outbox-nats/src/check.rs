@@ -5,7 +5,7 @@ use async_nats::jetstream::{
     context::GetStreamByNameErrorKind,
     stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use outbox_core::{Finding, PublishError};
+use outbox_core::{Finding, publisher::PublishError};
 use tokio::time::Instant;
 
 use crate::{

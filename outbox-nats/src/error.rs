@@ -4,7 +4,7 @@ use async_nats::{
     ConnectErrorKind,
     jetstream::{ErrorCode, context::PublishErrorKind as Publish},
 };
-use outbox_core::{
+use outbox_core::publisher::{
     PublishError,
     PublishErrorKind::{self, Permanent, Transient, Unavailable},
     PublishErrorScope::{self, Broker, Destination, Message},

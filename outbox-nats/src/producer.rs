@@ -22,7 +22,7 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use futures::StreamExt as _;
-use outbox_core::PublishError;
+use outbox_core::publisher::PublishError;
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
     time::Instant,

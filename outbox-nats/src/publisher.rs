@@ -21,7 +21,10 @@ use async_nats::jetstream::{
 };
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter};
+use outbox_core::{
+    Finding, Publisher,
+    publisher::{Message, PublishError, PublisherCapabilities, Reporter},
+};
 use tokio::time::Instant;
 
 use crate::{

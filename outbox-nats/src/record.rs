@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, jetstream::message::PublishMessage};
-use outbox_core::{Message, PublishError, cloudevents};
+use outbox_core::{
+    cloudevents,
+    publisher::{Message, PublishError},
+};
 
 /// By what a stream recognises a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -130,7 +133,7 @@ mod tests {
             let error = insert(&mut HeaderMap::new(), name, value).unwrap_err();
             assert_eq!(
                 (&*error.code, error.kind),
-                ("InvalidHeader", outbox_core::PublishErrorKind::Permanent)
+                ("InvalidHeader", outbox_core::publisher::PublishErrorKind::Permanent)
             );
         }
         for (name, value) in [("traceparent", "00-a"), ("X", "größe\tx"), ("empty", "")] {

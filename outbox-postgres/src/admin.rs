@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldReason, HoldRecord, OutboxAdmin, Sequence,
-    Status, StoreError, store::readable_headers,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldReason, HoldRecord, Sequence, Status, readable_headers},
 };
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
@@ -289,12 +289,12 @@ fn nearest(time: Micros) -> DateTime<Utc> {
 fn hold(row: &PgRow) -> Result<HoldRecord, sqlx::Error> {
     let due_ms: Option<i64> = row.try_get("due_ms")?;
     let reason: String = row.try_get("reason")?;
-    Ok(HoldRecord {
-        key: AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
-        partition: partition_of(row.try_get("part")?),
-        sequence: row.try_get("sequence")?,
-        due_in: due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())),
-        reason: HoldReason::of(&reason),
-        paused: row.try_get("paused")?,
-    })
+    Ok(HoldRecord::new(
+        AggregateKey::new(row.try_get("aggregate_type")?, row.try_get("aggregate_id")?),
+        partition_of(row.try_get("part")?),
+        row.try_get("sequence")?,
+        HoldReason::of(&reason),
+    )
+    .with_due_in(due_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or_default())))
+    .with_paused(row.try_get("paused")?))
 }

@@ -4,7 +4,7 @@ mod micros;
 
 use std::time::Duration;
 
-use outbox_core::{Epoch, Lease, Partition};
+use outbox_core::store::{Epoch, Lease, Partition};
 
 pub(crate) use self::micros::Micros;
 

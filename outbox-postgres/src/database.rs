@@ -6,7 +6,10 @@ use std::{
     sync::{Mutex, PoisonError, atomic::AtomicI32},
 };
 
-use outbox_core::{AggregateKey, Lease, RelayId, Sequence, StoreError, StoreErrorKind};
+use outbox_core::{
+    AggregateKey, StoreError, StoreErrorKind,
+    store::{Lease, RelayId, Sequence},
+};
 use sqlx::{
     ConnectOptions as _, PgConnection, PgPool,
     pool::PoolConnection,

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use outbox_core::{CONTENT_TYPE_DEFAULT, Enqueue, EnqueueError, Event, Sequence};
+use outbox_core::{
+    Enqueue, EnqueueError, Event,
+    store::{CONTENT_TYPE_DEFAULT, Sequence},
+};
 use sqlx::{AssertSqlSafe, PgConnection, types::Json};
 use std::sync::Arc;
 use uuid::Uuid;

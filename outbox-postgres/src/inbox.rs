@@ -5,8 +5,8 @@ mod schema;
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    EventError, EventIdentity, Finding, Inbox, InboxError, PURGE_AGE_MIN, Receipt, StoreError,
-    check_consumer, check_purge_age,
+    EventError, Finding, Inbox, InboxError, Receipt, StoreError,
+    inbox::{EventIdentity, PURGE_AGE_MIN, check_consumer, check_purge_age},
 };
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, postgres::PgArguments, query::Query};
 

@@ -50,7 +50,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    FetchRequest, Fetched, OutboxReader, Partition, RelayId, Sequence, StoreError, StoreErrorKind,
+    StoreError, StoreErrorKind,
+    store::{FetchRequest, Fetched, OutboxReader, Partition, RelayId, Sequence},
 };
 use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 

@@ -8,7 +8,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{OpenTransaction, StoreHarness};
-use outbox_core::{AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use outbox_core::{
+    AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence,
+};
 use sqlx::{Postgres, Transaction};
 use uuid::Uuid;
 

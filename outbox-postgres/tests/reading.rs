@@ -6,8 +6,8 @@ mod support;
 use std::time::Duration;
 
 use outbox_core::{
-    Enqueue as _, Event, FetchRequest, HoldEnd, HoldReason, OutboxAdmin as _, OutboxReader, OutboxStore as _,
-    Outcome, PurgeRequest, StoreErrorKind, Unhold, WhenSent,
+    Enqueue as _, Event, OutboxAdmin as _, OutboxStore as _, StoreErrorKind, WhenSent,
+    store::{FetchRequest, HoldEnd, HoldReason, OutboxReader, Outcome, PurgeRequest, Unhold},
 };
 use outbox_postgres::PostgresStore;
 use sqlx::{Connection as _, PgConnection};
@@ -101,7 +101,7 @@ async fn large_payloads_are_read_whole_and_within_the_limit() {
     let mut reader = place.store.reader(relay).await.unwrap();
     let (mut known, mut read) = (Vec::new(), Vec::new());
     while read.len() < 20 {
-        let request = FetchRequest { bytes_max: 300_000, known: known.clone(), ..request(&leases) };
+        let request = request(&leases).with_bytes_max(300_000).with_known(known.clone());
         let fetched = reader.fetch(request).await.unwrap();
         assert!((1..=3).contains(&fetched.rows.len()), "{}", fetched.rows.len());
         known.extend(sequences(&fetched.rows));
@@ -177,7 +177,7 @@ async fn the_next_reader_begins_at_the_floor_and_not_below() {
     place.store.settle(&settle(relay, &leases, &rows[..60], &Outcome::Sent)).await.unwrap();
     let known = sequences(&rows[60..]);
     until(async || {
-        reader.fetch(FetchRequest { known: known.clone(), ..request(&leases) }).await.unwrap();
+        reader.fetch(request(&leases).with_known(known.clone())).await.unwrap();
         (place.number("SELECT min(floor) FROM outbox_partitions").await == 60).then_some(())
     })
     .await;
@@ -187,7 +187,7 @@ async fn the_next_reader_begins_at_the_floor_and_not_below() {
 }
 
 /// Holds the first event, drains the others past it, and removes the hold; returns the reader.
-async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_core::Lease>, HoldEnd) {
+async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_core::store::Lease>, HoldEnd) {
     place.commit(&[event("1"), event("1"), event("2")]).await;
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
@@ -210,7 +210,7 @@ async fn hold_and_release(place: &Place) -> (Box<dyn OutboxReader>, Vec<outbox_c
     assert_eq!(hold.sequence, Some(1));
     let due = [hold.row.unwrap()];
     place.store.settle(&settle(relay, &leases, &due, &Outcome::Sent)).await.unwrap();
-    let end = HoldEnd { key: key("1"), partition: hold.partition, removed: true };
+    let end = HoldEnd::new(key("1"), hold.partition, true);
     (reader, leases, end)
 }
 
@@ -268,12 +268,12 @@ async fn a_scheduled_event_that_becomes_due_behind_a_hold_comes_with_its_end() {
     place.store.resume(&key("1")).await.unwrap();
     let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
     let mut end = settle(relay, &leases, &[], &Outcome::Sent);
-    end.unholds = vec![Unhold { key: key("1"), partition: hold.partition, sequence: None }];
+    end.unholds = vec![Unhold::new(key("1"), hold.partition, None)];
     place.store.settle(&end).await.unwrap();
-    let ended = HoldEnd { key: key("1"), partition: hold.partition, removed: true };
+    let ended = HoldEnd::new(key("1"), hold.partition, true);
     let mut ended_holds = vec![ended];
     let rows = until(async || {
-        let request = FetchRequest { ended_holds: std::mem::take(&mut ended_holds), ..request(&leases) };
+        let request = request(&leases).with_ended_holds(std::mem::take(&mut ended_holds));
         let rows = reader.fetch(request).await.unwrap().rows;
         (!rows.is_empty()).then_some(rows)
     })
@@ -297,8 +297,8 @@ async fn late_rows_behind_a_pass_are_returned_all() {
         let (relay, leases) = place.relay().await;
         let mut reader = place.store.reader(relay).await.unwrap();
         let mut known = Vec::new();
-        let small = |known: &[i64]| FetchRequest { known: known.to_vec(), events_max: 4, ..request(&leases) };
-        let first = FetchRequest { events_max: 1, ..request(&leases) };
+        let small = |known: &[i64]| request(&leases).with_known(known.to_vec()).with_events_max(4);
+        let first = request(&leases).with_events_max(1);
         let rows = reader.fetch(first).await.unwrap().rows;
         let mut next = small(&[]);
         if ends == "hold" {
@@ -307,10 +307,10 @@ async fn late_rows_behind_a_pass_are_returned_all() {
             place.store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
             let hold = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0);
             place.store.settle(&settle(relay, &leases, &[hold.row.unwrap()], &Outcome::Sent)).await.unwrap();
-            next.ended_holds = vec![HoldEnd { key: key("1"), partition: hold.partition, removed: true }];
+            next.ended_holds = vec![HoldEnd::new(key("1"), hold.partition, true)];
         } else {
             place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
-            let full = FetchRequest { full: vec![key("1")], ..request(&leases) };
+            let full = request(&leases).with_full(vec![key("1")]);
             assert!(reader.fetch(full).await.unwrap().rows.is_empty());
         }
         let rows = reader.fetch(next).await.unwrap().rows;
@@ -335,12 +335,12 @@ async fn a_new_reader_knows_what_the_old_one_had_returned() {
         .fetch_one(&place.pool)
         .await
         .unwrap();
-    let relay = outbox_core::RelayId(relay);
+    let relay = outbox_core::store::RelayId(relay);
     drop(reader);
     // The end of the hold is told to the new reader, or not at all.
     for ended_holds in [vec![end], Vec::new()] {
         let mut next = place.store.reader(relay).await.unwrap();
-        let request = FetchRequest { ended_holds, ..request(&leases) };
+        let request = request(&leases).with_ended_holds(ended_holds);
         assert_eq!(sequences(&next.fetch(request).await.unwrap().rows), [2]);
     }
     place.drop().await;
@@ -356,7 +356,7 @@ async fn a_hold_that_is_out_is_not_returned_again() {
     let retry = Outcome::Retry { after: Duration::ZERO, error: "no".to_owned(), reason: HoldReason::Backoff };
     place.store.settle(&settle(relay, &leases, &rows, &retry)).await.unwrap();
     assert_eq!(reader.fetch(request(&leases)).await.unwrap().due_holds.len(), 1);
-    let out = FetchRequest { known: sequences(&rows), ..request(&leases) };
+    let out = request(&leases).with_known(sequences(&rows));
     assert_eq!(reader.fetch(out.clone()).await.unwrap().due_holds.len(), 0);
     // Nor by the next reader, which the relay's hint tells of it; without the hint it is.
     drop(reader);
@@ -388,7 +388,7 @@ async fn a_writer_that_stays_open_is_waited_for_and_nothing_else_is() {
     place.store.settle(&settle(relay, &leases, &rows, &Outcome::Sent)).await.unwrap();
     place.commit(&[event("3")]).await;
     assert_eq!(sequences(&reader.fetch(request(&leases)).await.unwrap().rows), [4]);
-    let known = FetchRequest { known: vec![4], ..request(&leases) };
+    let known = request(&leases).with_known(vec![4]);
     assert!(reader.fetch(known.clone()).await.unwrap().rows.is_empty());
     support::execute(&mut writer, &format!("{}; COMMIT", insert("late"))).await;
     assert_eq!(sequences(&reader.fetch(known.clone()).await.unwrap().rows), [1, 5]);
@@ -414,11 +414,7 @@ async fn a_purge_walks_on_and_comes_round() {
     let Some(place) = Place::new().await else { return };
     place.commit(&(0..3_000).map(|n| event(&n.to_string())).collect::<Vec<_>>()).await;
     place.run("UPDATE outbox SET status = 1, sent_at = now() WHERE sequence % 3 <> 0").await;
-    let all = PurgeRequest {
-        sent: Some((Duration::ZERO, outbox_core::Disposal::Delete)),
-        failed: None,
-        rows_max: 700,
-    };
+    let all = PurgeRequest::new(700).with_sent(Some((Duration::ZERO, outbox_core::Disposal::Delete)));
     let mut removed = Vec::new();
     for _ in 0..4 {
         removed.push(place.store.purge(all).await.unwrap().sent);
@@ -455,7 +451,7 @@ async fn an_unhold_of_a_hold_that_was_paused_meanwhile_does_nothing() {
     place.store.pause(&key("1")).await.unwrap();
     let part = u16::try_from(place.number("SELECT part FROM outbox_holds").await).unwrap();
     let mut request = settle(relay, &leases, &[], &Outcome::Sent);
-    request.unholds = vec![Unhold { key: key("1"), partition: part, sequence: None }];
+    request.unholds = vec![Unhold::new(key("1"), part, None)];
     place.store.settle(&request).await.unwrap();
     assert_eq!(place.store.holds(10).await.unwrap().len(), 1);
     place.store.resume(&key("1")).await.unwrap();

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use lapin::Connection;
-use outbox_core::{Finding, PublishError};
+use outbox_core::{Finding, publisher::PublishError};
 use tokio::time::Instant;
 
 use crate::{

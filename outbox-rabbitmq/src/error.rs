@@ -1,7 +1,7 @@
 //! What a caller should do about each of RabbitMQ's errors: [`classify`].
 
 use lapin::ErrorKind;
-use outbox_core::{
+use outbox_core::publisher::{
     PublishError,
     PublishErrorKind::{self, Permanent, Transient, Unavailable},
     PublishErrorScope::{self, Batch, Broker, Destination, Message},

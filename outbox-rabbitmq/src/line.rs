@@ -23,7 +23,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::ShortString,
 };
-use outbox_core::{PublishError, Reporter};
+use outbox_core::publisher::{PublishError, Reporter};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},

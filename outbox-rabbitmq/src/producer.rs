@@ -21,7 +21,7 @@ use lapin::{
     tcp::AMQPUriTcpExt as _,
     uri::{AMQPScheme, AMQPUri},
 };
-use outbox_core::PublishError;
+use outbox_core::publisher::PublishError;
 use tokio::{
     runtime::Builder,
     sync::{oneshot, watch},

@@ -15,7 +15,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use outbox_core::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter};
+use outbox_core::{
+    Finding, Publisher,
+    publisher::{Message, PublishError, PublisherCapabilities, Reporter},
+};
 use tokio::time::Instant;
 
 use crate::{

@@ -5,7 +5,10 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use outbox_core::{Message, PublishError, cloudevents};
+use outbox_core::{
+    cloudevents,
+    publisher::{Message, PublishError},
+};
 
 use crate::{RabbitMqConfig, config::NAME_BYTES_MAX};
 
@@ -118,28 +121,24 @@ fn headers(message: &Message, bytes: &mut usize) -> Result<FieldTable, PublishEr
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use outbox_core::{AggregateKey, PublishErrorKind, StoredEvent};
+    use outbox_core::{AggregateKey, publisher::PublishErrorKind, store::StoredEvent};
 
     use super::*;
 
     fn message(topic: &str, header: &str, payload: usize) -> Message {
-        Message {
-            topic: Arc::from(topic),
-            key: AggregateKey::new("order", "1"),
-            sequence: 1,
-            attempt: 1,
-            source: Arc::from("/test"),
-            event: StoredEvent {
-                id: "01990000-0000-7000-8000-000000000001".parse().unwrap(),
-                event_type: "order.placed".to_owned(),
-                version: 1,
-                payload: vec![0; payload].into(),
-                content_type: None,
-                headers: BTreeMap::from([(header.to_owned(), "v".to_owned())]),
-                topic: None,
-                created_at: Default::default(),
-            },
-        }
+        Message::new(
+            Arc::from(topic),
+            AggregateKey::new("order", "1"),
+            1,
+            Arc::from("/test"),
+            StoredEvent::new(
+                "01990000-0000-7000-8000-000000000001".parse().unwrap(),
+                "order.placed".to_owned(),
+                vec![0; payload].into(),
+                Default::default(),
+            )
+            .with_headers(BTreeMap::from([(header.to_owned(), "v".to_owned())])),
+        )
     }
 
     #[test]

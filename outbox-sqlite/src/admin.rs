@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, HoldReason, HoldRecord, OutboxAdmin, Sequence, StoreError,
-    StoreErrorKind,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError, StoreErrorKind,
+    store::{EventRecord, HoldReason, HoldRecord, Sequence},
 };
 use rusqlite::{Connection, Transaction, params, params_from_iter, types::Value};
 
@@ -180,14 +180,14 @@ fn holds(config: &SqliteConfig, connection: &Connection, rows_max: u32) -> rusql
     ))?;
     let holds = statement.query_map([rows_max], |row| {
         let (reason, paused, due_at) = (row.get::<_, String>(3)?, row.get(4)?, row.get::<_, Option<i64>>(5)?);
-        Ok(HoldRecord {
-            key: AggregateKey::new(&lossy(row.get_ref(0)?), &lossy(row.get_ref(1)?)),
-            partition: PARTITION,
-            sequence: row.get(2)?,
-            due_in: due_at.map(|at| micros(at.saturating_sub(now))),
-            reason: HoldReason::of(&reason),
-            paused,
-        })
+        Ok(HoldRecord::new(
+            AggregateKey::new(&lossy(row.get_ref(0)?), &lossy(row.get_ref(1)?)),
+            PARTITION,
+            row.get(2)?,
+            HoldReason::of(&reason),
+        )
+        .with_due_in(due_at.map(|at| micros(at.saturating_sub(now))))
+        .with_paused(paused))
     })?;
     holds.collect()
 }

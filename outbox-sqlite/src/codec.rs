@@ -6,8 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent,
-    store::{decode_headers, readable_headers},
+    AggregateKey,
+    store::{
+        EventRecord, FailureCause, NAME_BYTES_MAX, Row, Sequence, Status, StoredEvent, decode_headers,
+        readable_headers,
+    },
 };
 use rusqlite::types::ValueRef;
 use uuid::Uuid;
@@ -51,17 +54,12 @@ impl Pending<'_> {
     /// The whole row, whose key has been read already.
     pub(crate) fn row(&self, key: AggregateKey, now: i64) -> rusqlite::Result<Row> {
         let created_at = self.0.get_ref(11)?;
-        Ok(Row {
-            sequence: self.sequence()?,
-            partition: PARTITION,
-            key,
-            attempts: self.attempts()?,
-            age: match created_at {
+        Ok(Row::new(self.sequence()?, PARTITION, key, self.content()?)
+            .with_attempts(self.attempts()?)
+            .with_age(match created_at {
                 ValueRef::Integer(at) => micros(now.saturating_sub(at)),
                 _ => Duration::ZERO,
-            },
-            content: self.content()?,
-        })
+            }))
     }
 
     fn attempts(&self) -> rusqlite::Result<u32> {
@@ -83,16 +81,16 @@ impl Pending<'_> {
             if !matches!(available_at, ValueRef::Null) {
                 time("available_at", available_at)?;
             }
-            Ok(StoredEvent {
-                id: uuid(id)?,
-                event_type: name("event_type", event_type)?.to_owned(),
-                version: version_of(version)?,
-                payload: bytes_of(payload)?,
-                content_type: optional_name("content_type", content_type)?,
-                headers: headers_of(headers)?,
-                topic: optional_name("topic", topic)?,
-                created_at: time("created_at", created_at)?,
-            })
+            Ok(StoredEvent::new(
+                uuid(id)?,
+                name("event_type", event_type)?.to_owned(),
+                bytes_of(payload)?,
+                time("created_at", created_at)?,
+            )
+            .with_version(version_of(version)?)
+            .with_content_type(optional_name("content_type", content_type)?)
+            .with_headers(headers_of(headers)?)
+            .with_topic(optional_name("topic", topic)?))
         };
         Ok(decode())
     }
@@ -107,25 +105,25 @@ pub(crate) fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRecord> {
         })
     };
     let optional_time = |index| Ok::<_, rusqlite::Error>(time("", row.get_ref(index)?).ok());
-    Ok(EventRecord {
-        sequence: row.get(0)?,
-        partition: PARTITION,
-        id: uuid(row.get_ref(1)?).ok(),
-        key: AggregateKey::new(&lossy(row.get_ref(2)?), &lossy(row.get_ref(3)?)),
-        event_type: lossy(row.get_ref(4)?),
-        version: version_of(row.get_ref(5)?).unwrap_or(1),
-        payload: bytes_of(row.get_ref(6)?).unwrap_or_default(),
-        content_type: optional_text(7)?,
-        headers: row.get_ref(8)?.as_bytes().map(readable_headers).unwrap_or_default(),
-        topic: optional_text(9)?,
-        created_at: optional_time(10)?.unwrap_or_default(),
-        available_at: optional_time(11)?,
-        status: row.get_ref(12)?.as_i64().ok().and_then(status_of).unwrap_or(Status::Failed),
-        attempts: row.get_ref(13)?.as_i64().map_or(0, |n| u32::try_from(n.max(0)).unwrap_or(u32::MAX)),
-        last_error: optional_text(14)?,
-        cause: optional_text(15)?.as_deref().and_then(FailureCause::parse),
-        sent_at: optional_time(16)?,
-    })
+    Ok(EventRecord::new(
+        row.get(0)?,
+        PARTITION,
+        AggregateKey::new(&lossy(row.get_ref(2)?), &lossy(row.get_ref(3)?)),
+        row.get_ref(12)?.as_i64().ok().and_then(status_of).unwrap_or(Status::Failed),
+        optional_time(10)?.unwrap_or_default(),
+    )
+    .with_id(uuid(row.get_ref(1)?).ok())
+    .with_event_type(lossy(row.get_ref(4)?))
+    .with_version(version_of(row.get_ref(5)?).unwrap_or(1))
+    .with_payload(bytes_of(row.get_ref(6)?).unwrap_or_default())
+    .with_content_type(optional_text(7)?)
+    .with_headers(row.get_ref(8)?.as_bytes().map(readable_headers).unwrap_or_default())
+    .with_topic(optional_text(9)?)
+    .with_available_at(optional_time(11)?)
+    .with_attempts(row.get_ref(13)?.as_i64().map_or(0, |n| u32::try_from(n.max(0)).unwrap_or(u32::MAX)))
+    .with_last_error(optional_text(14)?)
+    .with_cause(optional_text(15)?.as_deref().and_then(FailureCause::parse))
+    .with_sent_at(optional_time(16)?))
 }
 
 /// Microseconds of the database's clock as a duration; negative ones are zero.

@@ -6,8 +6,9 @@ use std::{
 };
 
 use outbox_core::{
-    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    ConfigError,
     settings::{Kind, Problem, Setting, check_identifier},
+    store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 
 /// The table prefix of a configuration that names none.

@@ -2,7 +2,7 @@
 
 use std::future::{Future, ready};
 
-use outbox_core::{Enqueue, EnqueueError, Event, Sequence, StoreError, StoreErrorKind};
+use outbox_core::{Enqueue, EnqueueError, Event, StoreError, StoreErrorKind, store::Sequence};
 use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, params};
 
 use crate::{SqliteConfig, error::store_error};

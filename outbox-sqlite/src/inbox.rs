@@ -7,8 +7,9 @@ use std::{
 };
 
 use outbox_core::{
-    EventError, EventIdentity, Finding, Inbox, InboxError, Receipt, StoreError, check_consumer,
-    check_purge_age, store::Schema,
+    EventError, Finding, Inbox, InboxError, Receipt, StoreError,
+    inbox::{EventIdentity, check_consumer, check_purge_age},
+    store::Schema,
 };
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -80,7 +81,7 @@ fn version_sql() -> String {
 /// a deferred one that has read before is refused at once if anybody wrote meanwhile.
 ///
 /// ```
-/// use outbox_core::{EventIdentity, Receipt};
+/// use outbox_core::{Receipt, inbox::EventIdentity};
 /// use outbox_sqlite::{SqliteConfig, SqliteInbox};
 /// use rusqlite::{Connection, TransactionBehavior};
 ///

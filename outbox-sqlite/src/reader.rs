@@ -28,7 +28,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Sequence, StoreError, store::Page,
+    AggregateKey, StoreError,
+    store::{DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Page, Sequence},
 };
 use rusqlite::{Connection, params};
 
@@ -166,7 +167,12 @@ impl Position {
         let more = page.more() || !all_due_noted || self.catch_up.keys().any(|key| !self.full.contains(key));
         self.idle = !more && self.catch_up.is_empty();
         let paused = self.paused(&at)?;
-        Ok(Fetched { rows, due_holds, paused, more, next_due: at.next_due()? })
+        Ok(Fetched::default()
+            .with_rows(rows)
+            .with_due_holds(due_holds)
+            .with_paused(paused)
+            .with_more(more)
+            .with_next_due(at.next_due()?))
     }
 
     fn advance(&mut self, at: &Snapshot<'_>, request: &FetchRequest) {
@@ -233,7 +239,7 @@ impl Position {
             }
             self.catch_up.remove(&key);
             self.given.insert(key.clone());
-            found.push(DueHold { key, partition: PARTITION, sequence, row });
+            found.push(DueHold::new(key, PARTITION, sequence, row));
         }
         Ok(found)
     }

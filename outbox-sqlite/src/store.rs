@@ -9,8 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use outbox_core::{
-    Claimed, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Partition, PurgeRequest, Purged,
-    RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreError, StoreStats, store::QuickStats,
+    Finding, OutboxStore, StoreError,
+    store::{
+        Claimed, Epoch, Lease, Membership, OutboxReader, Partition, PurgeRequest, Purged, QuickStats,
+        RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreStats,
+    },
 };
 
 pub(crate) use self::membership::paused_topics;

@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{OpenTransaction, StoreHarness};
-use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence};
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate};
 use rusqlite::{Connection, TransactionBehavior};
 use uuid::Uuid;

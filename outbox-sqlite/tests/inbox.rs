@@ -6,7 +6,10 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{InboxHarness, InboxTransaction};
-use outbox_core::{EventIdentity, Inbox, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind, consume_once};
+use outbox_core::{
+    Inbox, InboxError, Receipt, StoreErrorKind, consume_once,
+    inbox::{EventIdentity, PURGE_AGE_MIN},
+};
 use outbox_sqlite::{SqliteConfig, SqliteInbox, inbox_migration_sql};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::task::block_in_place;

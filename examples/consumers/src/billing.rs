@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use outbox::{
-    Inbox as _, PURGE_AGE_MIN, Receipt, ReceivedEvent, Severity, consume_once,
+    Inbox as _, Receipt, ReceivedEvent, Severity, consume_once,
+    inbox::PURGE_AGE_MIN,
     postgres::{PostgresConfig, PostgresInbox},
 };
 use serde::{Deserialize, Serialize};

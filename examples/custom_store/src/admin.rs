@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, Sequence, Status,
-    StoreError,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, HoldRecord, Sequence, Status},
 };
 use redb::{ReadableTable, WriteTransaction};
 
@@ -34,16 +34,14 @@ impl OutboxAdmin for RedbStore {
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
         self.read("list holds", move |transaction| {
             let now = now();
-            let record = |(key, hold): (AggregateKey, Hold)| HoldRecord {
-                key,
-                partition: PARTITION,
-                sequence: hold.sequence,
-                due_in: hold
-                    .until
-                    .filter(|_| !hold.is_paused())
-                    .map(|until| micros(until.saturating_sub(now))),
-                reason: hold.reason,
-                paused: hold.is_paused(),
+            let record = |(key, hold): (AggregateKey, Hold)| {
+                HoldRecord::new(key, PARTITION, hold.sequence, hold.reason)
+                    .with_due_in(
+                        hold.until
+                            .filter(|_| !hold.is_paused())
+                            .map(|until| micros(until.saturating_sub(now))),
+                    )
+                    .with_paused(hold.is_paused())
             };
             let mut holds: Vec<_> = holds(&transaction.open_table(HOLDS)?)?.into_iter().map(record).collect();
             holds.sort_by_key(|hold| (hold.due_in.is_none(), hold.due_in));

@@ -17,7 +17,8 @@ use std::{collections::HashSet, path::Path, sync::Arc, time::SystemTime};
 
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    Enqueue, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, Sequence, StoreError, StoreErrorKind,
+    Enqueue, EnqueueError, Event, StoreError, StoreErrorKind,
+    store::{PAYLOAD_BYTES_MAX_DEFAULT, Sequence},
 };
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, FetchRequest, Fetched, Lease, OutboxReader, Row, Sequence, StoreError, store::Page,
+    AggregateKey, StoreError,
+    store::{DueHold, FetchRequest, Fetched, Lease, OutboxReader, Page, Row, Sequence},
 };
 use redb::{ReadTransaction, ReadableTable};
 
@@ -81,7 +82,7 @@ fn read(
         let held_row = due.map(|(sequence, record)| row(sequence, &record)).transpose()?;
         held_row.iter().for_each(|row| page.take(row.bytes()));
         let (key, sequence) = (key.clone(), hold.sequence);
-        fetched.due_holds.push(DueHold { key, partition: PARTITION, sequence, row: held_row });
+        fetched.due_holds.push(DueHold::new(key, PARTITION, sequence, held_row));
     }
 
     let known: BTreeSet<_> = request.known.iter().copied().collect();

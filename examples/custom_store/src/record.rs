@@ -4,8 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use outbox_core::{
-    AggregateKey, Event, EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent,
-    check_headers, store::readable_headers,
+    AggregateKey, Event,
+    store::{
+        EventRecord, FailureCause, HoldReason, Row, Sequence, Status, StoredEvent, check_headers,
+        readable_headers,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -91,29 +94,24 @@ impl Record {
     }
 
     pub(crate) fn to_row(&self, sequence: Sequence, payload: &[u8], now: i64) -> Row {
-        Row {
-            sequence,
-            partition: PARTITION,
-            key: self.key(),
-            attempts: self.attempts,
-            age: micros(now.saturating_sub(self.created_at)),
-            content: self.to_event(payload),
-        }
+        Row::new(sequence, PARTITION, self.key(), self.to_event(payload))
+            .with_attempts(self.attempts)
+            .with_age(micros(now.saturating_sub(self.created_at)))
     }
 
     fn to_event(&self, payload: &[u8]) -> Result<StoredEvent, String> {
         let content = Content::deserialize(&self.content).map_err(|error| error.to_string())?;
         check_headers(&content.headers).map_err(|error| error.to_string())?;
-        Ok(StoredEvent {
-            id: Uuid::parse_str(&content.id).map_err(|error| format!("the id is no UUID: {error}"))?,
-            event_type: content.event_type,
-            version: content.version,
-            payload: Bytes::copy_from_slice(payload),
-            content_type: content.content_type,
-            headers: content.headers,
-            topic: content.topic,
-            created_at: utc(self.created_at),
-        })
+        Ok(StoredEvent::new(
+            Uuid::parse_str(&content.id).map_err(|error| format!("the id is no UUID: {error}"))?,
+            content.event_type,
+            Bytes::copy_from_slice(payload),
+            utc(self.created_at),
+        )
+        .with_version(content.version)
+        .with_content_type(content.content_type)
+        .with_headers(content.headers)
+        .with_topic(content.topic))
     }
 
     pub(crate) fn to_event_record(&self, sequence: Sequence, payload: &[u8]) -> EventRecord {
@@ -121,25 +119,19 @@ impl Record {
         let text = |name: &str| self.content.get(name).and_then(Value::as_str).map(str::to_owned);
         let version = self.content.get("version").and_then(Value::as_i64).and_then(|n| n.try_into().ok());
         let headers = self.content.get("headers").cloned().unwrap_or_default();
-        EventRecord {
-            id: self.id(),
-            sequence,
-            partition: PARTITION,
-            key: self.key(),
-            event_type: self.event_type().to_owned(),
-            version: version.unwrap_or(1),
-            payload: Bytes::copy_from_slice(payload),
-            content_type: text("content_type"),
-            headers: readable_headers(headers.to_string().as_bytes()),
-            topic: text("topic"),
-            created_at: utc(self.created_at),
-            available_at: self.available_at.map(utc),
-            status: self.status,
-            attempts: self.attempts,
-            last_error: self.last_error.clone(),
-            cause: self.cause,
-            sent_at: self.done_at.filter(|_| self.status == Status::Sent).map(utc),
-        }
+        EventRecord::new(sequence, PARTITION, self.key(), self.status, utc(self.created_at))
+            .with_id(self.id())
+            .with_event_type(self.event_type().to_owned())
+            .with_version(version.unwrap_or(1))
+            .with_payload(Bytes::copy_from_slice(payload))
+            .with_content_type(text("content_type"))
+            .with_headers(readable_headers(headers.to_string().as_bytes()))
+            .with_topic(text("topic"))
+            .with_available_at(self.available_at.map(utc))
+            .with_attempts(self.attempts)
+            .with_last_error(self.last_error.clone())
+            .with_cause(self.cause)
+            .with_sent_at(self.done_at.filter(|_| self.status == Status::Sent).map(utc))
     }
 }
 

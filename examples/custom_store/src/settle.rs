@@ -1,6 +1,9 @@
 //! Recording outcomes, as `OutboxStore::settle` asks.
 
-use outbox_core::{Lease, Outcome, Partition, RelayId, SettleRequest, Settled, Settlement, Status, WhenSent};
+use outbox_core::{
+    WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, SettleRequest, Settled, Settlement, Status},
+};
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
@@ -45,7 +48,7 @@ pub(crate) fn settle(
         let pending = |_| held.is_some_and(|record| record.is_pending_and_due(now));
         tables.change_hold(&unhold.key, |hold| hold?.unheld(unhold, now, pending))?;
     }
-    Ok(Settled { fenced })
+    Ok(Settled::default().with_fenced(fenced))
 }
 
 fn fenced(transaction: &WriteTransaction, request: &SettleRequest) -> Result<Vec<Partition>, redb::Error> {

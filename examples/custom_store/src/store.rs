@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outbox_core::{
-    Claimed, Disposal, Epoch, Finding, Lease, Membership, OutboxReader, OutboxStore, Owner, Partition,
-    PartitionView, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Status,
-    StoreCapabilities, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, Finding, OutboxStore, StoreError,
+    store::{
+        COUNT_MAX, Claimed, Count, Epoch, Lease, Membership, OutboxReader, Owner, Partition, PartitionView,
+        PurgeRequest, Purged, QuickStats, RelayId, Sequence, SettleRequest, Settled, Status,
+        StoreCapabilities, StoreStats,
+    },
 };
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use uuid::Uuid;
@@ -75,7 +77,7 @@ impl OutboxStore for RedbStore {
                     true => Owner::Other,
                     false => Owner::Free,
                 };
-                membership.partitions.push(PartitionView { partition: partition.value(), epoch, owner });
+                membership.partitions.push(PartitionView::new(partition.value(), epoch, owner));
             }
             for entry in transaction.open_table(TOPICS)?.iter()? {
                 membership.paused_topics.push(entry?.0.value().to_owned());
@@ -101,7 +103,7 @@ impl OutboxStore for RedbStore {
                 if epoch == epoch_seen && !is_alive(&relays, owner, now)? {
                     let lease = Lease { partition, epoch: epoch + 1 };
                     partitions.insert(partition, (lease.epoch, relay.0.as_u128()))?;
-                    claimed.push(Claimed { lease, owner_died: owner != 0 });
+                    claimed.push(Claimed::new(lease, owner != 0));
                 }
             }
             Ok(claimed)
@@ -177,7 +179,7 @@ impl OutboxStore for RedbStore {
                 None => Ok(0),
             };
             let sent = purge(Status::Sent, request.sent)?;
-            Ok(Purged { sent, failed: purge(Status::Failed, request.failed)? })
+            Ok(Purged::default().with_sent(sent).with_failed(purge(Status::Failed, request.failed)?))
         })
         .await
     }

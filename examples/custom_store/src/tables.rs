@@ -1,6 +1,9 @@
 //! The tables, and the changes that keep them in step with each other.
 
-use outbox_core::{AggregateKey, Sequence, Status, store::Schema};
+use outbox_core::{
+    AggregateKey,
+    store::{Schema, Sequence, Status},
+};
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use crate::record::{Hold, KeptHold, PARTITION, Record, from_bytes, to_bytes};

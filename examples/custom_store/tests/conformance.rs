@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use custom_store::RedbStore;
 use outbox_conformance::{OpenTransaction, StoreHarness};
 use outbox_core::{
-    AggregateKey, Enqueue as _, EnqueueError, Event, EventFilter, MemoryPublisher, OutboxAdmin, OutboxStore,
-    Relay, RelayConfig, Sequence,
+    AggregateKey, Enqueue as _, EnqueueError, Event, EventFilter, OutboxAdmin, OutboxStore, Relay,
+    RelayConfig, memory::MemoryPublisher, store::Sequence,
 };
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 use uuid::Uuid;
@@ -77,7 +77,7 @@ impl StoreHarness for RedbHarness {
     }
 
     async fn archived(&self) -> Vec<Uuid> {
-        let archived = EventFilter { archived: true, ..EventFilter::default() };
+        let archived = EventFilter::default().in_archive();
         let records = self.store.list(&archived, u32::MAX).await.unwrap();
         records.iter().filter_map(|record| record.id).collect()
     }

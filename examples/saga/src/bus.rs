@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use outbox::{Finding, Message, PublishError, Publisher, Reporter};
+use outbox::{
+    Finding, Publisher,
+    publisher::{Message, PublishError, Reporter},
+};
 
 use crate::service::Service;
 

@@ -10,7 +10,8 @@ mod stock;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use outbox::{
-    OutboxStore as _, Publisher, Relay, RelayConfig, RelayHandle, SharedPublisher, sqlite::SqliteStore,
+    OutboxStore as _, Publisher, Relay, RelayConfig, RelayHandle, publisher::SharedPublisher,
+    sqlite::SqliteStore,
 };
 use rusqlite::Connection;
 use service::Service;

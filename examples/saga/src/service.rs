@@ -6,7 +6,8 @@ use std::{
 };
 
 use outbox::{
-    Event, Message, Receipt, ReceivedEvent, RelayHandle, cloudevents,
+    Event, Receipt, ReceivedEvent, RelayHandle, cloudevents,
+    publisher::Message,
     sqlite::{SqliteConfig, SqliteInbox, SqliteOutbox, SqliteStore, migrate},
 };
 use rusqlite::{Connection, Transaction, TransactionBehavior};

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outbox::{PublishError, testing::ScriptedPublisher};
+use outbox::{publisher::PublishError, testing::ScriptedPublisher};
 use saga::{
     Books, Order,
     messages::{ORDERS, PAYMENTS, STOCK},

@@ -3,8 +3,9 @@
 use std::{fmt, time::Duration};
 
 use outbox::{
-    ConfigError, PAYLOAD_BYTES_MAX_DEFAULT,
+    ConfigError,
     settings::{Kind, Problem, Setting},
+    store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 use reqwest::Url;
 

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use outbox::{
+use outbox::publisher::{
     PublishError,
     PublishErrorKind::{self, Permanent, Transient, Unavailable},
     PublishErrorScope::{self, Destination, Message},

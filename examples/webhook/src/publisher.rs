@@ -8,7 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
-use outbox::{Finding, Message, PublishError, Publisher, PublisherCapabilities, Reporter};
+use outbox::{
+    Finding, Publisher,
+    publisher::{Message, PublishError, PublisherCapabilities, Reporter},
+};
 use reqwest::{Client, StatusCode, Url, header::RETRY_AFTER, redirect};
 use tokio::time::{Instant, timeout_at};
 

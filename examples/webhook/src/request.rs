@@ -1,6 +1,9 @@
 //! A message as an HTTP request: URL and headers.
 
-use outbox::{Message, PublishError, cloudevents};
+use outbox::{
+    cloudevents,
+    publisher::{Message, PublishError},
+};
 use reqwest::{
     Url,
     header::{HeaderMap, HeaderName, HeaderValue},

@@ -8,10 +8,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use common::{Behaviour, Receiver, SECRET};
 use outbox::{
-    AggregateKey, Event, EventFilter, FailureCause, MemoryStore, Message, OutboxAdmin, PublishError,
-    PublishErrorKind::{Permanent, Transient, Unavailable},
-    PublishErrorScope as Scope, Publisher, Relay, RelayConfig, Reporter, Status, Stored, StoredEvent,
-    TokioClock,
+    AggregateKey, Event, EventFilter, OutboxAdmin, Publisher, Relay, RelayConfig,
+    memory::MemoryStore,
+    publisher::{
+        Message, PublishError,
+        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorScope as Scope, Reporter, Stored,
+    },
+    relay::TokioClock,
+    store::{FailureCause, Status, StoredEvent},
 };
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -23,23 +28,18 @@ fn publisher(base_url: String, secret: &str) -> WebhookPublisher {
 }
 
 fn message(topic: &str) -> Message {
-    Message {
-        topic: Arc::from(topic),
-        key: AggregateKey::new("order", "4711"),
-        sequence: 42,
-        attempt: 1,
-        source: Arc::from("/shop"),
-        event: StoredEvent {
-            id: Uuid::now_v7(),
-            event_type: "order.placed".to_owned(),
-            version: 1,
-            payload: "{}".into(),
-            content_type: None,
-            headers: BTreeMap::new(),
-            topic: None,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-        },
-    }
+    Message::new(
+        Arc::from(topic),
+        AggregateKey::new("order", "4711"),
+        42,
+        Arc::from("/shop"),
+        StoredEvent::new(
+            Uuid::now_v7(),
+            "order.placed".to_owned(),
+            "{}".into(),
+            chrono::DateTime::UNIX_EPOCH,
+        ),
+    )
 }
 
 async fn publish(publisher: &WebhookPublisher, message: Message) -> Result<(), PublishError> {

@@ -22,7 +22,7 @@ adapters! {
 }
 
 adapters! {
-    PUBLISHERS, PUBLISHERS_LEFT_OUT: PublisherAdapter, [outbox_core::StdoutAdapter, outbox_core::FileAdapter],
+    PUBLISHERS, PUBLISHERS_LEFT_OUT: PublisherAdapter, [outbox_core::jsonlines::StdoutAdapter, outbox_core::jsonlines::FileAdapter],
     "kafka" => outbox_kafka::KafkaAdapter,
     "rabbitmq" => outbox_rabbitmq::RabbitMqAdapter,
     "nats" => outbox_nats::NatsAdapter,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use outbox_core::{EventIdentity, InboxError, Receipt};
+use outbox_core::{InboxError, Receipt, inbox::EventIdentity};
 
 /// One isolated database with inboxes, and what the suite cannot do through the trait: begin and end the driver's own
 /// transactions, and make an effect in them.

@@ -3,7 +3,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use chrono::{DateTime, Utc};
-use outbox_core::{EventIdentity, InboxError, Receipt, StoreErrorKind, chain};
+use outbox_core::{InboxError, Receipt, StoreErrorKind, chain, inbox::EventIdentity};
 
 use crate::{InboxHarness, InboxTransaction, Violation, violation::Verdict};
 

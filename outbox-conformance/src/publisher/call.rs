@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    Message, PublishError, PublishErrorKind, PublishErrorScope, Publisher, Report, Reporter, Stored,
+    Publisher,
+    publisher::{Message, PublishError, PublishErrorKind, PublishErrorScope, Report, Reporter, Stored},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 

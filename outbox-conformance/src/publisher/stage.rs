@@ -12,7 +12,9 @@ use std::{
 use bytes::Bytes;
 use chrono::DateTime;
 use outbox_core::{
-    AggregateKey, Message, PublishErrorKind, PublishErrorScope, Publisher, Sequence, StoredEvent,
+    AggregateKey, Publisher,
+    publisher::{Message, PublishErrorKind, PublishErrorScope},
+    store::{Sequence, StoredEvent},
 };
 use uuid::Uuid;
 
@@ -81,23 +83,18 @@ impl<'a> Stage<'a> {
         let sequence = Sequence::try_from(made.len()).unwrap_or(Sequence::MAX) + 1;
         let id = Uuid::now_v7();
         made.insert(id.to_string(), sequence);
-        Message {
-            topic: Arc::from(destination),
-            key: AggregateKey::new("order", &format!("a{sequence}")),
+        Message::new(
+            Arc::from(destination),
+            AggregateKey::new("order", &format!("a{sequence}")),
             sequence,
-            attempt: 1,
-            source: Arc::from("/conformance"),
-            event: StoredEvent {
+            Arc::from("/conformance"),
+            StoredEvent::new(
                 id,
-                event_type: "order.placed".to_owned(),
-                version: 1,
-                payload: Bytes::from(format!("{{\"sequence\":{sequence}}}")),
-                content_type: None,
-                headers: BTreeMap::new(),
-                topic: None,
-                created_at: DateTime::from_timestamp_micros(1_790_000_000_000_001).unwrap_or_default(),
-            },
-        }
+                "order.placed".to_owned(),
+                Bytes::from(format!("{{\"sequence\":{sequence}}}")),
+                DateTime::from_timestamp_micros(1_790_000_000_000_001).unwrap_or_default(),
+            ),
+        )
     }
 
     /// Messages of as many aggregates.

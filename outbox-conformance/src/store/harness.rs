@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence};
 use uuid::Uuid;
 
 /// One isolated store, and what the suite cannot do through the traits: write events in the driver's own

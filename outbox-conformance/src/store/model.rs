@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock, time::Duration};
 
-use outbox_core::{HoldReason, Outcome, Sequence, Settlement, Status, Successors, Unhold, store::Hold};
+use outbox_core::store::{Hold, HoldReason, Outcome, Sequence, Settlement, Status, Successors, Unhold};
 
 use crate::store::{
     relay::failed,
@@ -156,7 +156,7 @@ impl Aggregate {
             Deed::Settle(results, unhold) => {
                 results.iter().for_each(|(sequence, result)| self.settle(*sequence, *result, now));
                 if let (Some(sequence), Some(hold)) = (unhold, self.hold) {
-                    let unhold = Unhold { key: key(""), partition: 0, sequence: *sequence };
+                    let unhold = Unhold::new(key(""), 0, *sequence);
                     let is_pending = |held| self.events.get(&held) == Some(&Status::Pending);
                     self.hold = hold.unheld(&unhold, now, is_pending);
                 }
@@ -191,7 +191,7 @@ impl Aggregate {
             Became::Retried(..) => {}
         }
         let (key, outcome) = (key(""), result.outcome());
-        let settlement = Settlement { sequence, partition: 0, key, attempts: 1, outcome };
+        let settlement = Settlement::new(sequence, 0, key, 1, outcome);
         self.hold = Hold::settled(self.hold, &settlement, now, |now, delay| now + delay);
     }
 

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outbox_core::{
-    AggregateKey, DueHold, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, OutboxReader,
-    Outcome, RelayId, Row, Sequence, SettleRequest, Settled, Settlement, Successors, Unhold, WhenSent,
+    AggregateKey, WhenSent,
+    store::{
+        DueHold, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, Lease, OutboxReader, Outcome,
+        RelayId, Row, Sequence, SettleRequest, Settled, Settlement, Successors, Unhold,
+    },
 };
 
 use crate::{
@@ -101,14 +104,10 @@ impl<'a> Relay<'a> {
 
     /// One fetch. Rows that the relay holds already, and due holds that it has not answered, are left out.
     pub(crate) async fn fetch(&mut self, events_max: usize, bytes_max: usize) -> Verdict<Fetched> {
-        let request = FetchRequest {
-            leases: self.leases.clone(),
-            known: self.known.keys().copied().collect(),
-            ended_holds: std::mem::take(&mut self.ended),
-            full: self.full.clone(),
-            events_max,
-            bytes_max,
-        };
+        let request = FetchRequest::new(self.leases.clone(), events_max, bytes_max)
+            .with_known(self.known.keys().copied().collect())
+            .with_ended_holds(std::mem::take(&mut self.ended))
+            .with_full(self.full.clone());
         let mut fetched = self.reader.fetch(request).await?;
         fetched.rows.retain(|row| !self.known.contains_key(&row.sequence));
         fetched.due_holds.retain(|hold| self.due.insert(hold.key.clone()));
@@ -234,13 +233,10 @@ impl<'a> Relay<'a> {
                 self.known.retain(|_, key| *key != settlement.key);
             }
         }
-        let request = SettleRequest {
-            relay: self.id,
-            leases: self.leases.clone(),
-            settlements,
-            unholds,
-            when_sent: self.when_sent,
-        };
+        let request = SettleRequest::new(self.id, self.leases.clone())
+            .with_settlements(settlements)
+            .with_unholds(unholds)
+            .with_when_sent(self.when_sent);
         Ok(self.stage.store.settle(&request).await?)
     }
 
@@ -252,14 +248,14 @@ impl<'a> Relay<'a> {
 
     /// Removes a hold that holds nothing, or tries to.
     pub(crate) async fn unhold(&mut self, hold: &DueHold) -> Verdict<Settled> {
-        let unhold = Unhold { key: hold.key.clone(), partition: hold.partition, sequence: hold.sequence };
+        let unhold = Unhold::new(hold.key.clone(), hold.partition, hold.sequence);
         self.settle(Vec::new(), vec![unhold]).await
     }
 
     /// Tells the reader with the next fetch what became of a due hold.
     pub(crate) fn end(&mut self, hold: &DueHold, removed: bool) {
         self.due.remove(&hold.key);
-        self.ended.push(HoldEnd { key: hold.key.clone(), partition: hold.partition, removed });
+        self.ended.push(HoldEnd::new(hold.key.clone(), hold.partition, removed));
     }
 
     /// Drops rows of an aggregate that has a hold by now, as a relay does when an operator pauses it.
@@ -269,7 +265,7 @@ impl<'a> Relay<'a> {
 }
 
 pub(crate) fn settlement(row: &Row, attempts: u32, outcome: Outcome) -> Settlement {
-    Settlement { sequence: row.sequence, partition: row.partition, key: row.key.clone(), attempts, outcome }
+    Settlement::new(row.sequence, row.partition, row.key.clone(), attempts, outcome)
 }
 
 pub(crate) fn retry(after: std::time::Duration) -> Outcome {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use outbox_core::{
-    AggregateKey, Event, EventBuilder, EventFilter, EventRecord, HoldRecord, OutboxAdmin, OutboxStore,
-    Sequence,
+    AggregateKey, Event, EventBuilder, EventFilter, OutboxAdmin, OutboxStore,
+    store::{EventRecord, HoldRecord, Sequence},
 };
 
 use crate::{
@@ -54,7 +54,7 @@ impl<'a> Stage<'a> {
 
     /// All that the store knows of an event.
     pub(crate) async fn record(&self, sequence: Sequence) -> Verdict<Option<EventRecord>> {
-        let filter = EventFilter { after: Some(sequence - 1), ..EventFilter::default() };
+        let filter = EventFilter::default().after(sequence - 1);
         let found = self.admin.list(&filter, 1).await?;
         Ok(found.into_iter().find(|record| record.sequence == sequence))
     }

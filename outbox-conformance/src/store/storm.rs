@@ -9,9 +9,11 @@ use std::{
 
 use fastrand::Rng;
 use outbox_core::{
-    AggregateKey, DueHold, EventRecord, FULL_MAX, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason,
-    HoldRecord, Lease, OutboxReader, Outcome, Owner, RelayId, Row, Sequence, SettleRequest, Successors,
-    Unhold, WhenSent,
+    AggregateKey, WhenSent,
+    store::{
+        DueHold, EventRecord, FULL_MAX, FailureCause, FetchRequest, Fetched, HoldEnd, HoldReason, HoldRecord,
+        Lease, OutboxReader, Outcome, Owner, RelayId, Row, Sequence, SettleRequest, Successors, Unhold,
+    },
 };
 
 use crate::{

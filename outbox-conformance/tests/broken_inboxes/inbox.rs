@@ -9,7 +9,10 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{InboxHarness, InboxTransaction};
-use outbox_core::{EventIdentity, InboxError, PURGE_AGE_MIN, Receipt, StoreErrorKind};
+use outbox_core::{
+    InboxError, Receipt, StoreErrorKind,
+    inbox::{EventIdentity, PURGE_AGE_MIN},
+};
 
 use crate::{
     common::{MemoryInboxHarness, OpenInbox},

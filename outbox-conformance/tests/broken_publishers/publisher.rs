@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use futures::{FutureExt, future::join_all};
 use outbox_conformance::StoredMessage;
 use outbox_core::{
-    AggregateKey, Finding, Message, PublishError, PublishErrorScope as Scope, Publisher,
-    PublisherCapabilities, Reporter, Stored,
+    AggregateKey, Finding, Publisher,
+    publisher::{Message, PublishError, PublishErrorScope as Scope, PublisherCapabilities, Reporter, Stored},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 

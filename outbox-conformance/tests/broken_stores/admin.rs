@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use outbox_core::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, OutboxStore, Outcome,
-    Status, StoreError, Successors, WhenSent,
+    AggregateKey, EventFilter, OutboxAdmin, OutboxStore, StoreError, WhenSent,
+    store::{EventRecord, FailureCause, HoldRecord, Outcome, Status, Successors},
 };
 
 use crate::{faults::Fault, store::Broken};
@@ -22,7 +22,7 @@ impl OutboxAdmin for Broken {
             }
             Fault::ArchiveNotListed => filter.archived = false,
             Fault::ArchiveUnfiltered if filter.archived => {
-                filter = EventFilter { archived: true, after: filter.after, ..EventFilter::default() };
+                filter = EventFilter::default().in_archive().after(filter.after);
             }
             _ => {}
         }

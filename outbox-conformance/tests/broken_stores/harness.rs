@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{OpenTransaction, StoreHarness};
-use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, Sequence};
+use outbox_core::{AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence};
 use uuid::Uuid;
 
 use crate::{common::MemoryHarness, faults::Fault, store::Broken};

@@ -7,8 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, DueHold, EventFilter, EventRecord, FetchRequest, Fetched, HoldRecord, Lease, OutboxAdmin,
-    OutboxReader, RelayId, Row, Sequence, Status, StoreError, StoredEvent,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{
+        DueHold, EventRecord, FetchRequest, Fetched, HoldRecord, Lease, OutboxReader, RelayId, Row, Sequence,
+        Status, StoredEvent,
+    },
 };
 
 use crate::{faults::Fault, store::Broken};
@@ -263,21 +266,20 @@ fn spoil_row(fault: Fault, row: &mut Row) {
 }
 
 fn row_of(record: &EventRecord) -> Row {
-    Row {
-        sequence: record.sequence,
-        partition: record.partition,
-        key: record.key.clone(),
-        attempts: record.attempts,
-        age: Duration::ZERO,
-        content: Ok(StoredEvent {
-            id: record.id.unwrap_or_default(),
-            event_type: record.event_type.clone(),
-            version: record.version,
-            payload: record.payload.clone(),
-            content_type: record.content_type.clone(),
-            headers: record.headers.clone(),
-            topic: record.topic.clone(),
-            created_at: record.created_at,
-        }),
-    }
+    Row::new(
+        record.sequence,
+        record.partition,
+        record.key.clone(),
+        Ok(StoredEvent::new(
+            record.id.unwrap_or_default(),
+            record.event_type.clone(),
+            record.payload.clone(),
+            record.created_at,
+        )
+        .with_version(record.version)
+        .with_content_type(record.content_type.clone())
+        .with_headers(record.headers.clone())
+        .with_topic(record.topic.clone())),
+    )
+    .with_attempts(record.attempts)
 }

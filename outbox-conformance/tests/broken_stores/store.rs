@@ -8,11 +8,13 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, Claimed, Disposal, Epoch, EventFilter, EventRecord, FailureCause, Finding, HoldReason,
-    HoldRecord, Lease, Membership, MemoryStore, OutboxAdmin, OutboxReader, OutboxStore, Outcome, Owner,
-    Partition, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled, Settlement, Status,
-    StoreCapabilities, StoreError, StoreStats, Successors, Unhold, WhenSent,
-    store::{Count, QuickStats},
+    AggregateKey, Disposal, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, WhenSent,
+    memory::MemoryStore,
+    store::{
+        Claimed, Count, Epoch, EventRecord, FailureCause, HoldReason, HoldRecord, Lease, Membership,
+        OutboxReader, Outcome, Owner, Partition, PurgeRequest, Purged, QuickStats, RelayId, Sequence,
+        SettleRequest, Settled, Settlement, Status, StoreCapabilities, StoreStats, Successors, Unhold,
+    },
 };
 
 use crate::{faults::Fault, reader::BrokenReader};
@@ -88,16 +90,11 @@ impl Broken {
         when_sent: WhenSent,
     ) -> Result<Settled, StoreError> {
         let Some((relay, lease)) = self.owner_of(record.partition) else { return Ok(Settled::default()) };
-        let settlement = Settlement {
-            sequence: record.sequence,
-            partition: record.partition,
-            key: record.key.clone(),
-            attempts: record.attempts,
-            outcome,
-        };
+        let settlement =
+            Settlement::new(record.sequence, record.partition, record.key.clone(), record.attempts, outcome);
         let settlements = vec![settlement];
         let request =
-            SettleRequest { relay, leases: vec![lease], settlements, unholds: Vec::new(), when_sent };
+            SettleRequest::new(relay, vec![lease]).with_settlements(settlements).with_when_sent(when_sent);
         self.memory.settle(&request).await
     }
 }
@@ -167,7 +164,7 @@ impl OutboxStore for Broken {
                 // It looks, and long after that it takes, whatever has happened between.
                 let view = self.memory.membership(relay).await?.partitions;
                 let free = |(part, epoch): &&(Partition, Epoch)| {
-                    let same = |view: &&outbox_core::PartitionView| view.partition == *part;
+                    let same = |view: &&outbox_core::store::PartitionView| view.partition == *part;
                     view.iter()
                         .find(same)
                         .is_some_and(|view| view.owner == Owner::Free && view.epoch == *epoch)
@@ -265,7 +262,7 @@ impl OutboxStore for Broken {
                 let fenced: Vec<_> =
                     request.leases.iter().filter(|lease| lost(lease)).map(|lease| lease.partition).collect();
                 if !fenced.is_empty() {
-                    return Ok(Settled { fenced });
+                    return Ok(Settled::default().with_fenced(fenced));
                 }
             }
             _ => {}
@@ -322,7 +319,7 @@ impl Broken {
     async fn settle_for_the_owners(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
         for lease in &request.leases {
             let Some((relay, present)) = self.owner_of(lease.partition) else { continue };
-            let mut part = SettleRequest { relay, leases: vec![present], ..request.clone() };
+            let mut part = request.clone().with_relay(relay).with_leases(vec![present]);
             part.settlements.retain(|settlement| settlement.partition == lease.partition);
             part.unholds.retain(|unhold| unhold.partition == lease.partition);
             self.memory.settle(&part).await?;
@@ -334,7 +331,7 @@ impl Broken {
     async fn settle_as_given(&self, mut request: SettleRequest) -> Result<Settled, StoreError> {
         for settlement in std::mem::take(&mut request.settlements) {
             let unholds = Vec::new();
-            let one = SettleRequest { settlements: vec![settlement], unholds, ..request.clone() };
+            let one = request.clone().with_settlements(vec![settlement]).with_unholds(unholds);
             self.memory.settle(&one).await?;
         }
         self.memory.settle(&request).await

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_conformance::{InboxHarness, InboxTransaction};
 use outbox_core::{
-    EventIdentity, Inbox as _, InboxError, MemoryInbox, MemoryStore, MemoryTransaction, Receipt,
+    Inbox as _, InboxError, Receipt,
+    inbox::EventIdentity,
+    memory::{MemoryInbox, MemoryStore, MemoryTransaction},
 };
 
 use super::ManualClock;

@@ -7,7 +7,11 @@ use std::sync::{
 
 use async_trait::async_trait;
 use outbox_conformance::{Oversized, PublisherHarness, StoredMessage};
-use outbox_core::{MemoryPublisher, Message, PublishError, Publisher, cloudevents};
+use outbox_core::{
+    Publisher, cloudevents,
+    memory::MemoryPublisher,
+    publisher::{Message, PublishError},
+};
 
 pub struct MemoryPublisherHarness {
     memory: MemoryPublisher,

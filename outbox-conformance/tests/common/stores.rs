@@ -13,8 +13,10 @@ use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use outbox_conformance::{OpenTransaction, StoreHarness};
 use outbox_core::{
-    AggregateKey, Clock, EnqueueError, Event, MemoryStore, MemoryTransaction, Monotonic, OutboxAdmin,
-    OutboxStore, Sequence, Task, TokioClock,
+    AggregateKey, EnqueueError, Event, OutboxAdmin, OutboxStore,
+    memory::{MemoryStore, MemoryTransaction},
+    relay::{Clock, Monotonic, Task, TokioClock},
+    store::Sequence,
 };
 use uuid::Uuid;
 

@@ -11,8 +11,8 @@ use super::{
     time::{Time, between},
 };
 use crate::{
-    AggregateKey, EventFilter, EventRecord, FailureCause, HoldRecord, OutboxAdmin, Sequence, StoreError,
-    store::Hold,
+    AggregateKey, EventFilter, OutboxAdmin, StoreError,
+    store::{EventRecord, FailureCause, Hold, HoldRecord, Sequence},
 };
 
 #[async_trait]

@@ -10,8 +10,8 @@ use super::{
     time::{Time, between},
 };
 use crate::{
-    EventError, EventIdentity, Inbox, InboxError, Receipt, StoreError, StoreErrorKind, check_consumer,
-    check_purge_age,
+    EventError, Inbox, InboxError, Receipt, StoreError, StoreErrorKind,
+    inbox::{EventIdentity, check_consumer, check_purge_age},
 };
 
 /// Consumer, source and id.

@@ -9,7 +9,10 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use crate::{AggregateKey, Finding, Message, PublishError, Publisher, Reporter};
+use crate::{
+    AggregateKey, Finding, Publisher,
+    publisher::{Message, PublishError, Reporter},
+};
 
 /// A publisher that keeps what it is given, in order. Cheap to clone; all clones are the same publisher.
 #[derive(Clone, Default)]

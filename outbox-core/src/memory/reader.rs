@@ -10,8 +10,8 @@ use super::{
     time::{Time, between},
 };
 use crate::{
-    AggregateKey, DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Partition, Row, StoreError,
-    store::Page,
+    AggregateKey, StoreError,
+    store::{DueHold, Epoch, FetchRequest, Fetched, OutboxReader, Page, Partition, Row},
 };
 
 /// The most due holds of one fetch. Bounded so that one long outage, ended at once, does not fill the memory.
@@ -115,7 +115,7 @@ impl MemoryReader {
             .min();
         let scheduled = state
             .scheduled
-            .range((now, crate::Sequence::MAX)..)
+            .range((now, crate::store::Sequence::MAX)..)
             .find(|(_, sequence)| {
                 let row = state.rows.get(sequence);
                 row.is_some_and(|row| self.leases.contains_key(&row.partition))

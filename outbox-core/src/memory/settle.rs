@@ -4,7 +4,10 @@ use super::{
     state::{Life, State},
     time::{Time, after},
 };
-use crate::{Lease, Outcome, SettleRequest, Settled, Settlement, Unhold, WhenSent, store::Hold};
+use crate::{
+    WhenSent,
+    store::{Hold, Lease, Outcome, SettleRequest, Settled, Settlement, Unhold},
+};
 
 impl State {
     /// Records outcomes under their leases, and names the partitions whose lease is lost.
@@ -57,7 +60,7 @@ impl State {
         }
     }
 
-    fn dispose(&mut self, sequence: crate::Sequence, when_sent: WhenSent) {
+    fn dispose(&mut self, sequence: crate::store::Sequence, when_sent: WhenSent) {
         if when_sent == WhenSent::Keep {
             return;
         }

@@ -10,8 +10,11 @@ use super::{
     time::{Time, between},
 };
 use crate::{
-    AggregateKey, Epoch, EventRecord, FailureCause, Lease, PARTITIONS, Partition, RelayId, Row, Sequence,
-    Status, StoredEvent, store::Hold,
+    AggregateKey,
+    store::{
+        Epoch, EventRecord, FailureCause, Hold, Lease, PARTITIONS, Partition, RelayId, Row, Sequence, Status,
+        StoredEvent,
+    },
 };
 
 /// Everything the store holds. All of it is behind one lock: a method that holds the lock is a transaction.

@@ -18,10 +18,13 @@ use super::{
     time::{Time, after, between},
 };
 use crate::{
-    Claimed, Clock, Disposal, Enqueue, EnqueueError, Epoch, Event, EventRecord, Finding, Lease, Membership,
-    OutboxReader, OutboxStore, Owner, PARTITIONS, Partition, PartitionView, PurgeRequest, Purged, RelayId,
-    Sequence, SettleRequest, Settled, StoreCapabilities, StoreError, StoreStats,
-    store::{Count, QuickStats},
+    Disposal, Enqueue, EnqueueError, Event, Finding, OutboxStore, StoreError,
+    clock::Clock,
+    store::{
+        Claimed, Count, Epoch, EventRecord, Lease, Membership, OutboxReader, Owner, PARTITIONS, Partition,
+        PartitionView, PurgeRequest, Purged, QuickStats, RelayId, Sequence, SettleRequest, Settled,
+        StoreCapabilities, StoreStats,
+    },
 };
 
 /// What the store's clock says when the [`Clock`] behind it says zero: 2026-01-01T00:00:00Z. Fixed, so that a run
@@ -32,7 +35,7 @@ const ORIGIN_SECONDS: i64 = 1_767_225_600;
 ///
 /// ```
 /// use std::sync::Arc;
-/// use outbox_core::{Event, MemoryStore, TokioClock};
+/// use outbox_core::{Event, memory::MemoryStore, relay::TokioClock};
 ///
 /// let store = MemoryStore::new(Arc::new(TokioClock::default()));
 /// let mut transaction = store.begin();

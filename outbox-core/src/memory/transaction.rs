@@ -10,8 +10,9 @@ use super::{
     state::{EventRow, Life, partition_of},
 };
 use crate::{
-    AggregateKey, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, Sequence, StoreError, StoreErrorKind,
-    StoredEvent,
+    AggregateKey, EnqueueError, Event, StoreError, StoreErrorKind,
+    event::PAYLOAD_BYTES_MAX_DEFAULT,
+    store::{Sequence, StoredEvent},
 };
 
 /// A transaction of a [`MemoryStore`]. Nobody sees what it writes until [`commit`](Self::commit); dropping it rolls

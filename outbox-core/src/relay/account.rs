@@ -7,7 +7,10 @@ use super::{
     RelayStatus, StoreWork,
 };
 use crate::{
-    Lease, Message, Monotonic, Partition, PublishError, Purged, RelayId, StoreError, StoreErrorKind, chain,
+    StoreError, StoreErrorKind, chain,
+    clock::Monotonic,
+    publisher::{Message, PublishError},
+    store::{Lease, Partition, Purged, RelayId},
 };
 
 /// Keeps the status, and tells the observer what changes it.

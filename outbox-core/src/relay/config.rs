@@ -72,7 +72,7 @@ pub struct RelayConfig {
     pub fetch_events_max: usize,
     /// Outcomes recorded at once: as many as [`publish_max`](Self::publish_max), so that what was in flight
     /// together is recorded together. Default 2,000. A store may ask for fewer
-    /// ([`StoreCapabilities::settle_events_max`](crate::StoreCapabilities::settle_events_max)), and then has
+    /// ([`StoreCapabilities::settle_events_max`](crate::store::StoreCapabilities::settle_events_max)), and then has
     /// fewer.
     pub settle_events_max: usize,
     /// The pause between two reads of a table that had something new within the last half second. Default 3 ms.

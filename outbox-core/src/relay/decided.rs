@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::GivenUp;
-use crate::{Lease, Partition, RelayId, Sequence, SettleRequest, Settlement, Unhold, WhenSent};
+use crate::{
+    WhenSent,
+    store::{Lease, Partition, RelayId, Sequence, SettleRequest, Settlement, Unhold},
+};
 
 /// Outcomes on their way into the store.
 #[derive(Debug)]

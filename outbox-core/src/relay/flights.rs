@@ -3,7 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::lanes::Item;
-use crate::{Epoch, Lease, Message, Monotonic, Partition};
+use crate::{
+    clock::Monotonic,
+    publisher::Message,
+    store::{Epoch, Lease, Partition},
+};
 
 /// A message that is with the publisher.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Which lanes are full: an aggregate with a long backlog must not take the room of the others.
 //!
 //! A lane publishes one event at a time, so a few dozen are enough to keep it busy while more are read. From its share
-//! of the buffer on it is full, and its aggregate is named in [`FetchRequest::full`](crate::FetchRequest::full) until it
+//! of the buffer on it is full, and its aggregate is named in [`FetchRequest::full`](crate::store::FetchRequest::full) until it
 //! has drained to half. As many full lanes as can be named have half of the buffer, and the other half is left to the
 //! others.
 //!
@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::RelayConfig;
-use crate::{AggregateKey, FULL_MAX};
+use crate::{AggregateKey, store::FULL_MAX};
 
 /// The least share, in events, of a buffer that is large enough for several of them.
 const EVENTS_MIN: usize = 16;

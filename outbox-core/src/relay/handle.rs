@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, watch};
 
-use crate::{Clock, Monotonic, RelayId};
+use crate::{
+    clock::{Clock, Monotonic},
+    store::RelayId,
+};
 
 /// Where a relay or a replay is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]

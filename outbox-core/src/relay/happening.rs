@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::StoreWork;
-use crate::{Claimed, Fetched, Lease, Monotonic, Partition, Purged, RelayId, Settled, StoreError};
+use crate::{
+    StoreError,
+    clock::Monotonic,
+    store::{Claimed, Fetched, Lease, Partition, Purged, RelayId, Settled},
+};
 
 /// Something that happened outside the engine.
 #[derive(Debug)]

@@ -21,7 +21,12 @@ use super::{
     RelayConfig,
     full::{Full, Load},
 };
-use crate::{AggregateKey, Message, Monotonic, Partition, Sequence};
+use crate::{
+    AggregateKey,
+    clock::Monotonic,
+    publisher::Message,
+    store::{Partition, Sequence},
+};
 
 /// A row, with what the relay made of it.
 #[derive(Debug, Clone)]

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{Claimed, Lease, Monotonic, Partition, RelayId};
+use crate::{
+    clock::Monotonic,
+    store::{Claimed, Lease, Partition, RelayId},
+};
 
 #[derive(Debug)]
 struct LeaseState {

@@ -33,7 +33,10 @@ use self::{
     handle::Signals,
     run::{Loop, Parts},
 };
-use crate::{Clock, ConfigError, Finding, OutboxStore, Publisher, TokioClock, chain};
+use crate::{
+    ConfigError, Finding, OutboxStore, Publisher, chain,
+    clock::{Clock, TokioClock},
+};
 
 /// A relay, ready to run.
 ///
@@ -159,7 +162,7 @@ impl Relay {
     /// Relays until `stop` completes or the handle asks for a shutdown, finishes what is in flight, and ends.
     ///
     /// ```no_run
-    /// # use outbox_core::{MemoryPublisher, MemoryStore, Relay, RelayConfig, TokioClock};
+    /// # use outbox_core::{Relay, RelayConfig, memory::{MemoryPublisher, MemoryStore}, relay::TokioClock};
     /// # async fn relay(store: MemoryStore, publisher: MemoryPublisher) -> Result<(), Box<dyn std::error::Error>> {
     /// let relay = Relay::new(store, publisher, RelayConfig::default())?;
     /// let status = relay.run_until(async { drop(tokio::signal::ctrl_c().await) }).await;

@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use super::Phase;
 use crate::{
-    AggregateKey, FailureCause, Message, Partition, PublishError, Purged, RelayId, Sequence, StoreErrorKind,
+    AggregateKey, StoreErrorKind,
+    publisher::{Message, PublishError},
+    store::{FailureCause, Partition, Purged, RelayId, Sequence},
 };
 
 /// Takes what a relay tells: counts of each batch, and each change of its state, once and in order.
@@ -17,7 +19,7 @@ use crate::{
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
-/// use outbox_core::{Change, ObservedSettle, Observer};
+/// use outbox_core::{Observer, relay::{Change, ObservedSettle}};
 ///
 /// #[derive(Default)]
 /// struct Metrics {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Monotonic;
+use crate::clock::Monotonic;
 
 /// How long after the last event the table is read at the shortest interval: long enough that a steady hundred events a second are
 /// never met by a sleeping relay.

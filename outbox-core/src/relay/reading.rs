@@ -1,7 +1,10 @@
 //! What is being read, how much of it, and what the reader is to be told: [`Reading`].
 
 use super::{RelayConfig, full::Full, lanes::Lanes, polling::Polling};
-use crate::{HoldEnd, Lease, Monotonic, Partition};
+use crate::{
+    clock::Monotonic,
+    store::{HoldEnd, Lease, Partition},
+};
 
 /// What the fetch that is running was asked.
 #[derive(Debug)]

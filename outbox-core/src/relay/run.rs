@@ -14,8 +14,11 @@ use super::{
     steward::Steward,
 };
 use crate::{
-    Clock, FetchRequest, Lease, Message, Monotonic, OutboxReader, OutboxStore, Publisher, PurgeRequest,
-    RelayId, Report, Reporter, Sequence, SettleRequest, Task, chain, retry::backoff,
+    OutboxStore, Publisher, chain,
+    clock::{Clock, Monotonic, Task},
+    publisher::{Message, Report, Reporter},
+    retry::backoff,
+    store::{FetchRequest, Lease, OutboxReader, PurgeRequest, RelayId, Sequence, SettleRequest},
 };
 
 /// How many reports are taken up before what follows from them is done.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Monotonic, retry::backoff};
+use crate::{clock::Monotonic, retry::backoff};
 
 /// The broker and the topics, as far as they do not take messages.
 #[derive(Debug)]

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::config::RelayConfig;
 use crate::{
-    ConfigError, Disposal, GiveUp, Publisher, WhenSent,
+    ConfigError, Disposal, Publisher, WhenSent,
+    retry::GiveUp,
     settings::{Kind, Problem, Setting, Values, duration},
 };
 

@@ -1,6 +1,6 @@
 //! How partitions are shared: pure functions of the membership.
 
-use crate::{Epoch, Membership, Owner, Partition};
+use crate::store::{Epoch, Membership, Owner, Partition};
 
 /// The most partitions one of `relays` relays should own: everybody's ceiling covers everything.
 pub(crate) fn fair_share(partitions: usize, relays: u32) -> usize {
@@ -34,7 +34,7 @@ pub(crate) fn surplus(membership: &Membership, owned: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PartitionView;
+    use crate::store::PartitionView;
 
     fn membership(relays_live: u32, free: u16, taken: u16) -> Membership {
         let view = |partition, owner| PartitionView { partition, epoch: 7, owner };

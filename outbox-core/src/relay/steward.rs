@@ -10,8 +10,10 @@ use super::{
     share,
 };
 use crate::{
-    Claimed, Clock, Epoch, Lease, Membership, Monotonic, OutboxStore, Owner, Partition, RelayId, StoreError,
+    OutboxStore, StoreError,
+    clock::{Clock, Monotonic},
     retry::backoff,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, RelayId},
 };
 
 pub(crate) struct Steward {

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use tokio::sync::watch;
 
 use super::ReplayProgress;
-use crate::Phase;
+use crate::relay::Phase;
 
 /// A handle on a replay: cheap to clone, usable from any task.
 #[derive(Debug, Clone)]

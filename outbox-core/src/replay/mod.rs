@@ -28,9 +28,13 @@ use uuid::Uuid;
 use self::handle::Signals;
 pub use self::handle::{ReplayEnded, ReplayHandle};
 use crate::{
-    Clock, ConfigError, EventFilter, EventRecord, Message, OutboxAdmin, Phase, Publisher, RetryPolicy,
-    Sequence, Status, StoreError, StoredEvent, TokioClock, TopicTemplate, relay::above_delivery,
-    settings::Problem, with::with,
+    ConfigError, EventFilter, OutboxAdmin, Publisher, RetryPolicy, StoreError, TopicTemplate,
+    clock::{Clock, TokioClock},
+    publisher::Message,
+    relay::{Phase, above_delivery},
+    settings::Problem,
+    store::{EventRecord, Sequence, Status, StoredEvent},
+    with::with,
 };
 
 /// The header that every message of a replay has, and no other message: writers cannot set a header that starts with
@@ -206,7 +210,7 @@ pub enum ReplayEnd {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # use std::sync::Arc;
-/// use outbox_core::{EventFilter, MemoryPublisher, MemoryStore, Replay, ReplayConfig, ReplayEnd, TokioClock};
+/// use outbox_core::{EventFilter, Replay, ReplayConfig, memory::{MemoryPublisher, MemoryStore}, relay::TokioClock, replay::ReplayEnd};
 ///
 /// let store = MemoryStore::new(Arc::new(TokioClock::default()));
 /// let filter = EventFilter { aggregate_type: Some("order".to_owned()), ..EventFilter::default() };

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use crate::Monotonic;
+use crate::clock::Monotonic;
 
 /// For how long what was not used may be made up for, so that a late wake-up costs nothing and a pause no burst.
 const MADE_UP_MAX: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::{AggregateKey, Message, Monotonic, Sequence};
+use crate::{AggregateKey, clock::Monotonic, publisher::Message, store::Sequence};
 
 #[derive(Default)]
 pub(super) struct Queue {

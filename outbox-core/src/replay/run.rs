@@ -11,8 +11,12 @@ use tokio::sync::mpsc;
 
 use super::{Pages, Replay, ReplayEnd, ReplayProgress, keep, pace::Pace, queue::Queue};
 use crate::{
-    EventRecord, Message, Monotonic, Phase, PublishError, PublishErrorKind, PublishErrorScope, Report,
-    Reporter, RetryDecision, StoreError, StoreErrorKind, chain, relay::random_seed, retry::backoff,
+    StoreError, StoreErrorKind, chain,
+    clock::Monotonic,
+    publisher::{Message, PublishError, PublishErrorKind, PublishErrorScope, Report, Reporter},
+    relay::{Phase, random_seed},
+    retry::{RetryDecision, backoff},
+    store::EventRecord,
 };
 
 /// The next page is read when fewer events than this are left to be begun.

@@ -8,9 +8,10 @@ use futures::FutureExt;
 
 use super::*;
 use crate::{
-    AggregateKey, Event, FailureCause, Finding, HoldRecord, MemoryPublisher, MemoryStore, OutboxStore,
-    Outcome, PublishError, PublishErrorScope, Reporter, SettleRequest, Settlement, StoreErrorKind,
-    Successors, WhenSent,
+    AggregateKey, Event, Finding, OutboxStore, StoreErrorKind, WhenSent,
+    memory::{MemoryPublisher, MemoryStore},
+    publisher::{PublishError, PublishErrorScope, Reporter},
+    store::{FailureCause, HoldRecord, Outcome, SettleRequest, Settlement, Successors},
 };
 
 /// A store whose events, `aggregates` times `each`, are all sent, and archived if asked for.
@@ -110,7 +111,7 @@ async fn the_archive_is_replayed_and_failed_events_of_it_where_they_are_asked_fo
     };
     settle_all(&store, WhenSent::Keep, failed).await;
     let age = (Duration::ZERO, crate::Disposal::Archive);
-    let purge = crate::PurgeRequest { sent: None, failed: Some(age), rows_max: 10 };
+    let purge = crate::store::PurgeRequest { sent: None, failed: Some(age), rows_max: 10 };
     assert_eq!(store.purge(purge).await.unwrap().failed, 1);
     for (filter, expected) in [
         (EventFilter::default(), 0),
@@ -313,7 +314,7 @@ async fn the_rate_is_kept_on_the_clock() {
 struct JumpingClock(Arc<AtomicU64>);
 
 impl Clock for JumpingClock {
-    fn now(&self) -> crate::Monotonic {
+    fn now(&self) -> crate::clock::Monotonic {
         Duration::from_nanos(self.0.load(Ordering::SeqCst))
     }
 
@@ -325,8 +326,8 @@ impl Clock for JumpingClock {
         })
     }
 
-    fn spawn(&self, task: futures::future::BoxFuture<'static, ()>) -> crate::Task {
-        crate::Task::new(task)
+    fn spawn(&self, task: futures::future::BoxFuture<'static, ()>) -> crate::clock::Task {
+        crate::clock::Task::new(task)
     }
 }
 

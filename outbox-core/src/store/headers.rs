@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::check_headers;
+use crate::event::check_headers;
 
 /// The headers of a row that is read as an event. JSON's null is none.
 ///

@@ -67,7 +67,7 @@ pub struct StoredEvent {
     pub version: i32,
     /// The payload.
     pub payload: Bytes,
-    /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`](crate::CONTENT_TYPE_DEFAULT).
+    /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`](crate::event::CONTENT_TYPE_DEFAULT).
     pub content_type: Option<String>,
     /// Headers that travel with the message.
     pub headers: BTreeMap<String, String>,

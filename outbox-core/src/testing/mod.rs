@@ -7,7 +7,7 @@
 //! | What would the broker get? | [`would_publish`], then [`headers`] and [`received`] |
 //! | Has the relay sent it? | [`relayed`] |
 //! | What does my code do when the broker fails? | [`ScriptedPublisher`] |
-//! | And with a whole store, relay and broker in memory? | [`MemoryStore`](crate::MemoryStore), [`MemoryInbox`](crate::MemoryInbox), [`MemoryPublisher`](crate::MemoryPublisher) |
+//! | And with a whole store, relay and broker in memory? | [`MemoryStore`](crate::memory::MemoryStore), [`MemoryInbox`](crate::memory::MemoryInbox), [`MemoryPublisher`](crate::memory::MemoryPublisher) |
 
 mod preview;
 mod recording;

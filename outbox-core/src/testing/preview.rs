@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::DateTime;
 
 use crate::{
-    AggregateKey, Event, EventIdentity, Message, ReceivedEvent, ReceivedEventError, RelayConfig,
-    RoutingError, cloudevents, store::StoredEvent,
+    AggregateKey, Event, ReceivedEvent, ReceivedEventError, RelayConfig, cloudevents, inbox::EventIdentity,
+    publisher::Message, routing::RoutingError, store::StoredEvent,
 };
 
 /// The message that a relay with these settings would make of an event: its topic, its key, its headers and

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use crate::{Enqueue, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, store::Sequence};
+use crate::{Enqueue, EnqueueError, Event, event::PAYLOAD_BYTES_MAX_DEFAULT, store::Sequence};
 
 /// An outbox that remembers what it is given, in any transaction. Cheap to clone; clones share what they
 /// remember.
@@ -21,7 +21,7 @@ use crate::{Enqueue, EnqueueError, Event, PAYLOAD_BYTES_MAX_DEFAULT, store::Sequ
 ///
 /// It does not see whether a transaction commits: [`take`](Self::take) what one enqueued before the next
 /// begins. For the same reason [`new`](Self::new) does not refuse an id that it has seen;
-/// [`fail_next`](Self::fail_next) does, where that is tested. A [`MemoryStore`](crate::MemoryStore) knows
+/// [`fail_next`](Self::fail_next) does, where that is tested. A [`MemoryStore`](crate::memory::MemoryStore) knows
 /// both.
 ///
 /// ```

@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    Finding, MemoryPublisher, Message, PublishError, Publisher, PublisherCapabilities, Reporter, Stored,
+    Finding, Publisher,
+    memory::MemoryPublisher,
+    publisher::{Message, PublishError, PublisherCapabilities, Reporter, Stored},
 };
 
 /// A publisher around another one, such as a [`MemoryPublisher`] or the real broker's, that fails as told:
@@ -23,7 +25,7 @@ use crate::{
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::sync::Arc;
-/// use outbox_core::{Event, MemoryPublisher, MemoryStore, PublishError, Relay, RelayConfig, TokioClock};
+/// use outbox_core::{Event, Relay, RelayConfig, memory::{MemoryPublisher, MemoryStore}, publisher::PublishError, relay::TokioClock};
 /// use outbox_core::testing::ScriptedPublisher;
 ///
 /// let broker = MemoryPublisher::new();

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outbox_core::{
-    Claimed, Epoch, Event, FetchRequest, Fetched, Finding, Lease, Membership, MemoryStore, OutboxReader,
-    OutboxStore, Partition, PurgeRequest, Purged, RelayId, Sequence, SettleRequest, Settled,
-    StoreCapabilities, StoreError, StoreErrorKind, StoreStats, store::QuickStats,
+    Event, Finding, OutboxStore, StoreError, StoreErrorKind,
+    memory::MemoryStore,
+    store::{
+        Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Partition, PurgeRequest,
+        Purged, QuickStats, RelayId, Sequence, SettleRequest, Settled, StoreCapabilities, StoreStats,
+    },
 };
 use tokio::sync::watch;
 

@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_core::{
+    AggregateKey, Publisher,
+    publisher::{Message, PublishError, Report, Reporter},
+    store::StoredEvent,
+};
 use outbox_kafka::{KafkaConfig, KafkaConfigBuilder, KafkaPublisher};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -20,23 +24,18 @@ pub(crate) fn publisher(config: KafkaConfigBuilder) -> Arc<KafkaPublisher> {
 }
 
 pub(crate) fn message(topic: &str, aggregate_id: &str, payload: impl Into<bytes::Bytes>) -> Message {
-    Message {
-        topic: Arc::from(topic),
-        key: AggregateKey::new("order", aggregate_id),
-        sequence: 42,
-        attempt: 1,
-        source: Arc::from("/test"),
-        event: StoredEvent {
-            id: Uuid::now_v7(),
-            event_type: "order.placed".to_owned(),
-            version: 1,
-            payload: payload.into(),
-            content_type: None,
-            headers: BTreeMap::new(),
-            topic: None,
-            created_at: DateTime::<Utc>::UNIX_EPOCH,
-        },
-    }
+    Message::new(
+        Arc::from(topic),
+        AggregateKey::new("order", aggregate_id),
+        42,
+        Arc::from("/test"),
+        StoredEvent::new(
+            Uuid::now_v7(),
+            "order.placed".to_owned(),
+            payload.into(),
+            DateTime::<Utc>::UNIX_EPOCH,
+        ),
+    )
 }
 
 /// Publishes, and returns the first result of each message; `None` where there was no report.

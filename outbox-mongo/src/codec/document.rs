@@ -10,8 +10,11 @@ use mongodb::bson::{
     spec::BinarySubtype,
 };
 use outbox_core::{
-    AggregateKey, EventRecord, FailureCause, NAME_BYTES_MAX, PARTITIONS, Partition, Row, Sequence, Status,
-    StoredEvent, check_headers,
+    AggregateKey,
+    store::{
+        EventRecord, FailureCause, NAME_BYTES_MAX, PARTITIONS, Partition, Row, Sequence, Status, StoredEvent,
+        check_headers,
+    },
 };
 use uuid::Uuid;
 
@@ -157,39 +160,28 @@ impl<'a> Stored<'a> {
 
     pub(crate) fn row(&self, sequence: Sequence, key: AggregateKey, now: BsonDateTime) -> Row {
         let age = utc(now) - self.created_at(sequence);
-        Row {
-            sequence,
-            partition: self.partition(&key),
-            attempts: self.attempts(),
-            age: age.to_std().unwrap_or(Duration::ZERO),
-            content: self.content(sequence, &key),
-            key,
-        }
+        Row::new(sequence, self.partition(&key), key, self.content(sequence, &key))
+            .with_attempts(self.attempts())
+            .with_age(age.to_std().unwrap_or(Duration::ZERO))
     }
 
     /// All that is known of it, as far as it can be read.
     pub(crate) fn record(&self, sequence: Sequence) -> EventRecord {
         let (key, _) = self.key();
         let optional = |value: Option<RawBsonRef<'_>>| value.map(|_| lossy(value));
-        EventRecord {
-            id: uuid(self.id).ok(),
-            sequence,
-            partition: self.partition(&key),
-            key,
-            event_type: lossy(self.event_type),
-            version: version(self.version).unwrap_or_default(),
-            payload: payload(self.payload).unwrap_or_default(),
-            content_type: optional(self.content_type),
-            headers: readable_headers(self.headers),
-            topic: optional(self.topic),
-            created_at: self.created_at(sequence),
-            available_at: self.available_at().map(utc),
-            status: self.status(),
-            attempts: self.attempts(),
-            last_error: optional(self.last_error),
-            cause: optional(self.cause).as_deref().and_then(FailureCause::parse),
-            sent_at: time(self.sent_at),
-        }
+        EventRecord::new(sequence, self.partition(&key), key, self.status(), self.created_at(sequence))
+            .with_id(uuid(self.id).ok())
+            .with_event_type(lossy(self.event_type))
+            .with_version(version(self.version).unwrap_or_default())
+            .with_payload(payload(self.payload).unwrap_or_default())
+            .with_content_type(optional(self.content_type))
+            .with_headers(readable_headers(self.headers))
+            .with_topic(optional(self.topic))
+            .with_available_at(self.available_at().map(utc))
+            .with_attempts(self.attempts())
+            .with_last_error(optional(self.last_error))
+            .with_cause(optional(self.cause).as_deref().and_then(FailureCause::parse))
+            .with_sent_at(time(self.sent_at))
     }
 
     /// When it was written.
@@ -226,16 +218,16 @@ impl<'a> Stored<'a> {
         {
             return Err(format!("available_at is of type {:?}, not a date", value.element_type()));
         }
-        Ok(StoredEvent {
-            id: uuid(self.id)?,
-            event_type: name("event_type", self.event_type)?.to_owned(),
-            version: version(self.version)?,
-            payload: payload(self.payload)?,
-            content_type: optional_name("content_type", self.content_type)?,
-            headers: headers(self.headers)?,
-            topic: optional_name("topic", self.topic)?,
-            created_at: self.created_at(sequence),
-        })
+        Ok(StoredEvent::new(
+            uuid(self.id)?,
+            name("event_type", self.event_type)?.to_owned(),
+            payload(self.payload)?,
+            self.created_at(sequence),
+        )
+        .with_version(version(self.version)?)
+        .with_content_type(optional_name("content_type", self.content_type)?)
+        .with_headers(headers(self.headers)?)
+        .with_topic(optional_name("topic", self.topic)?))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use mongodb::bson::{Document, Timestamp, doc};
-use outbox_core::Sequence;
+use outbox_core::store::Sequence;
 
 /// The bits of a sequence below those of the seconds. One less than a timestamp has, so that a sequence stays positive
 /// until the seconds end in 2106; two thousand million events in one second are none too few.

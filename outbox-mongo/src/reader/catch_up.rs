@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
-use outbox_core::{AggregateKey, Sequence};
+use outbox_core::{AggregateKey, store::Sequence};
 
 use super::{page::Rows, position::Position, snapshot::Snapshot};
 use crate::{

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use mongodb::bson::{Timestamp, doc};
-use outbox_core::{AggregateKey, DueHold, Row, Sequence, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, Page, Row, Sequence},
+};
 
 use super::{position::Position, snapshot::Snapshot};
 use crate::{
@@ -59,7 +62,7 @@ impl Position {
                 }
                 self.catch_up.remove(&key);
                 self.given.insert(key.clone());
-                found.push(DueHold { key, partition, sequence: hold.sequence, row });
+                found.push(DueHold::new(key, partition, hold.sequence, row));
             }
         }
         Ok(found)

@@ -6,7 +6,7 @@ use mongodb::{
     ClientSession,
     bson::{Bson, DateTime as BsonDateTime, Document, RawBsonRef, RawDocument, doc},
 };
-use outbox_core::{AggregateKey, Sequence};
+use outbox_core::{AggregateKey, store::Sequence};
 
 use super::position::{DUE_HOLDS_MAX, Position, SCHEDULED_ROWS_MAX};
 use crate::{

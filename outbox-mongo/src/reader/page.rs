@@ -1,6 +1,6 @@
 //! The rows of one answer, and the room that is left.
 
-use outbox_core::{Row, store::Page};
+use outbox_core::store::{Page, Row};
 
 /// The rows of one answer, counted by the core's [`Page`].
 pub(super) struct Rows {

@@ -2,7 +2,10 @@
 #![allow(clippy::print_stderr, reason = "a server that is not there is never passed by in silence")]
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
-use outbox_core::{AggregateKey, FetchRequest, Lease, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{FetchRequest, Lease, Page},
+};
 use uuid::Uuid;
 
 use super::{Snapshot, news, page::Rows, position::Position};
@@ -88,12 +91,10 @@ async fn check_finds(store: &MongoStore) {
     let database = store.database();
     let all: Vec<Lease> = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
     for leases in [&all[..], &all[..20], &all[40..41]] {
-        let request = FetchRequest {
-            leases: leases.to_vec(),
-            known: (1..2_000).map(|n| (1_795_000_000 << 31) + n).collect(),
-            full: vec![AggregateKey::new("order", "7")],
-            ..FetchRequest::default()
-        };
+        let request = FetchRequest::default()
+            .with_leases(leases.to_vec())
+            .with_known((1..2_000).map(|n| (1_795_000_000 << 31) + n).collect())
+            .with_full(vec![AggregateKey::new("order", "7")]);
         let mut position = Position::new();
         position.lease(&request);
         let session = database.client.start_session().snapshot(true).await.unwrap();
@@ -121,7 +122,7 @@ async fn check_news(store: &MongoStore) {
     for partitions in [64, 20, 1] {
         let leases = (0..partitions).map(|partition| Lease { partition, epoch: 1 }).collect();
         let mut position = Position::new();
-        position.lease(&FetchRequest { leases, ..FetchRequest::default() });
+        position.lease(&FetchRequest::default().with_leases(leases));
         position.due = (BsonDateTime::now(), 7);
         check_lists(store, news::pipeline(database, &position, 256)).await;
     }
@@ -153,7 +154,7 @@ async fn all_statements_of_a_fetch_see_one_state() {
     insert(&store, 1, 3).await;
     let database = store.database();
     let leases = (0..64).map(|partition| Lease { partition, epoch: 1 }).collect();
-    let request = FetchRequest { leases, events_max: 10, bytes_max: 1 << 20, ..FetchRequest::default() };
+    let request = FetchRequest::new(leases, 10, 1 << 20);
     let mut position = Position::new();
     position.lease(&request);
     let mut session = database.client.start_session().snapshot(true).await.unwrap();

@@ -6,7 +6,10 @@ use std::{
 };
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};
-use outbox_core::{AggregateKey, Epoch, FetchRequest, PARTITIONS, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{Epoch, FetchRequest, PARTITIONS, Partition, Sequence},
+};
 
 use super::snapshot::Snapshot;
 use crate::{

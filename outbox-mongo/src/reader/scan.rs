@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use mongodb::bson::{Document, Timestamp, doc};
-use outbox_core::{AggregateKey, Row, Sequence, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{Page, Row, Sequence},
+};
 
 use super::{catch_up::held_among, page::Rows, position::Position, snapshot::Snapshot};
 use crate::{

@@ -1,7 +1,7 @@
 //! What one fetch looks at: [`Snapshot`].
 
 use mongodb::{ClientSession, bson::DateTime as BsonDateTime};
-use outbox_core::{FetchRequest, Sequence};
+use outbox_core::store::{FetchRequest, Sequence};
 
 use crate::database::Database;
 

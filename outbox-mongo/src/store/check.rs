@@ -11,7 +11,7 @@ use mongodb::{
     error::Error,
     options::{Acknowledgment, ReadPreference, SelectionCriteria},
 };
-use outbox_core::{Finding, PARTITIONS, StoreError, StoreErrorKind};
+use outbox_core::{Finding, StoreError, StoreErrorKind, store::PARTITIONS};
 
 use self::collections::entry;
 use crate::{

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
-use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
+use outbox_core::{
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -104,13 +107,11 @@ pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Me
         Some(_) => Owner::Other,
         None => Owner::Free,
     };
-    let partition =
-        |row: &PartitionRow| PartitionView { partition: row.partition, epoch: row.epoch, owner: owner(row) };
-    Ok(Membership {
-        relays_live: u32::try_from(view.alive.len()).unwrap_or(u32::MAX),
-        partitions: view.partitions.iter().map(partition).collect(),
-        paused_topics: paused_topics(database, what).await?,
-    })
+    let partition = |row: &PartitionRow| PartitionView::new(row.partition, row.epoch, owner(row));
+    Ok(Membership::default()
+        .with_relays_live(u32::try_from(view.alive.len()).unwrap_or(u32::MAX))
+        .with_partitions(view.partitions.iter().map(partition).collect())
+        .with_paused_topics(paused_topics(database, what).await?))
 }
 
 pub(crate) async fn paused_topics(database: &Database, what: &str) -> Result<Vec<String>, StoreError> {
@@ -158,9 +159,8 @@ pub(super) async fn claim(
                 && found.get_i64("epoch").ok() == Some(row.epoch + 1)
         })
     };
-    let claimed = |row: &&PartitionRow| Claimed {
-        lease: Lease { partition: row.partition, epoch: row.epoch + 1 },
-        owner_died: row.owner.is_some(),
+    let claimed = |row: &&PartitionRow| {
+        Claimed::new(Lease { partition: row.partition, epoch: row.epoch + 1 }, row.owner.is_some())
     };
     Ok(free.iter().filter(has).map(claimed).collect())
 }

@@ -8,8 +8,8 @@ use mongodb::{
     error::Error,
 };
 use outbox_core::{
-    Disposal, PurgeRequest, Purged, Status, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, StoreError,
+    store::{COUNT_MAX, Count, PurgeRequest, Purged, QuickStats, Status, StoreStats},
 };
 
 use super::{membership::alive, settle::archive};

@@ -14,8 +14,8 @@ use mongodb::{
     bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
 };
 use outbox_core::{
-    AggregateKey, Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    StoreError, Unhold, WhenSent,
+    AggregateKey, StoreError, WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement, Unhold},
 };
 
 use super::membership::leases_of;
@@ -126,7 +126,7 @@ impl<'a> Settling<'a> {
         let unholds: Vec<&Unhold> = request.unholds_of(&fenced).collect();
         let mut settling = Self { database, session, when_sent: request.when_sent };
         settling.record(settlements, &unholds).await?;
-        Ok(Settled { fenced })
+        Ok(Settled::default().with_fenced(fenced))
     }
 
     async fn record(&mut self, mut settlements: Vec<&Settlement>, unholds: &[&Unhold]) -> Result<(), Fault> {

@@ -15,7 +15,10 @@ use mongodb::{
 };
 use outbox_conformance::testing;
 pub(crate) use outbox_conformance::testing::{event, key, request, sequences, settle};
-use outbox_core::{Enqueue as _, Event, Lease, OutboxStore as _, RelayId, Sequence};
+use outbox_core::{
+    Enqueue as _, Event, OutboxStore as _,
+    store::{Lease, RelayId, Sequence},
+};
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 use uuid::Uuid;
 

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outbox_core::{AggregateKey, EventFilter, Sequence, Status, StoreError};
+use outbox_core::{
+    AggregateKey, EventFilter, StoreError,
+    store::{Sequence, Status},
+};
 use sqlx::{MySql, MySqlConnection, QueryBuilder, Row as _, mysql::MySqlRow};
 
 use super::filter::push_filter;

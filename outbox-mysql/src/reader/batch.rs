@@ -1,6 +1,6 @@
 //! What one fetch has gathered, within its limits.
 
-use outbox_core::{DueHold, FetchRequest, Fetched, Row, store::Page};
+use outbox_core::store::{DueHold, FetchRequest, Fetched, Page, Row};
 
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -25,6 +25,6 @@ impl Batch {
     }
 
     pub(super) fn finish(self) -> Fetched {
-        Fetched { rows: self.rows, due_holds: self.holds, more: self.page.more(), ..Fetched::default() }
+        Fetched::default().with_rows(self.rows).with_due_holds(self.holds).with_more(self.page.more())
     }
 }

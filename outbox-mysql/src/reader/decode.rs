@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use outbox_core::{AggregateKey, Partition, Row, Sequence, StoredEvent, store::decode_headers};
+use outbox_core::{
+    AggregateKey,
+    store::{Partition, Row, Sequence, StoredEvent, decode_headers},
+};
 use sqlx::{Row as _, mysql::MySqlRow};
 use uuid::Uuid;
 
@@ -28,14 +31,9 @@ pub(super) fn decode(row: &MySqlRow) -> Result<Row, sqlx::Error> {
     let text = |index| Ok::<_, sqlx::Error>(String::from_utf8_lossy(bytes(row, index)?.unwrap_or_default()));
     let attempts: i32 = row.try_get(4)?;
     let age: Option<i64> = row.try_get(13)?;
-    Ok(Row {
-        sequence,
-        partition: Partition::from(part),
-        key: AggregateKey::new(&text(2)?, &text(3)?),
-        attempts: u32::try_from(attempts).unwrap_or_default(),
-        age: duration(age.unwrap_or_default()),
-        content: event(row)?,
-    })
+    Ok(Row::new(sequence, Partition::from(part), AggregateKey::new(&text(2)?, &text(3)?), event(row)?)
+        .with_attempts(u32::try_from(attempts).unwrap_or_default())
+        .with_age(duration(age.unwrap_or_default())))
 }
 
 /// Unchecked, since what a column is called (JSON, LONGTEXT, VARBINARY) differs between the servers.
@@ -64,18 +62,18 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
         if version < 1 {
             return Err(format!("version is {version}: the version of a payload schema starts at 1"));
         }
-        Ok(StoredEvent {
+        Ok(StoredEvent::new(
             id,
             event_type,
-            version,
-            payload: Bytes::copy_from_slice(payload.unwrap_or_default()),
-            content_type: text("content_type", content_type)?,
-            headers: headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?,
-            topic: text("topic", topic)?,
-            created_at: created_at
+            Bytes::copy_from_slice(payload.unwrap_or_default()),
+            created_at
                 .and_then(DateTime::from_timestamp_micros)
                 .ok_or("created_at is no time: leave it to its default")?,
-        })
+        )
+        .with_version(version)
+        .with_content_type(text("content_type", content_type)?)
+        .with_headers(headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?)
+        .with_topic(text("topic", topic)?))
     };
     Ok(decode())
 }

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use outbox_core::{AggregateKey, DueHold, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, Partition, Sequence},
+};
 use sqlx::{AssertSqlSafe, Row as _, mysql::MySqlRow};
 
 use super::{Batch, MysqlReader, PAUSED_OVERLAP, Probe, decode, is_known};
@@ -46,9 +49,9 @@ impl MysqlReader {
                 break;
             }
             let row = hold.sequence.and_then(|sequence| rows.remove(&sequence));
-            bytes += row.as_ref().map_or(0, outbox_core::Row::bytes);
+            bytes += row.as_ref().map_or(0, outbox_core::store::Row::bytes);
             self.holds_out.insert(hold.key.clone(), hold.partition);
-            batch.push_hold(DueHold { row, ..hold.clone() });
+            batch.push_hold(hold.clone().with_row(row));
         }
         Ok(())
     }
@@ -70,7 +73,7 @@ impl MysqlReader {
             let is_out = self.holds_out.contains_key(&key) || sequence.is_some_and(|s| is_known(known, s));
             if !is_out && found.len() <= max {
                 let partition = Partition::from(row.try_get::<u8, _>(0)?);
-                found.push(DueHold { key, partition, sequence, row: None });
+                found.push(DueHold::new(key, partition, sequence, None));
             }
         }
         Ok(found)

@@ -1,6 +1,6 @@
 //! What a relay holds, as a bitmap for the server.
 
-use outbox_core::Sequence;
+use outbox_core::store::Sequence;
 
 /// The most bytes of a bitmap: half a million sequences. Far below what a server takes in one packet.
 const BYTES_MAX: usize = 64 * 1024;

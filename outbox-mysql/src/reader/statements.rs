@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use outbox_core::FULL_MAX;
+use outbox_core::store::FULL_MAX;
 
 use super::decode::columns;
 use crate::{

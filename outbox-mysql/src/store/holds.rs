@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outbox_core::{AggregateKey, HoldReason, Sequence, Settlement, Unhold};
+use outbox_core::{
+    AggregateKey,
+    store::{HoldReason, Sequence, Settlement, Unhold},
+};
 use sqlx::{MySqlConnection, Row as _};
 
 use crate::{

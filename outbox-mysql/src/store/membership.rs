@@ -3,7 +3,8 @@
 use std::{collections::HashSet, time::Duration};
 
 use outbox_core::{
-    Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId, StoreError,
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, PARTITIONS, Partition, PartitionView, RelayId},
 };
 use sqlx::{AssertSqlSafe, MySqlConnection};
 use uuid::Uuid;
@@ -71,20 +72,21 @@ pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Me
     let topics = sqlx::query_scalar(database.tables().sql("SELECT topic FROM {topics} ORDER BY topic"));
     let topics: Vec<Vec<u8>> = within(what, topics.fetch_all(&mut *connection)).await?;
     let live = rows.first().map_or(0, |(.., live)| *live);
-    let view = |(part, epoch, owner, _): &(u8, Epoch, i32, i64)| PartitionView {
-        partition: Partition::from(*part),
-        epoch: *epoch,
-        owner: match owner {
-            0 => Owner::Free,
-            1 => Owner::Mine,
-            _ => Owner::Other,
-        },
+    let view = |(part, epoch, owner, _): &(u8, Epoch, i32, i64)| {
+        PartitionView::new(
+            Partition::from(*part),
+            *epoch,
+            match owner {
+                0 => Owner::Free,
+                1 => Owner::Mine,
+                _ => Owner::Other,
+            },
+        )
     };
-    Ok(Membership {
-        relays_live: u32::try_from(live).unwrap_or(u32::MAX),
-        partitions: rows.iter().map(view).collect(),
-        paused_topics: topics.iter().map(|topic| String::from_utf8_lossy(topic).into_owned()).collect(),
-    })
+    Ok(Membership::default()
+        .with_relays_live(u32::try_from(live).unwrap_or(u32::MAX))
+        .with_partitions(rows.iter().map(view).collect())
+        .with_paused_topics(topics.iter().map(|topic| String::from_utf8_lossy(topic).into_owned()).collect()))
 }
 
 pub(super) async fn claim(
@@ -128,9 +130,8 @@ async fn claim_locked(
     }
     let free = locked.iter().filter(|(.., owner)| owner.is_none_or(|owner| !alive.contains(&owner)));
     let claimed: Vec<Claimed> = free
-        .map(|(part, epoch, owner)| Claimed {
-            lease: Lease { partition: Partition::from(*part), epoch: epoch + 1 },
-            owner_died: owner.is_some(),
+        .map(|(part, epoch, owner)| {
+            Claimed::new(Lease { partition: Partition::from(*part), epoch: epoch + 1 }, owner.is_some())
         })
         .collect();
     let sql = format!(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, PurgeRequest, Purged, Sequence, Status, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, StoreError,
+    store::{COUNT_MAX, Count, PurgeRequest, Purged, QuickStats, Sequence, Status, StoreStats},
 };
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 

@@ -9,8 +9,11 @@ use std::{
 };
 
 use outbox_core::{
-    Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
-    StoreError, WhenSent, store::storable_error,
+    StoreError, WhenSent,
+    store::{
+        Epoch, Lease, Outcome, PARTITIONS, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement,
+        storable_error,
+    },
 };
 use sqlx::MySqlConnection;
 
@@ -199,7 +202,7 @@ impl Settling<'_> {
         unholds.iter().for_each(|unhold| holds.unhold(unhold, &waits));
         holds.write(self.database, self.connection).await?;
 
-        Ok(Settled { fenced })
+        Ok(Settled::default().with_fenced(fenced))
     }
 
     /// Locks the rows of the partitions whose lease is held, and returns the leases.
@@ -337,13 +340,8 @@ mod tests {
             outcome: Outcome::Sent,
         });
         let leases = (0..i64::from(PARTITIONS)).map(|n| Lease { partition: partition(n), epoch: 1 << 32 });
-        let request = SettleRequest {
-            relay: RelayId(uuid::Uuid::nil()),
-            leases: leases.collect(),
-            settlements: settlements.collect(),
-            unholds: Vec::new(),
-            when_sent: WhenSent::Keep,
-        };
+        let request = SettleRequest::new(RelayId(uuid::Uuid::nil()), leases.collect())
+            .with_settlements(settlements.collect());
         let (base, rows) = sent_rows(&request);
         assert_eq!(base, 1 << 52);
         let read: Vec<(u8, Epoch, Vec<Sequence>)> = serde_json::from_str(&rows).unwrap();

@@ -10,7 +10,10 @@ use std::{
 use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use outbox_conformance::testing;
-use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Stored};
+use outbox_core::{
+    Publisher,
+    publisher::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Stored},
+};
 use outbox_nats::{NatsConfigBuilder, NatsStream};
 use uuid::Uuid;
 

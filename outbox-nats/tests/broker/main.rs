@@ -15,8 +15,11 @@ use bytes::Bytes;
 use chrono::DateTime;
 use common::{Nats, TIMEOUT, brief, config, message, publish, publish_one, publisher, url};
 use outbox_core::{
-    PublishErrorKind::{Permanent, Transient, Unavailable},
-    PublishErrorScope as Scope, Publisher, Severity, Stored,
+    Publisher, Severity,
+    publisher::{
+        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorScope as Scope, Stored,
+    },
 };
 use outbox_nats::NatsStream;
 use uuid::Uuid;

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Reporter, Stored};
+use outbox_core::{
+    Publisher,
+    publisher::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Reporter, Stored},
+};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -28,7 +31,7 @@ async fn a_server_that_crashes_is_unavailable_and_what_it_acknowledged_is_there_
         async move { publisher.publish(messages, TIMEOUT, Reporter::new(1, sender)).await }
     });
     let mut reported = 0;
-    let mut take = |report: outbox_core::Report| {
+    let mut take = |report: outbox_core::publisher::Report| {
         reported += 1;
         match report.result {
             Ok(()) => acknowledged.push(messages[report.index as usize].event.id.to_string()),

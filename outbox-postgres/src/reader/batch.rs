@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use outbox_core::{DueHold, FetchRequest, Fetched, Row, Sequence, store::Page};
+use outbox_core::store::{DueHold, FetchRequest, Fetched, Page, Row, Sequence};
 
 use super::decode::Read;
 
@@ -74,15 +74,9 @@ impl Batch {
     pub(super) fn finish(mut self) -> Fetched {
         self.reads.sort_unstable_by_key(|read| read.row.sequence);
         let row = |read: Read| -> Row { read.row };
-        Fetched {
-            rows: self.reads.into_iter().map(row).collect(),
-            due_holds: self
-                .holds
-                .into_iter()
-                .map(|(hold, read)| DueHold { row: read.map(row), ..hold })
-                .collect(),
-            more: self.page.more(),
-            ..Fetched::default()
-        }
+        Fetched::default()
+            .with_rows(self.reads.into_iter().map(row).collect())
+            .with_due_holds(self.holds.into_iter().map(|(hold, read)| hold.with_row(read.map(row))).collect())
+            .with_more(self.page.more())
     }
 }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use outbox_core::Sequence;
+use outbox_core::store::Sequence;
 
 #[derive(Debug)]
 pub(super) struct Bound {

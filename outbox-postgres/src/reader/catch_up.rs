@@ -3,7 +3,10 @@
 use std::{ops::Range, sync::Arc};
 
 use futures::TryStreamExt as _;
-use outbox_core::{AggregateKey, Lease, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{Lease, Partition, Sequence},
+};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{
@@ -311,7 +314,7 @@ impl PostgresReader {
 fn timing(
     leases: &super::Leases,
     keys: &super::Keys,
-    row: &outbox_core::Row,
+    row: &outbox_core::store::Row,
     read: Sequence,
     held: bool,
 ) -> Timing {

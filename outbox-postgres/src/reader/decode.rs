@@ -4,7 +4,10 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
-use outbox_core::{AggregateKey, Row, Sequence, StoredEvent, store};
+use outbox_core::{
+    AggregateKey, store,
+    store::{Row, Sequence, StoredEvent},
+};
 use sqlx::{Row as _, ValueRef as _, postgres::PgRow};
 use uuid::Uuid;
 
@@ -55,14 +58,14 @@ pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
     let payload_bytes = i32::from_be_bytes(number(row, 9)?);
     let missing = if payload.is_none() && content.is_ok() { payload_bytes } else { 0 };
     Ok(Read {
-        row: Row {
-            sequence: Sequence::from_be_bytes(number(row, 0)?),
-            partition: partition_of(i16::from_be_bytes(number(row, 1)?)),
-            key: AggregateKey::new(&aggregate_type, &aggregate_id),
-            attempts: u32::try_from(i32::from_be_bytes(number(row, 4)?)).unwrap_or_default(),
-            age: now.since(created_at),
+        row: Row::new(
+            Sequence::from_be_bytes(number(row, 0)?),
+            partition_of(i16::from_be_bytes(number(row, 1)?)),
+            AggregateKey::new(&aggregate_type, &aggregate_id),
             content,
-        },
+        )
+        .with_attempts(u32::try_from(i32::from_be_bytes(number(row, 4)?)).unwrap_or_default())
+        .with_age(now.since(created_at)),
         missing_bytes: usize::try_from(missing).unwrap_or_default(),
     })
 }
@@ -109,16 +112,16 @@ fn event(
         if version < 1 {
             return Err(format!("version is {version}: the version of a payload schema starts at 1"));
         }
-        Ok(StoredEvent {
+        Ok(StoredEvent::new(
             id,
-            event_type: event_type.ok_or("event_type is empty")?,
-            version,
-            payload: Bytes::copy_from_slice(payload.unwrap_or_default()),
-            content_type: text("content_type", content_type)?,
-            headers: headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?,
-            topic: text("topic", topic)?,
-            created_at: created_at.utc().ok_or("created_at is outside the range of a time")?,
-        })
+            event_type.ok_or("event_type is empty")?,
+            Bytes::copy_from_slice(payload.unwrap_or_default()),
+            created_at.utc().ok_or("created_at is outside the range of a time")?,
+        )
+        .with_version(version)
+        .with_content_type(text("content_type", content_type)?)
+        .with_headers(headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?)
+        .with_topic(text("topic", topic)?))
     };
     Ok(decode())
 }

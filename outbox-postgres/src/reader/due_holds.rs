@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use outbox_core::{AggregateKey, DueHold, HoldEnd, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{DueHold, HoldEnd, Sequence},
+};
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{Batch, Known, PAUSED_OVERLAP, PostgresReader, Probe, decode, keys, limit};
@@ -98,12 +101,12 @@ impl PostgresReader {
         batch.more_if(rows.len() == max);
         let mut holds: Vec<(DueHold, Sequence)> = Vec::with_capacity(rows.len());
         for row in &rows {
-            let hold = DueHold {
-                key: AggregateKey::new(row.try_get(1)?, row.try_get(2)?),
-                partition: partition_of(row.try_get(0)?),
-                sequence: row.try_get(3)?,
-                row: None,
-            };
+            let hold = DueHold::new(
+                AggregateKey::new(row.try_get(1)?, row.try_get(2)?),
+                partition_of(row.try_get(0)?),
+                row.try_get(3)?,
+                None,
+            );
             holds.push((hold, row.try_get(4)?));
         }
         let sequences: Vec<Sequence> = holds.iter().filter_map(|(hold, _)| hold.sequence).collect();

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outbox_core::{Fetched, Partition, Sequence, StoreErrorKind};
+use outbox_core::{
+    StoreErrorKind,
+    store::{Fetched, Partition, Sequence},
+};
 use sqlx::AssertSqlSafe;
 
 use super::{Bound, PostgresReader, leases::Phase};

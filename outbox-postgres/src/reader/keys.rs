@@ -16,7 +16,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use outbox_core::{AggregateKey, Epoch, Lease, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{Epoch, Lease, Partition, Sequence},
+};
 
 use super::progress::Progress;
 use crate::database::Inherited;

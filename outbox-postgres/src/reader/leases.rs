@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_core::{Epoch, Lease, Partition, Sequence};
+use outbox_core::store::{Epoch, Lease, Partition, Sequence};
 
 use super::{Bound, Progress};
 use crate::codec::partition_code;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use outbox_core::Sequence;
+use outbox_core::store::Sequence;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{

@@ -1,6 +1,6 @@
 //! How far a pass has come, which is not how far the main scan has.
 
-use outbox_core::Sequence;
+use outbox_core::store::Sequence;
 
 use super::Bound;
 

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use outbox_core::{AggregateKey, Partition, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{Partition, Sequence},
+};
 
 use crate::codec::Micros;
 

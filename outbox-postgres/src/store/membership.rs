@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
+use outbox_core::{
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId},
+};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -64,20 +67,21 @@ pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Me
         let epochs: Option<Vec<Epoch>> = row.try_get("epochs")?;
         let owners: Option<Vec<i32>> = row.try_get("owners")?;
         let parts = parts.unwrap_or_default().into_iter().zip(epochs.unwrap_or_default());
-        let partitions = parts.zip(owners.unwrap_or_default()).map(|((part, epoch), owner)| PartitionView {
-            partition: partition_of(part),
-            epoch,
-            owner: match owner {
-                0 => Owner::Free,
-                1 => Owner::Mine,
-                _ => Owner::Other,
-            },
+        let partitions = parts.zip(owners.unwrap_or_default()).map(|((part, epoch), owner)| {
+            PartitionView::new(
+                partition_of(part),
+                epoch,
+                match owner {
+                    0 => Owner::Free,
+                    1 => Owner::Mine,
+                    _ => Owner::Other,
+                },
+            )
         });
-        Ok(Membership {
-            relays_live: u32::try_from(row.try_get::<i64, _>("live")?).unwrap_or(u32::MAX),
-            partitions: partitions.collect(),
-            paused_topics: row.try_get("topics")?,
-        })
+        Ok(Membership::default()
+            .with_relays_live(u32::try_from(row.try_get::<i64, _>("live")?).unwrap_or(u32::MAX))
+            .with_partitions(partitions.collect())
+            .with_paused_topics(row.try_get("topics")?))
     })
     .await
 }
@@ -108,9 +112,8 @@ pub(super) async fn claim(
         .bind(parts)
         .bind(epochs);
     let rows = within(what, query.fetch_all(&mut *database.connection(what).await?)).await?;
-    let claimed = rows.into_iter().map(|(part, epoch, owner_died)| Claimed {
-        lease: Lease { partition: partition_of(part), epoch },
-        owner_died,
+    let claimed = rows.into_iter().map(|(part, epoch, owner_died)| {
+        Claimed::new(Lease { partition: partition_of(part), epoch }, owner_died)
     });
     Ok(claimed.collect())
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, StoreError,
+    store::{COUNT_MAX, Count, PurgeRequest, Purged, QuickStats, Sequence, StoreStats},
 };
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 

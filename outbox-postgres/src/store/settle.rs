@@ -10,7 +10,8 @@ mod general;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use outbox_core::{
-    Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement, StoreError, WhenSent,
+    StoreError, WhenSent,
+    store::{Lease, Outcome, Partition, RelayId, Sequence, SettleRequest, Settled, Settlement},
 };
 use sqlx::{PgConnection, Row as _};
 
@@ -166,5 +167,5 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
 }
 
 fn fenced(request: &SettleRequest, held: &[Partition]) -> Settled {
-    Settled { fenced: request.fenced(|lease| held.contains(&lease.partition)) }
+    Settled::default().with_fenced(request.fenced(|lease| held.contains(&lease.partition)))
 }

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use outbox_conformance::testing;
 pub(crate) use outbox_conformance::testing::{event, key, request, sequences, settle};
-use outbox_core::{Enqueue as _, Event, Lease, OutboxStore as _, RelayId, Sequence};
+use outbox_core::{
+    Enqueue as _, Event, OutboxStore as _,
+    store::{Lease, RelayId, Sequence},
+};
 use outbox_postgres::{PostgresConfig, PostgresOutbox, PostgresStore, SentRows};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;

@@ -16,7 +16,11 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use outbox_conformance::testing;
-use outbox_core::{AggregateKey, Message, PublishError, Publisher, Report, Reporter, StoredEvent};
+use outbox_core::{
+    AggregateKey, Publisher,
+    publisher::{Message, PublishError, Report, Reporter},
+    store::StoredEvent,
+};
 use outbox_rabbitmq::{RabbitMqConfig, RabbitMqConfigBuilder, RabbitMqPublisher};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -120,23 +124,18 @@ impl Drop for Rabbit {
 }
 
 pub(crate) fn message(topic: &str, aggregate_id: &str, payload: impl Into<bytes::Bytes>) -> Message {
-    Message {
-        topic: Arc::from(topic),
-        key: AggregateKey::new("order", aggregate_id),
-        sequence: 42,
-        attempt: 1,
-        source: Arc::from("/test"),
-        event: StoredEvent {
-            id: Uuid::now_v7(),
-            event_type: "order.placed".to_owned(),
-            version: 1,
-            payload: payload.into(),
-            content_type: None,
-            headers: BTreeMap::new(),
-            topic: None,
-            created_at: DateTime::<Utc>::UNIX_EPOCH,
-        },
-    }
+    Message::new(
+        Arc::from(topic),
+        AggregateKey::new("order", aggregate_id),
+        42,
+        Arc::from("/test"),
+        StoredEvent::new(
+            Uuid::now_v7(),
+            "order.placed".to_owned(),
+            payload.into(),
+            DateTime::<Utc>::UNIX_EPOCH,
+        ),
+    )
 }
 
 /// Publishes, and returns the first result of each message; `None` where there was no report.
@@ -166,7 +165,12 @@ pub(crate) async fn publish_one(publisher: &RabbitMqPublisher, message: Message)
 /// What the tests compare of an error.
 pub(crate) fn brief(
     result: Result<(), PublishError>,
-) -> (String, outbox_core::PublishErrorKind, outbox_core::PublishErrorScope, outbox_core::Stored) {
+) -> (
+    String,
+    outbox_core::publisher::PublishErrorKind,
+    outbox_core::publisher::PublishErrorScope,
+    outbox_core::publisher::Stored,
+) {
     let error = result.unwrap_err();
     (error.code.to_string(), error.kind, error.scope, error.stored)
 }

@@ -1,6 +1,9 @@
 //! Who somebody is by a certificate alone, and what a user may not do.
 
-use outbox_core::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Stored};
+use outbox_core::{
+    Publisher,
+    publisher::{PublishErrorKind::Unavailable, PublishErrorScope as Scope, Stored},
+};
 
 use crate::{
     common::{Rabbit, TIMEOUT, brief, config, message, publish, publish_one, publisher, url},

@@ -18,8 +18,11 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use outbox_core::{
-    PublishErrorKind::{Permanent, Transient, Unavailable},
-    PublishErrorScope as Scope, Publisher, Stored,
+    Publisher,
+    publisher::{
+        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorScope as Scope, Stored,
+    },
 };
 use outbox_rabbitmq::{RabbitMqExchangeKind as ExchangeKind, RabbitMqQueueKind as QueueKind};
 use uuid::Uuid;

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use lapin::types::AMQPValue;
 use outbox_core::{
-    Message, PublishErrorKind::Unavailable, PublishErrorScope as Scope, Publisher, Reporter, Stored,
+    Publisher,
+    publisher::{Message, PublishErrorKind::Unavailable, PublishErrorScope as Scope, Reporter, Stored},
 };
 use outbox_rabbitmq::RabbitMqPublisher;
 use tokio::sync::mpsc;
@@ -48,7 +49,7 @@ async fn a_broker_that_crashes_is_unavailable_and_what_it_confirmed_is_there_whe
         async move { publisher.publish(messages, TIMEOUT, Reporter::new(1, sender)).await }
     });
     let mut reported = 0;
-    let mut take = |report: outbox_core::Report| {
+    let mut take = |report: outbox_core::publisher::Report| {
         reported += 1;
         match report.result {
             Ok(()) => confirmed.push(messages[report.index as usize].event.id.to_string()),

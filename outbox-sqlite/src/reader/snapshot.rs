@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_core::{AggregateKey, Row, Sequence, store::Page};
+use outbox_core::{
+    AggregateKey,
+    store::{Page, Row, Sequence},
+};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::{

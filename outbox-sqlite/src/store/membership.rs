@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_core::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId, StoreError};
+use outbox_core::{
+    StoreError,
+    store::{Claimed, Epoch, Lease, Membership, Owner, Partition, PartitionView, RelayId},
+};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
@@ -110,10 +113,13 @@ fn view(config: &SqliteConfig, connection: &Connection, relay: RelayId) -> rusql
             (true, true) => Owner::Mine,
             (true, false) => Owner::Other,
         };
-        Ok(PartitionView { partition: row.get(0)?, epoch: row.get(1)?, owner })
+        Ok(PartitionView::new(row.get(0)?, row.get(1)?, owner))
     })?;
     let partitions = partitions.collect::<rusqlite::Result<_>>()?;
-    Ok(Membership { relays_live, partitions, paused_topics: paused_topics(config, connection)? })
+    Ok(Membership::default()
+        .with_relays_live(relays_live)
+        .with_partitions(partitions)
+        .with_paused_topics(paused_topics(config, connection)?))
 }
 
 /// The topics that are paused.
@@ -149,7 +155,7 @@ fn take(
         let found = transaction.query_row(&free, params![partition, epoch], |row| row.get(0)).optional()?;
         if let Some(owner_died) = found {
             let epoch = transaction.query_row(&take, params![partition, me], |row| row.get(0))?;
-            claimed.push(Claimed { lease: Lease { partition, epoch }, owner_died });
+            claimed.push(Claimed::new(Lease { partition, epoch }, owner_died));
         }
     }
     Ok(claimed)

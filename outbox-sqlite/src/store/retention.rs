@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use outbox_core::{
-    Disposal, PurgeRequest, Purged, Sequence, StoreError, StoreStats,
-    store::{COUNT_MAX, Count, QuickStats},
+    Disposal, StoreError,
+    store::{COUNT_MAX, Count, PurgeRequest, Purged, QuickStats, Sequence, StoreStats},
 };
 use rusqlite::{Connection, Transaction, params};
 
@@ -56,7 +56,11 @@ fn remove_old(
         }
         Ok(removed as u64)
     };
-    Ok(Purged { sent: remove(1, "sent_at", request.sent)?, failed: remove(2, "failed_at", request.failed)? })
+    Ok(Purged::default().with_sent(remove(1, "sent_at", request.sent)?).with_failed(remove(
+        2,
+        "failed_at",
+        request.failed,
+    )?))
 }
 
 fn count_quickly(config: &SqliteConfig, connection: &Connection) -> rusqlite::Result<QuickStats> {

@@ -1,8 +1,11 @@
 //! Recording what became of events, and the rules of holds.
 
 use outbox_core::{
-    AggregateKey, FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled,
-    Settlement, StoreError, Successors, Unhold, WhenSent,
+    AggregateKey, StoreError, WhenSent,
+    store::{
+        FailureCause, HoldReason, Lease, Outcome, RelayId, Sequence, SettleRequest, Settled, Settlement,
+        Successors, Unhold,
+    },
 };
 use rusqlite::{Transaction, params};
 
@@ -75,7 +78,7 @@ fn record(
     for unhold in request.unholds_of(&fenced) {
         settling.unhold(unhold)?;
     }
-    Ok(Settled { fenced })
+    Ok(Settled::default().with_fenced(fenced))
 }
 
 /// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can have

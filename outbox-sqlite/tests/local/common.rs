@@ -3,8 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use outbox_core::{
-    AggregateKey, Event, FetchRequest, Fetched, HoldReason, Lease, OutboxReader, OutboxStore, Outcome,
-    RelayId, Row, SettleRequest, Settlement, WhenSent,
+    AggregateKey, Event, OutboxStore, WhenSent,
+    store::{
+        FetchRequest, Fetched, HoldReason, Lease, OutboxReader, Outcome, RelayId, Row, SettleRequest,
+        Settlement,
+    },
 };
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate};
 use rusqlite::Connection;
@@ -66,12 +69,7 @@ impl TestRelay {
     }
 
     pub(crate) fn request(&self) -> FetchRequest {
-        FetchRequest {
-            leases: vec![self.lease],
-            events_max: 1_000,
-            bytes_max: 10_000_000,
-            ..Default::default()
-        }
+        FetchRequest::new(vec![self.lease], 1_000, 10_000_000)
     }
 
     pub(crate) async fn fetch(&mut self) -> Fetched {
@@ -80,20 +78,10 @@ impl TestRelay {
     }
 
     pub(crate) async fn settle(&self, rows: &[Row], outcome: Outcome) {
-        let settlements = rows.iter().map(|row| Settlement {
-            sequence: row.sequence,
-            partition: row.partition,
-            key: row.key.clone(),
-            attempts: row.attempts + 1,
-            outcome: outcome.clone(),
+        let settlements = rows.iter().map(|row| {
+            Settlement::new(row.sequence, row.partition, row.key.clone(), row.attempts + 1, outcome.clone())
         });
-        let request = SettleRequest {
-            relay: self.id,
-            leases: vec![self.lease],
-            settlements: settlements.collect(),
-            unholds: Vec::new(),
-            when_sent: WhenSent::Keep,
-        };
+        let request = SettleRequest::new(self.id, vec![self.lease]).with_settlements(settlements.collect());
         let settled = self.store.settle(&request).await.unwrap();
         assert_eq!(settled.fenced, Vec::<u16>::new());
     }

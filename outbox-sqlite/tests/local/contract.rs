@@ -10,8 +10,11 @@ use std::{
 };
 
 use outbox_core::{
-    AggregateKey, EventFilter, FailureCause, FetchRequest, Fetched, HoldEnd, OutboxAdmin, OutboxStore,
-    Outcome, Row, Sequence, SettleRequest, Settlement, Status, Successors, Unhold, WhenSent,
+    AggregateKey, EventFilter, OutboxAdmin, OutboxStore, WhenSent,
+    store::{
+        FailureCause, FetchRequest, Fetched, HoldEnd, Outcome, Row, Sequence, SettleRequest, Settlement,
+        Status, Successors, Unhold,
+    },
 };
 use rusqlite::Connection;
 
@@ -92,12 +95,12 @@ impl World {
         // The end of a hold may be told late: until then, the rest of its aggregate stays away.
         let random = &mut self.random;
         let told = self.ended.extract_if(.., |_| random.u8(..3) > 0).collect();
-        let request = FetchRequest {
-            known: known.iter().copied().collect(),
-            ended_holds: told,
-            events_max: self.random.usize(1..8),
-            ..self.relay.request()
-        };
+        let request = self
+            .relay
+            .request()
+            .with_known(known.iter().copied().collect())
+            .with_ended_holds(told)
+            .with_events_max(self.random.usize(1..8));
         // Taken before the fetch: what was due by then must not be missing.
         let due = self.due_by_key();
         let fetched = self.relay.reader.fetch(request).await.unwrap();
@@ -181,11 +184,11 @@ impl World {
                     removed
                 }
                 None => {
-                    request.unholds.push(Unhold { key: key.clone(), partition: 0, sequence });
+                    request.unholds.push(Unhold::new(key.clone(), 0, sequence));
                     true
                 }
             };
-            ended.push(HoldEnd { key, partition: 0, removed });
+            ended.push(HoldEnd::new(key, 0, removed));
         }
         let held =
             self.holds.iter().map(|(key, ..)| key.clone()).chain(ended.iter().map(|end| end.key.clone()));
@@ -230,13 +233,7 @@ impl World {
 
     fn settlement(&mut self) -> SettleRequest {
         let when_sent = [WhenSent::Keep, WhenSent::Delete, WhenSent::Archive][self.random.usize(..3)];
-        SettleRequest {
-            relay: self.relay.id,
-            leases: vec![self.relay.lease],
-            settlements: Vec::new(),
-            unholds: Vec::new(),
-            when_sent,
-        }
+        SettleRequest::new(self.relay.id, vec![self.relay.lease]).with_when_sent(when_sent)
     }
 
     async fn hand_over(&mut self) {
@@ -271,5 +268,5 @@ impl World {
 
 fn to_settlement(row: &Row, outcome: Outcome) -> Settlement {
     let Row { sequence, partition, ref key, attempts, .. } = *row;
-    Settlement { sequence, partition, key: key.clone(), attempts: attempts + 1, outcome }
+    Settlement::new(sequence, partition, key.clone(), attempts + 1, outcome)
 }

@@ -7,7 +7,10 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use outbox_core::{Finding, Message, Publisher, Relay, RelayConfig, Reporter};
+use outbox_core::{
+    Finding, Publisher, Relay, RelayConfig,
+    publisher::{Message, Reporter},
+};
 use outbox_sqlite::SqliteOutbox;
 use tokio::sync::watch;
 

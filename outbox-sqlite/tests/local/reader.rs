@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::common::{TestDatabase, TestRelay, event, key, retry, sequences};
 use outbox_core::{
-    FetchRequest, HoldEnd, OutboxAdmin, OutboxStore, Outcome, SettleRequest, Unhold, WhenSent,
+    OutboxAdmin, OutboxStore, WhenSent,
+    store::{FetchRequest, HoldEnd, Outcome, SettleRequest, Unhold},
 };
 use outbox_sqlite::SqliteOutbox;
 
@@ -35,13 +36,13 @@ async fn a_removed_hold_gives_back_what_lies_behind_the_position_in_order() {
     // the aggregate may overtake what lies behind the position.
     relay.settle(std::slice::from_ref(hold.row.as_ref().unwrap()), Outcome::Sent).await;
     enqueue(&database, &["a"]);
-    let request = FetchRequest { known: vec![6], ..relay.request() };
+    let request = relay.request().with_known(vec![6]);
     assert_eq!(sequences(&relay.reader.fetch(request).await.unwrap().rows), [0_i64; 0]);
-    let ended_holds = vec![HoldEnd { key: key("a"), partition: 0, removed: true }];
-    let request = FetchRequest { known: vec![6], ended_holds, events_max: 2, ..relay.request() };
+    let ended_holds = vec![HoldEnd::new(key("a"), 0, true)];
+    let request = relay.request().with_known(vec![6]).with_ended_holds(ended_holds).with_events_max(2);
     let fetched = relay.reader.fetch(request).await.unwrap();
     assert_eq!((sequences(&fetched.rows), fetched.more), (vec![3], true));
-    let request = FetchRequest { known: vec![3, 6], ..relay.request() };
+    let request = relay.request().with_known(vec![3, 6]);
     assert_eq!(sequences(&relay.reader.fetch(request).await.unwrap().rows), [4, 5, 7]);
 }
 
@@ -69,7 +70,7 @@ async fn a_scheduled_event_joins_its_aggregate_before_later_ones() {
     for _ in 0..10_000 {
         let mut known = [vec![2, 3], seen.clone()].concat();
         known.sort_unstable();
-        let fetched = relay.reader.fetch(FetchRequest { known, ..relay.request() }).await.unwrap();
+        let fetched = relay.reader.fetch(relay.request().with_known(known)).await.unwrap();
         seen.extend(sequences(&fetched.rows));
         if seen.contains(&1) {
             break;
@@ -91,16 +92,11 @@ async fn a_paused_aggregate_is_passed_by_and_found_again() {
     let fetched = relay.fetch().await;
     let [hold] = &fetched.due_holds[..] else { panic!("{fetched:?}") };
     assert!(hold.sequence.is_none() && hold.row.is_none(), "{hold:?}");
-    let request = SettleRequest {
-        relay: relay.id,
-        leases: vec![relay.lease],
-        settlements: Vec::new(),
-        unholds: vec![Unhold { key: key("a"), partition: 0, sequence: None }],
-        when_sent: WhenSent::Keep,
-    };
+    let request =
+        SettleRequest::new(relay.id, vec![relay.lease]).with_unholds(vec![Unhold::new(key("a"), 0, None)]);
     relay.store.settle(&request).await.unwrap();
-    let ended_holds = vec![HoldEnd { key: key("a"), partition: 0, removed: true }];
-    let request = FetchRequest { ended_holds, ..relay.request() };
+    let ended_holds = vec![HoldEnd::new(key("a"), 0, true)];
+    let request = relay.request().with_ended_holds(ended_holds);
     assert_eq!(sequences(&relay.reader.fetch(request).await.unwrap().rows), [1, 3]);
 }
 
@@ -113,7 +109,7 @@ async fn a_hold_that_was_deleted_by_hand_lets_nothing_overtake() {
     assert_eq!(sequences(&relay.fetch().await.rows), [2]);
     assert_eq!(database.connect().execute("DELETE FROM outbox_holds", []).unwrap(), 1);
     enqueue(&database, &["a", "b"]);
-    let request = FetchRequest { known: vec![2], ..relay.request() };
+    let request = relay.request().with_known(vec![2]);
     assert_eq!(sequences(&relay.reader.fetch(request).await.unwrap().rows), [4]);
     relay.reader = relay.store.reader(relay.id).await.unwrap();
     assert_eq!(sequences(&relay.fetch().await.rows), [1, 2, 3, 4]);

@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::common::{TestDatabase, TestRelay, key, sequences};
-use outbox_core::{FailureCause, OutboxAdmin, OutboxStore, Outcome, Severity, StoreErrorKind, Successors};
+use outbox_core::{
+    OutboxAdmin, OutboxStore, Severity, StoreErrorKind,
+    store::{FailureCause, Outcome, Successors},
+};
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate, migration_sql};
 
 async fn codes(config: &SqliteConfig) -> BTreeSet<(&'static str, Severity)> {
@@ -241,7 +244,7 @@ async fn nonsense_fails_alone_and_says_why() {
         successors: Successors::Release,
     };
     relay.settle(&bad, outcome).await;
-    let filter = outbox_core::EventFilter { cause: Some(FailureCause::Undecodable), ..Default::default() };
+    let filter = Default::default().with_cause(FailureCause::Undecodable);
     let failed = relay.store.list(&filter, 100).await.unwrap();
     assert_eq!(failed.iter().map(|event| event.sequence).collect::<Vec<_>>(), sequences(&bad));
     assert_eq!(relay.store.requeue(&filter).await.unwrap(), nonsense.len() as u64);

@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use outbox::{Phase, Relay, RelayConfig, RelayHandle, RelayStatus, Severity};
+use outbox::{Relay, RelayConfig, RelayHandle, RelayStatus, Severity, relay::Phase};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},

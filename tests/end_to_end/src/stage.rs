@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use outbox::{EventFilter, EventRecord, Status};
+use outbox::{
+    EventFilter,
+    store::{EventRecord, Status},
+};
 use uuid::Uuid;
 
 use crate::{

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use outbox::{AggregateKey, Message, Sequence, Status};
+use outbox::{
+    AggregateKey,
+    publisher::Message,
+    store::{Sequence, Status},
+};
 use uuid::Uuid;
 
 use super::executor::Process;

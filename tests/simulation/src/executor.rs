@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use outbox::{Clock, Monotonic, Task};
+use outbox::relay::{Clock, Monotonic, Task};
 
 /// What is killed and frozen as one: a relay's process, or the world's own part of the simulation.
 pub(crate) type Process = u32;

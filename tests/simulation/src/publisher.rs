@@ -11,7 +11,10 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream::FuturesUnordered};
-use outbox::{Finding, Message, PublishError, PublishErrorScope, Publisher, Reporter, Stored};
+use outbox::{
+    Finding, Publisher,
+    publisher::{Message, PublishError, PublishErrorScope, Reporter, Stored},
+};
 
 use super::{
     checker::Checker,

@@ -9,10 +9,13 @@ use std::{
 
 use async_trait::async_trait;
 use outbox::{
-    Claimed, Epoch, EventFilter, FetchRequest, Fetched, Finding, Lease, Membership, MemoryStore, OutboxAdmin,
-    OutboxReader, OutboxStore, Outcome, Owner, Partition, PurgeRequest, Purged, RelayId, Row, Sequence,
-    SettleRequest, Settled, Status, StoreCapabilities, StoreError, StoreErrorKind, StoreStats, StoredEvent,
-    store::QuickStats,
+    EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    memory::MemoryStore,
+    store::{
+        Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Outcome, Owner, Partition,
+        PurgeRequest, Purged, QuickStats, RelayId, Row, Sequence, SettleRequest, Settled, Status,
+        StoreCapabilities, StoreStats, StoredEvent,
+    },
 };
 
 use super::{
@@ -77,8 +80,8 @@ impl Database {
         *self.down.lock().expect("down")
     }
 
-    fn record(&self, sequence: Sequence) -> Option<outbox::EventRecord> {
-        let filter = EventFilter { after: Some(sequence - 1), ..EventFilter::default() };
+    fn record(&self, sequence: Sequence) -> Option<outbox::store::EventRecord> {
+        let filter = EventFilter::default().after(sequence - 1);
         let listed = futures::executor::block_on(self.memory.list(&filter, 1)).ok()?;
         listed.into_iter().find(|record| record.sequence == sequence)
     }
@@ -152,7 +155,7 @@ impl Database {
         let failed = self.memory.list(&EventFilter::status(Status::Failed), request.rows_max).await?;
         self.sim.sleep(Duration::from_millis(300)).await;
         self.vanished.lock().expect("vanished").extend(failed.iter().map(|record| record.sequence));
-        Ok(Purged { sent: 0, failed: failed.len() as u64 })
+        Ok(Purged::default().with_failed(failed.len() as u64))
     }
 }
 
@@ -340,32 +343,29 @@ impl OutboxReader for SimReader {
 /// The planted bug: what stands behind the held event is returned in its place.
 async fn readmit(database: &Database, fetched: &mut Fetched) -> Result<(), StoreError> {
     for hold in std::mem::take(&mut fetched.due_holds) {
-        let filter = EventFilter {
-            status: Some(Status::Pending),
-            after: hold.sequence,
-            ..EventFilter::aggregate(&hold.key)
-        };
+        let filter = EventFilter::aggregate(&hold.key).with_status(Status::Pending).after(hold.sequence);
         let behind = database.memory.list(&filter, 10).await?;
         if behind.is_empty() {
             fetched.due_holds.push(hold);
             continue;
         }
-        fetched.rows.extend(behind.into_iter().map(|record| Row {
-            sequence: record.sequence,
-            partition: record.partition,
-            key: record.key,
-            attempts: record.attempts,
-            age: Duration::ZERO,
-            content: Ok(StoredEvent {
-                id: record.id.unwrap_or_default(),
-                event_type: record.event_type,
-                version: record.version,
-                payload: record.payload,
-                content_type: record.content_type,
-                headers: record.headers,
-                topic: record.topic,
-                created_at: record.created_at,
-            }),
+        fetched.rows.extend(behind.into_iter().map(|record| {
+            Row::new(
+                record.sequence,
+                record.partition,
+                record.key,
+                Ok(StoredEvent::new(
+                    record.id.unwrap_or_default(),
+                    record.event_type,
+                    record.payload,
+                    record.created_at,
+                )
+                .with_version(record.version)
+                .with_content_type(record.content_type)
+                .with_headers(record.headers)
+                .with_topic(record.topic)),
+            )
+            .with_attempts(record.attempts)
         }));
     }
     Ok(())

@@ -11,8 +11,11 @@ use std::{
 };
 
 use outbox::{
-    AggregateKey, Clock, Disposal, Event, EventFilter, GiveUp, MemoryStore, OutboxAdmin, Phase, Relay,
-    RelayConfig, RelayHandle, Retention, RetryPolicy, Status, WhenSent,
+    AggregateKey, Disposal, Event, EventFilter, OutboxAdmin, Relay, RelayConfig, RelayHandle, Retention,
+    RetryPolicy, WhenSent,
+    memory::MemoryStore,
+    relay::{Clock, GiveUp, Phase},
+    store::Status,
 };
 use uuid::Uuid;
 
@@ -306,7 +309,12 @@ impl World {
         free
     }
 
-    fn event(&self, transaction: &mut outbox::MemoryTransaction, key: &AggregateKey, id: Uuid) -> Committed {
+    fn event(
+        &self,
+        transaction: &mut outbox::memory::MemoryTransaction,
+        key: &AggregateKey,
+        id: Uuid,
+    ) -> Committed {
         let key = key.clone();
         if self.sim.chance(0.03) {
             let sequence = transaction.enqueue_undecodable(&key, "simulated");
@@ -435,7 +443,7 @@ impl World {
     }
 
     async fn requeue(&self, key: &AggregateKey) {
-        let filter = EventFilter { status: Some(Status::Failed), ..EventFilter::aggregate(key) };
+        let filter = EventFilter::aggregate(key).with_status(Status::Failed);
         let failed = self.database.memory.list(&filter, 100).await.expect("list");
         if self.database.memory.requeue(&EventFilter::aggregate(key)).await.expect("requeue") > 0 {
             for record in failed {
@@ -446,7 +454,7 @@ impl World {
     }
 
     async fn discard(&self, key: &AggregateKey) {
-        let pending = EventFilter { status: Some(Status::Pending), ..EventFilter::aggregate(key) };
+        let pending = EventFilter::aggregate(key).with_status(Status::Pending);
         let before = self.database.memory.list(&pending, 1000).await.expect("list");
         self.database.memory.discard(&EventFilter::aggregate(key)).await.expect("discard");
         let after = self.database.memory.list(&pending, 1000).await.expect("list");
@@ -458,7 +466,7 @@ impl World {
         }
     }
 
-    fn left(&self) -> BTreeMap<outbox::Sequence, Status> {
+    fn left(&self) -> BTreeMap<outbox::store::Sequence, Status> {
         let vanished = self.database.vanished.lock().expect("vanished");
         let all = futures::executor::block_on(self.database.memory.list(&EventFilter::default(), u32::MAX));
         all.expect("list")

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outbox::{AggregateKey, EventIdentity, Message, Publisher, ReceivedEvent, Reporter, StoredEvent};
+use outbox::{
+    AggregateKey, Publisher, ReceivedEvent,
+    inbox::EventIdentity,
+    publisher::{Message, Reporter},
+    store::StoredEvent,
+};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -63,23 +68,22 @@ fn message(topic: &str, number: i64, aggregate_id: &str) -> Message {
     .into();
     // Some messages have all of it, some the least.
     let full = number % 3 != 0;
-    Message {
-        topic: Arc::from(topic),
-        key: AggregateKey::new("Order – ä", aggregate_id),
-        sequence: if full { i64::MAX - number } else { number },
-        attempt: if full { 2 } else { 1 },
-        source: Arc::from(SOURCE),
-        event: StoredEvent {
-            id: Uuid::now_v7(),
-            event_type: if full { "order.größe 100%25 \"placed\"" } else { "order.placed" }.to_owned(),
-            version: if full { i32::MAX } else { 1 },
-            payload: every_byte.collect::<Vec<u8>>().into(),
-            content_type: full.then(|| "text/plain; charset=\"utf-8\"; x=%41ä".to_owned()),
-            headers: if full { headers } else { BTreeMap::new() },
-            topic: None,
-            created_at: format!("20{:02}-01-02T03:04:05.000{:03}Z", 10 + number, number).parse().unwrap(),
-        },
-    }
+    Message::new(
+        Arc::from(topic),
+        AggregateKey::new("Order – ä", aggregate_id),
+        if full { i64::MAX - number } else { number },
+        Arc::from(SOURCE),
+        StoredEvent::new(
+            Uuid::now_v7(),
+            if full { "order.größe 100%25 \"placed\"" } else { "order.placed" }.to_owned(),
+            every_byte.collect::<Vec<u8>>().into(),
+            format!("20{:02}-01-02T03:04:05.000{:03}Z", 10 + number, number).parse().unwrap(),
+        )
+        .with_version(if full { i32::MAX } else { 1 })
+        .with_content_type(full.then(|| "text/plain; charset=\"utf-8\"; x=%41ä".to_owned()))
+        .with_headers(if full { headers } else { BTreeMap::new() }),
+    )
+    .with_attempt(if full { 2 } else { 1 })
 }
 
 /// Each message must have arrived once, and say all that its event does. In any order.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use outbox_core::{
-    EventIdentity, InboxError, PURGE_AGE_MIN,
+    InboxError,
     Receipt::{New, Seen, TooOld},
+    inbox::{EventIdentity, PURGE_AGE_MIN},
 };
 
 use crate::{

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use outbox_core::{
-    InboxError, NAME_BYTES_MAX,
+    InboxError,
     Receipt::{New, Seen},
+    store::NAME_BYTES_MAX,
 };
 
 use crate::{

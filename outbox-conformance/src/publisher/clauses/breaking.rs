@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use outbox_core::{AggregateKey, PublishErrorKind, PublishErrorScope as Scope};
+use outbox_core::{
+    AggregateKey,
+    publisher::{PublishErrorKind, PublishErrorScope as Scope},
+};
 
 use crate::{
     publisher::{call::error_of, clauses::refusing::unsound_messages, stage::Stage},

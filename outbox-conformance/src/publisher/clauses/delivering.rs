@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outbox_core::{AggregateKey, Message, PAYLOAD_BYTES_MAX_DEFAULT, cloudevents};
+use outbox_core::{AggregateKey, cloudevents, publisher::Message, store::PAYLOAD_BYTES_MAX_DEFAULT};
 
 use crate::{
     publisher::stage::Stage,

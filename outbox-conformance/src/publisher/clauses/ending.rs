@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use outbox_core::Message;
+use outbox_core::publisher::Message;
 
 use crate::{
     Outage,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use outbox_core::{
+use outbox_core::publisher::{
     Message, PublishError,
     PublishErrorKind::{Permanent, Unavailable},
     PublishErrorScope as Scope, Stored,

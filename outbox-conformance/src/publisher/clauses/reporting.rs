@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use outbox_core::{Message, Report, Stored};
+use outbox_core::publisher::{Message, Report, Stored};
 
 use crate::{
     publisher::{

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use outbox_core::{AggregateKey, Outcome, Row, Sequence};
+use outbox_core::{
+    AggregateKey,
+    store::{Outcome, Row, Sequence},
+};
 
 use crate::{
     store::relay::{Relay, retry},

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use outbox_core::{HoldReason, HoldRecord, Outcome, Row, Sequence, Settled, Status, Successors, Unhold};
+use outbox_core::store::{
+    HoldReason, HoldRecord, Outcome, Row, Sequence, Settled, Status, Successors, Unhold,
+};
 
 use crate::{
     store::relay::{Relay, failed, retry, settlement},
@@ -233,7 +235,7 @@ pub(super) async fn an_unhold_removes_only_what_holds_nothing(stage: &Stage<'_>)
     expect_kept(stage, &mut relay, "parked", row, Some(row.sequence)).await?;
     // Resumed, and of the same event, it goes.
     stage.admin.resume(&key("parked")).await?;
-    let unhold = Unhold { key: row.key.clone(), partition: row.partition, sequence: Some(row.sequence) };
+    let unhold = Unhold::new(row.key.clone(), row.partition, Some(row.sequence));
     relay.settle(Vec::new(), vec![unhold]).await?;
     stage.expect_no_hold("parked").await
 }
@@ -247,7 +249,7 @@ async fn expect_kept(
 ) -> Verdict {
     stage.wait_short().await;
     let before = stage.hold_of(id).await?;
-    let unhold = Unhold { key: row.key.clone(), partition: row.partition, sequence };
+    let unhold = Unhold::new(row.key.clone(), row.partition, sequence);
     equal("the unhold", Settled::default(), relay.settle(Vec::new(), vec![unhold]).await?)?;
     let after = stage.hold_of(id).await?;
     equal(

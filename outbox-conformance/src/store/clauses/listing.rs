@@ -1,6 +1,9 @@
 //! The operator's list beyond the table: a range of time, and the archive.
 
-use outbox_core::{EventFilter, EventRecord, FailureCause, Outcome, Sequence, Status, Successors, WhenSent};
+use outbox_core::{
+    EventFilter, WhenSent,
+    store::{EventRecord, FailureCause, Outcome, Sequence, Status, Successors},
+};
 
 use crate::{
     store::relay::{Relay, failed, retry},
@@ -63,17 +66,12 @@ pub(super) async fn a_list_keeps_to_a_time_range(stage: &Stage<'_>) -> Verdict {
     let any = EventFilter::default;
     let (from, before) = (Some(second), Some(second));
     let cases: Vec<(&str, EventFilter, u32, &[usize])> = vec![
-        ("its start", EventFilter { created_from: from, ..any() }, 10, &[1, 2]),
-        ("its end", EventFilter { created_before: before, ..any() }, 10, &[0]),
-        ("both", EventFilter { created_from: from, created_before: Some(third), ..any() }, 10, &[1]),
-        ("an empty range", EventFilter { created_from: from, created_before: before, ..any() }, 10, &[]),
-        ("a start later than all", EventFilter { created_from: Some(third + SHORT), ..any() }, 10, &[]),
-        (
-            "a start and a key",
-            EventFilter { created_from: from, ..EventFilter::aggregate(&key("c")) },
-            10,
-            &[2],
-        ),
+        ("its start", any().with_created_from(from), 10, &[1, 2]),
+        ("its end", any().with_created_before(before), 10, &[0]),
+        ("both", any().with_created_from(from).with_created_before(third), 10, &[1]),
+        ("an empty range", any().with_created_from(from).with_created_before(before), 10, &[]),
+        ("a start later than all", any().with_created_from(third + SHORT), 10, &[]),
+        ("a start and a key", EventFilter::aggregate(&key("c")).with_created_from(from), 10, &[2]),
     ];
     expect_lists(stage, &sequences, cases).await?;
     // The same filters choose what is requeued.
@@ -81,14 +79,14 @@ pub(super) async fn a_list_keeps_to_a_time_range(stage: &Stage<'_>) -> Verdict {
     for row in relay.expect_rows("all events", &sequences).await? {
         relay.finish(&row, 1, failed(Successors::Release)).await?;
     }
-    equal("requeued", 1, stage.admin.requeue(&EventFilter { created_before: before, ..any() }).await?)?;
+    equal("requeued", 1, stage.admin.requeue(&any().with_created_before(before)).await?)?;
     equal("the others", Status::Failed, stage.record_of(sequences[1]).await?.status)
 }
 
 pub(super) async fn archived_events_are_listed(stage: &Stage<'_>) -> Verdict {
     let (records, left) = archive(stage).await?;
-    let archived = || EventFilter { archived: true, ..EventFilter::default() };
-    let of = |filter: EventFilter| EventFilter { archived: true, ..filter };
+    let archived = || EventFilter::default().in_archive();
+    let of = |filter: EventFilter| filter.in_archive();
     let mut all: Vec<_> = records.iter().map(|record| record.sequence).collect();
     all.push(left);
     let ids = records[1].id.into_iter().chain(records[3].id).collect();
@@ -97,31 +95,21 @@ pub(super) async fn archived_events_are_listed(stage: &Stage<'_>) -> Verdict {
         ("no condition, of the table", EventFilter::default(), 10, &[5]),
         ("the archive", archived(), 10, &[0, 1, 2, 3, 4]),
         ("a page of the archive", archived(), 2, &[0, 1]),
-        ("its next page", EventFilter { after: Some(all[1]), ..archived() }, 2, &[2, 3]),
-        ("after its last", EventFilter { after: Some(all[4]), ..archived() }, 2, &[]),
-        ("ids, archived", EventFilter { ids, ..archived() }, 10, &[1, 3]),
+        ("its next page", archived().after(all[1]), 2, &[2, 3]),
+        ("after its last", archived().after(all[4]), 2, &[]),
+        ("ids, archived", archived().with_ids(ids), 10, &[1, 3]),
         ("an aggregate, archived", of(EventFilter::aggregate(&key("a"))), 10, &[0, 2, 4]),
         ("sent, archived", of(EventFilter::status(Status::Sent)), 10, &[0, 1, 2, 3, 4]),
         ("failed, archived", of(EventFilter::status(Status::Failed)), 10, &[]),
-        ("a cause, archived", EventFilter { cause: Some(FailureCause::Exhausted), ..archived() }, 10, &[]),
-        (
-            "another type, archived",
-            EventFilter { event_type: Some("order.paid".into()), ..archived() },
-            10,
-            &[],
-        ),
-        (
-            "times, archived",
-            EventFilter { created_from: from, created_before: before, ..archived() },
-            10,
-            &[2],
-        ),
+        ("a cause, archived", archived().with_cause(FailureCause::Exhausted), 10, &[]),
+        ("another type, archived", archived().with_event_type("order.paid".into()), 10, &[]),
+        ("times, archived", archived().with_created_from(from).with_created_before(before), 10, &[2]),
     ];
     expect_lists(stage, &all, cases).await?;
     // Moving an event changes nothing of it but what the settle says.
     let listed = stage.admin.list(&archived(), 10).await?;
     for (before, after) in records.into_iter().zip(&listed) {
-        let settled = EventRecord { status: Status::Sent, attempts: 3, sent_at: after.sent_at, ..before };
+        let settled = before.with_status(Status::Sent).with_attempts(3).with_sent_at(after.sent_at);
         equal("the archived event", &settled, after)?;
         that(after.sent_at.is_some(), "the time at which it was sent", after.sent_at)?;
     }
@@ -136,7 +124,7 @@ pub(super) async fn archived_events_are_neither_requeued_nor_discarded(stage: &S
     relay.finish(&rows[0], 1, Outcome::Sent).await?;
     relay.finish(&rows[1], 1, failed(Successors::Release)).await?;
     relay.finish(&rows[2], 1, retry(HOUR)).await?;
-    let archived = EventFilter { archived: true, ..EventFilter::default() };
+    let archived = EventFilter::default().in_archive();
     let before =
         (stage.admin.list(&archived, 10).await?, stage.admin.list(&EventFilter::default(), 10).await?);
     equal("requeued", 0, stage.admin.requeue(&archived).await?)?;

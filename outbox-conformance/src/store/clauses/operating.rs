@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use outbox_core::{
-    Event, EventFilter, FailureCause, HoldReason, Outcome, Sequence, Settled, Status, Successors,
+    Event, EventFilter,
+    store::{FailureCause, HoldReason, Outcome, Sequence, Settled, Status, Successors},
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 /// The filter that means this event alone.
 async fn only(stage: &Stage<'_>, sequence: Sequence) -> Verdict<EventFilter> {
     let ids = stage.record_of(sequence).await?.id.into_iter().collect();
-    Ok(EventFilter { ids, ..EventFilter::default() })
+    Ok(EventFilter::default().with_ids(ids))
 }
 
 pub(super) async fn a_requeued_event_is_delivered_next(stage: &Stage<'_>) -> Verdict {
@@ -55,7 +56,7 @@ pub(super) async fn requeued_events_come_in_order(stage: &Stage<'_>) -> Verdict 
     }
     // A parked aggregate of which its own event is requeued is held by it from now on.
     relay.finish(&rows[3], 5, failed(Successors::Park)).await?;
-    let filter = EventFilter { cause: Some(FailureCause::Permanent), ..EventFilter::status(Status::Failed) };
+    let filter = EventFilter::status(Status::Failed).with_cause(FailureCause::Permanent);
     equal("requeued", 4, stage.admin.requeue(&filter).await?)?;
     equal("requeued again", 0, stage.admin.requeue(&filter).await?)?;
     for (id, sequence) in [("a", sequences[0]), ("b", sequences[3])] {
@@ -325,20 +326,20 @@ pub(super) async fn a_list_is_filtered_and_paged(stage: &Stage<'_>) -> Verdict {
     let cases: Vec<(&str, EventFilter, u32, &[usize])> = vec![
         ("all", any(), 100, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
         ("a page", any(), 4, &[0, 1, 2, 3]),
-        ("the next page", EventFilter { after: Some(all[3]), ..any() }, 4, &[4, 5, 6, 7]),
-        ("after the last", EventFilter { after: Some(all[11]), ..any() }, 4, &[]),
-        ("ids", EventFilter { ids: ids.clone(), ..any() }, 100, &[1, 7, 8]),
-        ("ids and a type", EventFilter { ids, aggregate_type: Some("order".into()), ..any() }, 100, &[8]),
+        ("the next page", any().after(all[3]), 4, &[4, 5, 6, 7]),
+        ("after the last", any().after(all[11]), 4, &[]),
+        ("ids", any().with_ids(ids.clone()), 100, &[1, 7, 8]),
+        ("ids and a type", any().with_ids(ids).with_aggregate_type("order".into()), 100, &[8]),
         ("sent", EventFilter::status(Status::Sent), 100, &[0]),
         ("failed", EventFilter::status(Status::Failed), 100, &[1, 2]),
         ("pending", EventFilter::status(Status::Pending), 100, &[3, 4, 5, 6, 7, 8, 9, 10, 11]),
-        ("exhausted", EventFilter { cause: Some(FailureCause::Exhausted), ..any() }, 100, &[2]),
-        ("expired", EventFilter { cause: Some(FailureCause::Expired), ..any() }, 100, &[]),
-        ("a type", EventFilter { aggregate_type: Some("order".into()), ..any() }, 100, &[0, 2, 4, 6, 8, 10]),
-        ("another case", EventFilter { aggregate_type: Some("Order".into()), ..any() }, 100, &[]),
-        ("an aggregate id", EventFilter { aggregate_id: Some("k1".into()), ..any() }, 100, &[1, 4, 7, 10]),
+        ("exhausted", any().with_cause(FailureCause::Exhausted), 100, &[2]),
+        ("expired", any().with_cause(FailureCause::Expired), 100, &[]),
+        ("a type", any().with_aggregate_type("order".into()), 100, &[0, 2, 4, 6, 8, 10]),
+        ("another case", any().with_aggregate_type("Order".into()), 100, &[]),
+        ("an aggregate id", any().with_aggregate_id("k1".into()), 100, &[1, 4, 7, 10]),
         ("an aggregate", EventFilter::aggregate(&key("k1")), 100, &[4, 10]),
-        ("an event type", EventFilter { event_type: Some("paid".into()), ..any() }, 3, &[6, 7, 8]),
+        ("an event type", any().with_event_type("paid".into()), 3, &[6, 7, 8]),
         ("an unknown id", EventFilter::id(uuid::Uuid::from_u128(7)), 100, &[]),
     ];
     for (what, filter, rows_max, indexes) in cases {
@@ -348,7 +349,7 @@ pub(super) async fn a_list_is_filtered_and_paged(stage: &Stage<'_>) -> Verdict {
         equal(&format!("the list by {what}"), expected, found)?;
     }
     // The same filters choose what is requeued.
-    let filter = EventFilter { cause: Some(FailureCause::Exhausted), ..any() };
+    let filter = any().with_cause(FailureCause::Exhausted);
     equal("requeued", 1, stage.admin.requeue(&filter).await?)?;
     equal("the other failed event", Status::Failed, stage.record_of(all[1]).await?.status)
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::TimeDelta;
-use outbox_core::{AggregateKey, Event, FailureCause, Outcome, Partition, Row, Sequence, Status, Successors};
+use outbox_core::{
+    AggregateKey, Event,
+    store::{FailureCause, Outcome, Partition, Row, Sequence, Status, Successors},
+};
 
 use crate::{
     store::relay::{Relay, retry},

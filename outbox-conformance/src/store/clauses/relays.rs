@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use outbox_core::{Epoch, Lease, Owner, Partition, RelayId};
+use outbox_core::store::{Epoch, Lease, Owner, Partition, RelayId};
 
 use crate::{
     store::relay::Relay,

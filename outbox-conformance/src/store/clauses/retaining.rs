@@ -3,9 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use outbox_core::{
-    Disposal, EventFilter, OutboxAdmin, OutboxStore, Outcome, PurgeRequest, Purged, Row, Sequence, Status,
-    StoreError, StoreErrorKind, Successors,
-    store::{Count, QuickStats},
+    Disposal, EventFilter, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    store::{Count, Outcome, PurgeRequest, Purged, QuickStats, Row, Sequence, Status, Successors},
 };
 
 use crate::{
@@ -38,7 +37,7 @@ async fn left(stage: &Stage<'_>) -> Verdict<Vec<Sequence>> {
 
 fn request(sent: Option<Duration>, failed: Option<Duration>, rows_max: u32) -> PurgeRequest {
     let deleted = |age| (age, Disposal::Delete);
-    PurgeRequest { sent: sent.map(deleted), failed: failed.map(deleted), rows_max }
+    PurgeRequest::new(rows_max).with_sent(sent.map(deleted)).with_failed(failed.map(deleted))
 }
 
 pub(super) async fn a_purge_removes_what_is_old_and_asked_for(stage: &Stage<'_>) -> Verdict {
@@ -60,7 +59,7 @@ pub(super) async fn a_purge_removes_what_is_old_and_asked_for(stage: &Stage<'_>)
     same_sequences("left", &[&all[..2], &all[5..]].concat(), &left(stage).await?)?;
 
     let purged = stage.store.purge(request(Some(SHORT), Some(SHORT), 100)).await?;
-    equal("removed", Purged { sent: 0, failed: 2 }, purged)?;
+    equal("removed", Purged::default().with_failed(2), purged)?;
     same_sequences("left, which is pending", &all[..2], &left(stage).await?)?;
     equal("the archive", Vec::new(), stage.harness.archived().await)
 }
@@ -72,18 +71,18 @@ pub(super) async fn a_purge_can_archive(stage: &Stage<'_>) -> Verdict {
         listed.iter().filter(move |record| record.status == status).filter_map(|record| record.id)
     };
     stage.wait_short().await;
-    let archive = |sent: bool| PurgeRequest {
-        sent: sent.then_some((SHORT, Disposal::Archive)),
-        failed: (!sent).then_some((SHORT, Disposal::Archive)),
-        rows_max: 100,
+    let archive = |sent: bool| {
+        PurgeRequest::new(100)
+            .with_sent(sent.then_some((SHORT, Disposal::Archive)))
+            .with_failed((!sent).then_some((SHORT, Disposal::Archive)))
     };
-    equal("removed", Purged { sent: 3, failed: 0 }, stage.store.purge(archive(true)).await?)?;
+    equal("removed", Purged::default().with_sent(3), stage.store.purge(archive(true)).await?)?;
     let mut archived = stage.harness.archived().await;
     let mut expected: Vec<_> = ids(Status::Sent).collect();
     archived.sort_unstable();
     expected.sort_unstable();
     equal("the archive", &expected, &archived)?;
-    equal("removed", Purged { sent: 0, failed: 2 }, stage.store.purge(archive(false)).await?)?;
+    equal("removed", Purged::default().with_failed(2), stage.store.purge(archive(false)).await?)?;
     expected.extend(ids(Status::Failed));
     expected.sort_unstable();
     archived = stage.harness.archived().await;
@@ -103,7 +102,7 @@ pub(super) async fn a_requeued_event_is_not_purged(stage: &Stage<'_>) -> Verdict
     stage.wait_short().await;
     // Before the purge: a quarter.
     let ids: Vec<_> = rows.iter().filter_map(|row| row.content.as_ref().ok()).map(|event| event.id).collect();
-    let filter = |ids: &[uuid::Uuid]| EventFilter { ids: ids.to_vec(), ..EventFilter::default() };
+    let filter = |ids: &[uuid::Uuid]| EventFilter::default().with_ids(ids.to_vec());
     let first = stage.admin.requeue(&filter(&ids[..EVENTS / 4])).await?;
     equal("requeued", EVENTS as u64 / 4, first)?;
     // Beside the purge: the others, a few at a time from both sides.

@@ -7,8 +7,8 @@ use std::{
 
 use fastrand::Rng;
 use outbox_core::{
-    AggregateKey, Event, EventFilter, HoldRecord, Partition, Sequence, Settled, Settlement, Status, Unhold,
-    store::Hold,
+    AggregateKey, Event, EventFilter,
+    store::{Hold, HoldRecord, Partition, Sequence, Settled, Settlement, Status, Unhold},
 };
 use uuid::Uuid;
 
@@ -229,7 +229,7 @@ impl<'a> Walk<'a> {
             };
             ids.extend(sequences.iter().filter_map(|sequence| self.pairs[*index].ids.get(sequence)));
         }
-        EventFilter { ids, ..EventFilter::default() }
+        EventFilter::default().with_ids(ids)
     }
 
     async fn settle(&mut self, deeds: &[(usize, Deed)]) -> Verdict {
@@ -237,18 +237,10 @@ impl<'a> Walk<'a> {
         for (index, deed) in deeds {
             let Deed::Settle(results, unhold) = deed else { continue };
             let pair = &self.pairs[*index];
-            settlements.extend(results.iter().map(|(sequence, became)| Settlement {
-                sequence: *sequence,
-                partition: pair.partition,
-                key: pair.key.clone(),
-                attempts: 1,
-                outcome: became.outcome(),
+            settlements.extend(results.iter().map(|(sequence, became)| {
+                Settlement::new(*sequence, pair.partition, pair.key.clone(), 1, became.outcome())
             }));
-            unholds.extend(unhold.map(|sequence| Unhold {
-                key: pair.key.clone(),
-                partition: pair.partition,
-                sequence,
-            }));
+            unholds.extend(unhold.map(|sequence| Unhold::new(pair.key.clone(), pair.partition, sequence)));
         }
         // A store applies them in ascending sequence, in whatever order they are given.
         self.rng.shuffle(&mut settlements);
@@ -299,7 +291,7 @@ impl<'a> Walk<'a> {
         let mut holds: BTreeMap<_, _> =
             self.stage.admin.holds(1000).await?.into_iter().map(|hold| (hold.key.clone(), hold)).collect();
         let lowest = self.pairs.iter().filter_map(|pair| pair.model.events.keys().next()).min();
-        let filter = EventFilter { after: lowest.map(|lowest| lowest - 1), ..EventFilter::default() };
+        let filter = EventFilter::default().after(lowest.map(|lowest| lowest - 1));
         let records = self.stage.admin.list(&filter, 10_000).await?;
         let found: BTreeMap<_, _> = records.iter().map(|record| (record.sequence, record)).collect();
         for pair in &mut self.pairs {

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use outbox_core::{
-    EventFilter, EventRecord, FailureCause, HoldReason, Lease, Outcome, Row, Sequence, SettleRequest,
-    Settled, Status, Successors, Unhold, WhenSent,
+    EventFilter, WhenSent,
+    store::{
+        EventRecord, FailureCause, HoldReason, Lease, Outcome, Row, Sequence, SettleRequest, Settled, Status,
+        Successors, Unhold,
+    },
 };
 
 use crate::{
@@ -248,13 +251,9 @@ pub(super) async fn a_settle_needs_the_owner_and_the_epoch(stage: &Stage<'_>) ->
         ("the new owner with an epoch to come", second.id, Lease { epoch: new.epoch + 1, ..new }),
     ] {
         for outcome in [Outcome::Sent, retry(Duration::ZERO), failed(Successors::Park)] {
-            let request = SettleRequest {
-                relay,
-                leases: vec![lease],
-                settlements: vec![settlement(&row, 5, outcome)],
-                unholds: Vec::new(),
-                when_sent: WhenSent::Delete,
-            };
+            let request = SettleRequest::new(relay, vec![lease])
+                .with_settlements(vec![settlement(&row, 5, outcome)])
+                .with_when_sent(WhenSent::Delete);
             let settled = stage.store.settle(&request).await?;
             equal(&format!("a settle of {who}: fenced"), vec![lease.partition], settled.fenced)?;
             equal(
@@ -269,14 +268,8 @@ pub(super) async fn a_settle_needs_the_owner_and_the_epoch(stage: &Stage<'_>) ->
     // An unhold is fenced as well.
     second.finish(&row, 1, failed(Successors::Park)).await?;
     stage.admin.resume(&key("a")).await?;
-    let unhold = Unhold { key: key("a"), partition: row.partition, sequence: Some(sequence) };
-    let request = SettleRequest {
-        relay: first.id,
-        leases: vec![old],
-        settlements: Vec::new(),
-        unholds: vec![unhold],
-        when_sent: WhenSent::Keep,
-    };
+    let unhold = Unhold::new(key("a"), row.partition, Some(sequence));
+    let request = SettleRequest::new(first.id, vec![old]).with_unholds(vec![unhold]);
     equal(
         "an unhold of the old owner: fenced",
         vec![old.partition],
@@ -287,7 +280,7 @@ pub(super) async fn a_settle_needs_the_owner_and_the_epoch(stage: &Stage<'_>) ->
     // And so is the settle of a relay that has released.
     let other = stage.commit_one("a").await?;
     stage.store.release(second.id, &[new]).await?;
-    let settlements = vec![settlement(&Row { sequence: other, ..row.clone() }, 1, Outcome::Sent)];
+    let settlements = vec![settlement(&row.clone().with_sequence(other), 1, Outcome::Sent)];
     let settled = second.settle(settlements, Vec::new()).await?;
     equal("a settle after the release: fenced", vec![new.partition], settled.fenced)?;
     equal("the event after it", Status::Pending, stage.record_of(other).await?.status)

@@ -11,7 +11,7 @@ use std::{
 
 use fastrand::Rng;
 use futures::future::{try_join_all, try_join3};
-use outbox_core::{Event, EventFilter, Status, WhenSent};
+use outbox_core::{Event, EventFilter, WhenSent, store::Status};
 use tokio::sync::Mutex as Turn;
 
 use crate::{

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use outbox_core::{
-    AggregateKey, CONTENT_TYPE_DEFAULT, EnqueueError, Event, EventFilter, PAYLOAD_BYTES_MAX_DEFAULT, Row,
-    StoredEvent,
+    AggregateKey, EnqueueError, Event, EventFilter,
+    store::{CONTENT_TYPE_DEFAULT, PAYLOAD_BYTES_MAX_DEFAULT, Row, StoredEvent},
 };
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ pub(super) async fn a_rolled_back_event_is_never_returned(stage: &Stage<'_>) -> 
     stage.harness.begin(events).await.rollback().await;
     let after = stage.commit_one("a").await?;
     relay.expect_rows("what was committed after the roll-back", &[after]).await?;
-    let listed = stage.admin.list(&EventFilter { ids, ..EventFilter::default() }, 10).await?;
+    let listed = stage.admin.list(&EventFilter::default().with_ids(ids), 10).await?;
     equal("rows of the rolled back transaction", 0, listed.len())
 }
 

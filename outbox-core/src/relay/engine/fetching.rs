@@ -8,7 +8,12 @@ use crate::relay::{
     lanes::{HoldTaken, Item},
     reading::Fetching,
 };
-use crate::{AggregateKey, DueHold, FetchRequest, Fetched, HoldEnd, Message, Monotonic, Partition, Row};
+use crate::{
+    AggregateKey,
+    clock::Monotonic,
+    publisher::Message,
+    store::{DueHold, FetchRequest, Fetched, HoldEnd, Partition, Row},
+};
 
 impl Engine {
     /// There may be something new.

@@ -3,7 +3,12 @@
 use std::collections::HashSet;
 
 use super::Engine;
-use crate::{Claimed, Lease, Monotonic, Partition, Purged, RelayId, StoreError, relay::StoreWork};
+use crate::{
+    StoreError,
+    clock::Monotonic,
+    relay::StoreWork,
+    store::{Claimed, Lease, Partition, Purged, RelayId},
+};
 
 impl Engine {
     /// The relay has a row under this id.

@@ -25,7 +25,11 @@ use super::{
     Observer, Phase, RelayConfig, RelayStatus, account::Account, decided::Decided, flights::Flights,
     lanes::Lanes, leases::Leases, reading::Reading, scopes::Scopes,
 };
-use crate::{FetchRequest, Lease, Message, Monotonic, RelayId, Sequence, SettleRequest};
+use crate::{
+    clock::Monotonic,
+    publisher::Message,
+    store::{FetchRequest, Lease, RelayId, Sequence, SettleRequest},
+};
 
 /// Something to be done outside.
 #[derive(Debug)]
@@ -139,7 +143,10 @@ mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
-    use crate::{AggregateKey, Claimed, Fetched, Row, StoredEvent};
+    use crate::{
+        AggregateKey,
+        store::{Claimed, Fetched, Row, StoredEvent},
+    };
 
     const NOW: Monotonic = Duration::from_secs(1);
 
@@ -189,11 +196,11 @@ mod tests {
         while engine.lanes.known_count() - engine.unsettled() > left {
             let Some(Command::Publish(call, messages)) = engine.next_publish(NOW) else { continue };
             for index in 0..u32::try_from(messages.len()).unwrap() {
-                engine.reported(NOW, crate::Report { call, index, result: Ok(()) });
+                engine.reported(NOW, crate::publisher::Report { call, index, result: Ok(()) });
             }
         }
         while let Some(Command::Settle(_)) = engine.next_settle() {
-            engine.settled(NOW, &crate::Settled::default(), Duration::ZERO);
+            engine.settled(NOW, &crate::store::Settled::default(), Duration::ZERO);
         }
     }
 
@@ -204,7 +211,7 @@ mod tests {
         assert_eq!(published(&mut engine), vec![1]);
         let paused = vec![AggregateKey::new("order", "1")];
         fetch(&mut engine, Fetched { rows: vec![row(3)], paused, ..Fetched::default() });
-        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
+        engine.reported(NOW, crate::publisher::Report { call: 1, index: 0, result: Ok(()) });
         assert!(published(&mut engine).is_empty(), "2 was dropped, so 3 must not go");
     }
 
@@ -247,7 +254,7 @@ mod tests {
         // A settle was fenced; then the steward sees the same, and another loss.
         engine.lost(&[first]);
         engine.lost(&[first, other]);
-        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Ok(()) });
+        engine.reported(NOW, crate::publisher::Report { call: 1, index: 0, result: Ok(()) });
         let again = Lease { partition: 0, epoch: 3 };
         engine.claimed(NOW, &[Claimed { lease: again, owner_died: false }]);
         assert_eq!(fetch(&mut engine, Fetched::default()).leases, vec![again]);
@@ -258,10 +265,10 @@ mod tests {
         let mut engine = engine();
         fetch(&mut engine, Fetched { rows: vec![row(1)], ..Fetched::default() });
         assert_eq!(published(&mut engine), vec![1]);
-        let error = crate::PublishError::permanent("TooLarge", "\0".repeat(10_000));
-        engine.reported(NOW, crate::Report { call: 1, index: 0, result: Err(error) });
+        let error = crate::publisher::PublishError::permanent("TooLarge", "\0".repeat(10_000));
+        engine.reported(NOW, crate::publisher::Report { call: 1, index: 0, result: Err(error) });
         let Some(Command::Settle(request)) = engine.next_settle() else { panic!("it does not settle") };
-        let crate::Outcome::Failed { error, .. } = &request.settlements[0].outcome else {
+        let crate::store::Outcome::Failed { error, .. } = &request.settlements[0].outcome else {
             panic!("{request:?}")
         };
         assert!(

@@ -8,8 +8,10 @@ use crate::relay::{
     lanes::{Item, LaneState},
 };
 use crate::{
-    FailureCause, HoldReason, Monotonic, Outcome, PublishError, PublishErrorKind, PublishErrorScope, Report,
-    RetryDecision,
+    clock::Monotonic,
+    publisher::{PublishError, PublishErrorKind, PublishErrorScope, Report},
+    retry::RetryDecision,
+    store::{FailureCause, HoldReason, Outcome},
 };
 
 impl Engine {

@@ -10,8 +10,9 @@ use crate::relay::{
     scopes::Passage,
 };
 use crate::{
-    AggregateKey, FailureCause, HoldReason, Monotonic, Outcome, Settlement, Successors, Unhold,
-    store::storable_error,
+    AggregateKey,
+    clock::Monotonic,
+    store::{FailureCause, HoldReason, Outcome, Settlement, Successors, Unhold, storable_error},
 };
 
 impl Engine {

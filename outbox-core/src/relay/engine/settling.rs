@@ -5,7 +5,9 @@ use std::{collections::HashSet, time::Duration};
 use super::{Command, Engine};
 use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState};
 use crate::{
-    AggregateKey, Lease, Monotonic, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold,
+    AggregateKey,
+    clock::Monotonic,
+    store::{Lease, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold},
 };
 
 impl Engine {

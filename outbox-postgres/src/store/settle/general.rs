@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use outbox_core::{
-    AggregateKey, HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, StoreError,
-    Successors, WhenSent, store::storable_error,
+    AggregateKey, StoreError, WhenSent,
+    store::{
+        HoldReason, Outcome, Partition, Sequence, SettleRequest, Settlement, Successors, storable_error,
+    },
 };
 use sqlx::PgConnection;
 
@@ -285,13 +287,8 @@ mod tests {
 
     #[test]
     fn an_aggregate_changes_its_hold_once_a_round_and_in_the_order_of_its_events() {
-        let settlement = |sequence, id| Settlement {
-            sequence,
-            partition: 0,
-            key: AggregateKey::new("order", id),
-            attempts: 1,
-            outcome: Outcome::Sent,
-        };
+        let settlement =
+            |sequence, id| Settlement::new(sequence, 0, AggregateKey::new("order", id), 1, Outcome::Sent);
         let all = [
             settlement(1, "a"),
             settlement(2, "b"),

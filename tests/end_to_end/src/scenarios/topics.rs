@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use outbox::{Event, FailureCause, Status};
+use outbox::{
+    Event,
+    store::{FailureCause, Status},
+};
 
 use crate::{
     brokers::{self, BrokerAt, kafka},
