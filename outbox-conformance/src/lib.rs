@@ -6,6 +6,7 @@ mod publisher;
 mod run;
 mod store;
 mod table;
+pub mod testing;
 mod violation;
 
 pub use inbox::{

@@ -7,6 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{TIMEOUT, config, message, publish_one, publisher};
+use outbox_conformance::testing;
 use outbox_core::{
     Publisher as _,
     publisher::{PublishErrorKind, PublishErrorScope},
@@ -21,16 +22,7 @@ use uuid::Uuid;
 
 /// What the variable says, or nothing where no broker is meant to be there.
 fn variable(name: &str) -> Option<String> {
-    let value = std::env::var(name).ok();
-    if value.is_none() {
-        let text = format!(
-            "Apache Kafka with TLS is not there: {name} is not set; run `scripts/services.sh up kafka` and \
-             `eval \"$(scripts/services.sh env)\"`"
-        );
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
-        eprintln!("{text}");
-    }
-    value
+    testing::address("Apache Kafka with TLS", "kafka", name)
 }
 
 /// The listener that demands TLS, with this password.

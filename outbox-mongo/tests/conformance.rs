@@ -12,20 +12,31 @@ use mongodb::{
     ClientSession,
     bson::{Bson, Timestamp, doc},
 };
-use outbox_conformance::{OpenTransaction, StoreHarness};
+use outbox_conformance::{OpenTransaction, StoreHarness, run_store_clause};
 use outbox_core::{
     AggregateKey, Enqueue as _, EnqueueError, Event, OutboxAdmin, OutboxStore, store::Sequence,
 };
+use outbox_mongo::{MongoConfig, MongoStore};
 use uuid::Uuid;
 
 use support::Place;
 
-struct MongoHarness(Place);
+/// What the store is told of the life of a transaction, where that is short: its bound of what can become visible late
+/// moves while a clause writes events.
+const LIFETIME: Duration = Duration::from_secs(3);
+
+struct MongoHarness<const SHORT_LIVED: bool = false>(Place);
 
 #[async_trait]
-impl StoreHarness for MongoHarness {
+impl<const SHORT_LIVED: bool> StoreHarness for MongoHarness<SHORT_LIVED> {
     async fn fresh() -> Option<Self> {
-        Place::new().await.map(Self)
+        let mut place = Place::new().await?;
+        if SHORT_LIVED {
+            let config = MongoConfig::builder().url(&place.url).database(&place.name);
+            let config = config.transaction_lifetime(LIFETIME).build().unwrap();
+            place.store = MongoStore::connect(&config).await.unwrap();
+        }
+        Some(Self(place))
     }
 
     async fn cleanup(self) {
@@ -113,3 +124,9 @@ impl OpenTransaction for Open {
 }
 
 outbox_conformance::store_suite!(MongoHarness);
+
+#[test]
+fn nothing_is_lost_behind_a_bound_that_moves() {
+    let clause = "nothing_is_lost_or_overtaken_when_sent_rows_are_deleted";
+    run_store_clause::<MongoHarness<true>>(env!("CARGO_PKG_NAME"), clause);
+}

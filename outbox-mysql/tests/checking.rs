@@ -5,13 +5,11 @@ mod support;
 
 use std::time::Duration;
 
-use outbox_core::{
-    Disposal, Enqueue as _, EventFilter, Finding, OutboxAdmin as _, OutboxStore as _, Severity, WhenSent,
-    store::{FailureCause, HoldReason, Outcome, PurgeRequest, Status, Successors},
-};
+use outbox_conformance::testing::use_everything;
+use outbox_core::{Enqueue as _, Finding, OutboxStore as _, Severity};
 use outbox_mysql::{MysqlConfig, MysqlStore};
 use sqlx::{MySqlPool, mysql::MySqlPoolOptions};
-use support::{Place, Server, event, key, on_both, request, settle};
+use support::{Place, Server, event, on_both};
 
 on_both! {
     a_missing_column
@@ -232,53 +230,7 @@ async fn the_documented_privileges_are_enough_for_everything(server: Server) {
     let config = MysqlConfig::builder().url(url(&relay)).build().unwrap();
     let store = MysqlStore::connect(&config).await.unwrap();
     assert_eq!(store.check().await.unwrap(), []);
-    everything(&store).await;
+    use_everything(&store, &store).await;
     place.run(&format!("DROP USER {writer}, {relay}")).await;
     place.drop().await;
-}
-/// Whatever a relay and its operator do.
-async fn everything(store: &MysqlStore) {
-    let id = store.join(Duration::from_secs(60)).await.unwrap();
-    assert!(store.beat(id, Duration::from_secs(60)).await.unwrap());
-    let seen = store.membership(id).await.unwrap().partitions;
-    let seen: Vec<_> = seen.iter().map(|p| (p.partition, p.epoch)).collect();
-    let leases: Vec<_> = store.claim(id, &seen).await.unwrap().into_iter().map(|c| c.lease).collect();
-    let mut reader = store.reader(id).await.unwrap();
-    let rows = reader.fetch(request(&leases)).await.unwrap().rows;
-    assert_eq!(rows.len(), 8);
-    let lease = *leases.iter().find(|lease| lease.partition == rows[0].partition).unwrap();
-    assert!(store.begin_attempt(id, lease, rows[0].sequence, 1).await.unwrap());
-    let error = || "no".to_owned();
-    let (after, cause) = (Duration::ZERO, FailureCause::Exhausted);
-    for (row, (outcome, when_sent)) in rows.chunks(1).zip([
-        (Outcome::Sent, WhenSent::Keep),
-        (Outcome::Sent, WhenSent::Delete),
-        (Outcome::Sent, WhenSent::Archive),
-        (Outcome::Retry { after, error: error(), reason: HoldReason::Topic }, WhenSent::Keep),
-        (Outcome::Failed { cause, error: error(), successors: Successors::Park }, WhenSent::Keep),
-        (Outcome::Failed { cause, error: error(), successors: Successors::Release }, WhenSent::Keep),
-    ]) {
-        let request = settle(id, &leases, row, &outcome).with_when_sent(when_sent);
-        assert!(store.settle(&request).await.unwrap().fenced.is_empty());
-    }
-    let due = reader.fetch(request(&leases)).await.unwrap().due_holds.remove(0).row.unwrap();
-    let archive = settle(id, &leases, &[due], &Outcome::Sent).with_when_sent(WhenSent::Archive);
-    store.settle(&archive).await.unwrap();
-    let all = EventFilter::default();
-    assert_eq!(store.list(&EventFilter::status(Status::Failed), 10).await.unwrap().len(), 2);
-    assert_eq!(store.requeue(&all).await.unwrap(), 2);
-    assert_eq!(store.discard(&all).await.unwrap(), 2);
-    store.pause(&key("8")).await.unwrap();
-    assert!(store.resume(&key("8")).await.unwrap());
-    assert_eq!(store.holds(10).await.unwrap().len(), 3);
-    store.pause_topic("t").await.unwrap();
-    assert_eq!(store.paused_topics().await.unwrap(), ["t"]);
-    assert!(store.resume_topic("t").await.unwrap());
-    for disposal in [Disposal::Archive, Disposal::Delete] {
-        let age = Some((Duration::ZERO, disposal));
-        store.purge(PurgeRequest::new(1).with_sent(age).with_failed(age)).await.unwrap();
-    }
-    assert_eq!(store.stats().await.unwrap().pending, 2);
-    store.release(id, &leases).await.unwrap();
-    store.leave(id).await.unwrap();
 }

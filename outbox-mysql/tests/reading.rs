@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use outbox_core::{
     Disposal, Event, EventFilter, OutboxAdmin as _, OutboxStore as _, StoreErrorKind, WhenSent,
-    store::{FULL_MAX, FailureCause, HoldReason, Outcome, PurgeRequest, Sequence, Successors, storable_error},
+    store::{
+        FULL_MAX, FailureCause, HoldReason, Outcome, PurgeRequest, Sequence, Successors, storable_error,
+    },
 };
 use outbox_mysql::MysqlStore;
 use sqlx::{Connection as _, MySqlConnection, Row as _, mysql::MySqlPoolOptions};

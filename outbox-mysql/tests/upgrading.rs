@@ -3,13 +3,8 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
-
-use outbox_core::{
-    EventFilter, OutboxAdmin as _, OutboxStore as _, Relay, RelayConfig,
-    memory::MemoryPublisher,
-    store::{FailureCause, HoldReason, Status},
-};
+use outbox_conformance::testing::{Written, expect_upgraded};
+use outbox_core::OutboxStore as _;
 use outbox_mysql::{MysqlStore, migration_sql};
 use support::{Place, Server, on_both};
 
@@ -22,6 +17,8 @@ on_both! {
 
 /// What each version left behind, the first one first. A version that is released gets its file, which stays.
 const VERSIONS: [&str; 1] = [include_str!("fixtures/schema_1.sql")];
+
+const WRITTEN: Written = Written { created_micros: 1_760_000_000_000_001, number: std::convert::identity };
 
 async fn used(server: Server, version: usize) -> Option<Place> {
     let place = Place::empty(server).await?;
@@ -57,7 +54,7 @@ async fn every_released_version_is_migrated_with_its_data(server: Server) {
         }
         assert_eq!(schema(&place).await, schema(&fresh).await, "from version {}", index + 1);
         assert_eq!(place.store.check().await.unwrap(), []);
-        assert_in_use(&place.store).await;
+        expect_upgraded(&place.store, WRITTEN).await;
         fresh.drop().await;
         place.drop().await;
     }
@@ -114,65 +111,4 @@ async fn two_processes_may_migrate_at_once(server: Server) {
         assert_eq!(place.store.check().await.unwrap(), []);
         place.drop().await;
     }
-}
-
-/// What version 1 left behind is there, and what was waiting arrives in order.
-async fn assert_in_use(store: &MysqlStore) {
-    let listed = store.list(&EventFilter::default(), 100).await.unwrap();
-    let shown: Vec<_> =
-        listed.iter().map(|e| (e.sequence, e.status, e.attempts, e.key.aggregate_id())).collect();
-    let (pending, sent, failed) = (Status::Pending, Status::Sent, Status::Failed);
-    let expected = [
-        (1, sent, 1, "a"),
-        (2, pending, 2, "a"),
-        (3, pending, 0, "b"),
-        (4, failed, 3, "c"),
-        (5, pending, 0, "c"),
-        (6, pending, 0, "a"),
-        (7, pending, 0, "d"),
-    ];
-    assert_eq!(shown, expected);
-    let second = &listed[1];
-    assert_eq!(
-        (second.version, &second.payload[..], second.topic.as_deref()),
-        (2, &[0, 255][..], Some("special"))
-    );
-    assert_eq!(second.headers["tenant"], "ä");
-    assert_eq!(second.created_at.timestamp_micros(), 1_760_000_000_000_001);
-    assert_eq!(
-        (listed[3].cause, listed[3].last_error.as_deref()),
-        (Some(FailureCause::Permanent), Some("TooLarge: no"))
-    );
-    let archived = store.list(&EventFilter::default().in_archive(), 100).await.unwrap();
-    assert_eq!(archived.iter().map(|e| (e.sequence, e.status)).collect::<Vec<_>>(), [(100, sent)]);
-    let holds = store.holds(10).await.unwrap();
-    let shown: Vec<_> =
-        holds.iter().map(|h| (h.key.aggregate_id(), h.sequence, h.reason, h.due_in)).collect();
-    let expected =
-        [("a", Some(2), HoldReason::Backoff, Some(Duration::ZERO)), ("c", Some(4), HoldReason::Parked, None)];
-    assert_eq!(shown, expected);
-    assert_eq!(store.paused_topics().await.unwrap(), ["paused"]);
-
-    let publisher = Arc::new(MemoryPublisher::new());
-    let relay = Relay::new(store.clone(), publisher.clone(), RelayConfig::default()).unwrap();
-    assert!(relay.check().await.is_empty());
-    let mut handle = relay.handle();
-    let running = tokio::spawn(relay.run());
-    tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(3)).await.unwrap();
-    let permanent = EventFilter::default().with_cause(FailureCause::Permanent);
-    assert_eq!(store.requeue(&permanent).await.unwrap(), 1);
-    tokio::time::timeout(Duration::from_secs(60), publisher.delivered_at_least(5)).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(60), handle.caught_up()).await.unwrap().unwrap();
-    handle.shutdown();
-    running.await.unwrap();
-    let arrived = |id: &str| -> Vec<i64> {
-        let of = |message: &&Arc<outbox_core::publisher::Message>| message.key.aggregate_id() == id;
-        publisher.delivered().iter().filter(of).map(|message| message.sequence).collect()
-    };
-    assert_eq!(
-        [arrived("a"), arrived("b"), arrived("c"), arrived("d")],
-        [vec![2, 6], vec![3], vec![4, 5], vec![]]
-    );
-    let undecodable = EventFilter::default().with_cause(FailureCause::Undecodable);
-    assert_eq!(store.list(&undecodable, 10).await.unwrap()[0].sequence, 7);
 }

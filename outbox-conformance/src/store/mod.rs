@@ -2,9 +2,11 @@
 
 mod clauses;
 mod harness;
+mod model;
 mod relay;
 mod run;
 mod stage;
+mod storm;
 
 pub use clauses::STORE_CLAUSES;
 pub use harness::{OpenTransaction, StoreHarness};

@@ -32,6 +32,10 @@ impl OutboxAdmin for Broken {
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
         let mut holds = self.memory.holds(u32::MAX).await?;
         holds.retain(|hold| !self.seen().holds_forgotten.contains(&hold.key));
+        for hold in &mut holds {
+            let kept = self.seen().reasons_kept.get(&hold.key).copied();
+            hold.reason = kept.unwrap_or(hold.reason);
+        }
         if self.is(Fault::HoldsByKey) {
             holds.sort_by(|left, right| left.key.cmp(&right.key));
         }

@@ -73,6 +73,9 @@ pub(crate) enum Fault {
     AnyEndRemovesHold,
     UnholdUnconditional,
     PauseEndsWithEvent,
+    ReasonKept,
+    ReasonKeptBeneathPause,
+    SettledAsGiven,
     // The operator's side.
     RequeueKeepsAttempts,
     RequeueFirstOnly,
@@ -306,6 +309,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "a_requeued_event_is_delivered_next",
             "a_stale_lease_is_fenced_and_the_others_are_recorded",
             "archived_events_are_listed",
+            "every_hold_follows_the_rules",
             "outcomes_are_recorded_together",
             "sent_rows_are_kept",
             "stats_count_what_is_there",
@@ -342,44 +346,60 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
             "a_parked_aggregate_waits_for_an_operator",
             "a_settle_needs_the_owner_and_the_epoch",
             "an_unhold_removes_only_what_holds_nothing",
+            "every_hold_follows_the_rules",
             "holds_are_listed_as_they_become_due",
             "outcomes_are_recorded_together",
             "quick_stats_count_what_waits",
             "stats_count_what_is_there",
         ],
     ),
-    (Fault::SoonerTimeWins, &["a_hold_keeps_the_lower_sequence_and_the_later_time"]),
-    (Fault::AnyEndRemovesHold, &["the_end_of_another_event_leaves_the_hold"]),
+    (
+        Fault::SoonerTimeWins,
+        &["a_hold_keeps_the_lower_sequence_and_the_later_time", "every_hold_follows_the_rules"],
+    ),
+    (Fault::AnyEndRemovesHold, &["every_hold_follows_the_rules", "the_end_of_another_event_leaves_the_hold"]),
     (
         Fault::UnholdUnconditional,
-        &["a_settle_needs_the_owner_and_the_epoch", "an_unhold_removes_only_what_holds_nothing"],
+        &[
+            "a_settle_needs_the_owner_and_the_epoch",
+            "an_unhold_removes_only_what_holds_nothing",
+            "every_hold_follows_the_rules",
+        ],
     ),
-    (Fault::PauseEndsWithEvent, &["a_pause_outlasts_its_event"]),
+    (Fault::PauseEndsWithEvent, &["a_pause_outlasts_its_event", "every_hold_follows_the_rules"]),
+    (Fault::ReasonKept, &["every_hold_follows_the_rules"]),
+    (Fault::ReasonKeptBeneathPause, &["every_hold_follows_the_rules"]),
+    (Fault::SettledAsGiven, &["every_hold_follows_the_rules"]),
     (Fault::RequeueKeepsAttempts, &["a_requeued_event_is_delivered_next"]),
-    (Fault::RequeueFirstOnly, &["a_requeued_event_is_not_purged", "requeued_events_come_in_order"]),
-    (Fault::RequeueResumes, &["a_requeue_beside_a_hold_keeps_its_time"]),
+    (
+        Fault::RequeueFirstOnly,
+        &["a_requeued_event_is_not_purged", "every_hold_follows_the_rules", "requeued_events_come_in_order"],
+    ),
+    (Fault::RequeueResumes, &["a_requeue_beside_a_hold_keeps_its_time", "every_hold_follows_the_rules"]),
     (
         Fault::RequeueCountsPending,
         &[
             "a_requeue_beside_a_hold_keeps_its_time",
             "archived_events_are_neither_requeued_nor_discarded",
+            "every_hold_follows_the_rules",
             "only_failed_events_are_requeued",
         ],
     ),
-    (Fault::DiscardFailedOnly, &["a_discarded_event_is_given_up"]),
-    (Fault::DiscardPending, &["a_plain_pending_event_is_not_discarded"]),
+    (Fault::DiscardFailedOnly, &["a_discarded_event_is_given_up", "every_hold_follows_the_rules"]),
+    (Fault::DiscardPending, &["a_plain_pending_event_is_not_discarded", "every_hold_follows_the_rules"]),
     (
         Fault::PauseForgetsHold,
         &[
             "a_pause_keeps_the_hold_beneath_it",
             "a_pause_outlasts_its_event",
             "an_unhold_removes_only_what_holds_nothing",
+            "every_hold_follows_the_rules",
             "resuming_a_topic_makes_its_holds_due",
         ],
     ),
-    (Fault::ResumeAlwaysTrue, &["resume_says_whether_there_was_a_hold"]),
+    (Fault::ResumeAlwaysTrue, &["every_hold_follows_the_rules", "resume_says_whether_there_was_a_hold"]),
     (Fault::TopicsNotTold, &["a_paused_topic_is_in_the_membership"]),
-    (Fault::ResumeTopicResumesAll, &["resuming_a_topic_makes_its_holds_due"]),
+    (Fault::ResumeTopicResumesAll, &["every_hold_follows_the_rules", "resuming_a_topic_makes_its_holds_due"]),
     (Fault::RowsMaxIgnored, &["a_list_is_filtered_and_paged", "archived_events_are_listed"]),
     (Fault::TimesIgnored, &["a_list_keeps_to_a_time_range", "archived_events_are_listed"]),
     (Fault::EndIncluded, &["a_list_keeps_to_a_time_range", "archived_events_are_listed"]),
@@ -394,3 +414,8 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::QuickStatsCountSent, &["quick_stats_count_what_waits"]),
     (Fault::CheckFindsSomething, &["a_fresh_store_has_no_findings"]),
 ];
+
+/// What every storm must find out, whatever else it meets: a bare read position, one that is shared, and holds and full
+/// aggregates that keep nothing back.
+pub(crate) const STORM_FAULTS: &[Fault] =
+    &[Fault::LateRowsLost, Fault::PositionShared, Fault::DueReturned, Fault::FullReturned];

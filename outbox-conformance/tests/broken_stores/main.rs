@@ -17,7 +17,7 @@ use futures::FutureExt;
 use outbox_conformance::{STORE_CLAUSES, StoreClause, StoreHarness, check_store_clause};
 
 use crate::{
-    faults::{FAULTS, Fault},
+    faults::{FAULTS, Fault, STORM_FAULTS},
     harness::BrokenHarness,
 };
 
@@ -29,9 +29,14 @@ async fn fails(fault: Fault, clause: &StoreClause) -> bool {
     !matches!(verdict, Ok(Ok(())))
 }
 
+/// A storm brings everything about, so that chance decides which other faults it meets: it is asked about its own alone.
+fn is_storm(clause: &StoreClause) -> bool {
+    clause.name.starts_with("nothing_is_lost_or_overtaken")
+}
+
 async fn failed_clauses(fault: Fault) -> BTreeSet<&'static str> {
     let mut failed = BTreeSet::new();
-    for clause in STORE_CLAUSES {
+    for clause in STORE_CLAUSES.iter().filter(|clause| !is_storm(clause)) {
         if fails(fault, clause).await {
             failed.insert(clause.name);
         }
@@ -54,9 +59,19 @@ async fn every_broken_store_fails_its_own_clauses_and_no_others() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[tokio::test]
+async fn every_storm_finds_its_broken_stores_out() {
+    for clause in STORE_CLAUSES.iter().filter(|clause| is_storm(clause)) {
+        for fault in STORM_FAULTS {
+            assert!(fails(*fault, clause).await, "{fault:?}: not found out by {}", clause.name);
+        }
+    }
+}
+
 #[test]
 fn every_clause_finds_some_broken_store_out() {
-    let all: BTreeSet<_> = STORE_CLAUSES.iter().map(|clause| clause.name).collect();
+    let asked = STORE_CLAUSES.iter().filter(|clause| !is_storm(clause));
+    let all: BTreeSet<_> = asked.map(|clause| clause.name).collect();
     let failed: BTreeSet<_> = FAULTS.iter().flat_map(|(_, clauses)| clauses.iter().copied()).collect();
     let never: Vec<_> = all.difference(&failed).collect();
     assert!(never.is_empty(), "clauses that no broken store fails: {never:?}");

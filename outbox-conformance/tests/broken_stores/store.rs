@@ -11,9 +11,9 @@ use outbox_core::{
     AggregateKey, Disposal, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, WhenSent,
     memory::MemoryStore,
     store::{
-        Claimed, Count, Epoch, EventRecord, FailureCause, HoldRecord, Lease, Membership, OutboxReader,
-        Outcome, Owner, Partition, PurgeRequest, Purged, QuickStats, RelayId, Sequence, SettleRequest,
-        Settled, Settlement, Status, StoreCapabilities, StoreStats, Successors, Unhold,
+        Claimed, Count, Epoch, EventRecord, FailureCause, HoldReason, HoldRecord, Lease, Membership,
+        OutboxReader, Outcome, Owner, Partition, PurgeRequest, Purged, QuickStats, RelayId, Sequence,
+        SettleRequest, Settled, Settlement, Status, StoreCapabilities, StoreStats, Successors, Unhold,
     },
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     joined: u32,
     settled: BTreeSet<(Sequence, u32)>,
     pub(crate) holds_forgotten: BTreeSet<AggregateKey>,
+    /// Holds whose reason should have changed and did not.
+    pub(crate) reasons_kept: BTreeMap<AggregateKey, HoldReason>,
 }
 
 impl Broken {
@@ -245,6 +247,7 @@ impl OutboxStore for Broken {
             }
             Fault::OnlyAHundred => request.settlements.truncate(100),
             Fault::SettleUnfenced => return self.settle_for_the_owners(&request).await,
+            Fault::SettledAsGiven => return self.settle_as_given(request).await,
             Fault::SettleByOwnerOnly => {
                 for lease in &mut request.leases {
                     if let Some((owner, present)) = self.owner_of(lease.partition)
@@ -324,6 +327,16 @@ impl Broken {
         Ok(Settled::default())
     }
 
+    /// One by one in the order given, in place of the order of their sequences.
+    async fn settle_as_given(&self, mut request: SettleRequest) -> Result<Settled, StoreError> {
+        for settlement in std::mem::take(&mut request.settlements) {
+            let unholds = Vec::new();
+            let one = request.clone().with_settlements(vec![settlement]).with_unholds(unholds);
+            self.memory.settle(&one).await?;
+        }
+        self.memory.settle(&request).await
+    }
+
     fn spoil_settlement(&self, settlement: &mut Settlement, relay: RelayId) {
         let mut seen = self.seen();
         if matches!(settlement.outcome, Outcome::Retry { .. }) {
@@ -344,7 +357,14 @@ impl Broken {
             let Some(hold) = before.iter().find(|hold| hold.key == settlement.key) else { continue };
             let of_another = hold.sequence.is_some_and(|sequence| sequence != settlement.sequence);
             let is_retry = matches!(settlement.outcome, Outcome::Retry { .. });
+            self.seen().reasons_kept.remove(&settlement.key);
             match self.fault {
+                Fault::ReasonKept if of_another && is_retry && !hold.paused => {
+                    self.seen().reasons_kept.insert(settlement.key.clone(), hold.reason);
+                }
+                Fault::ReasonKeptBeneathPause if !of_another && is_retry && hold.paused => {
+                    self.seen().reasons_kept.insert(settlement.key.clone(), hold.reason);
+                }
                 Fault::SoonerTimeWins if of_another && is_retry => {
                     self.memory.resume(&settlement.key).await?;
                 }

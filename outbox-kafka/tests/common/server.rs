@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use outbox_conformance::testing;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -19,16 +20,7 @@ const BROKERS_VARIABLE: &str = "OUTBOX_TEST_KAFKA_BROKERS";
 
 /// The broker's address, or nothing where none is meant to be there.
 pub(crate) fn brokers() -> Option<String> {
-    let brokers = std::env::var(BROKERS_VARIABLE).ok();
-    if brokers.is_none() {
-        let text = format!(
-            "Apache Kafka is not there: {BROKERS_VARIABLE} is not set; run `scripts/services.sh up kafka` and \
-             `eval \"$(scripts/services.sh env)\"`"
-        );
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
-        eprintln!("{text}");
-    }
-    brokers
+    testing::address("Apache Kafka", "kafka", BROKERS_VARIABLE)
 }
 
 /// A topic of this test alone.

@@ -19,12 +19,7 @@ use crate::{
 const VARIABLE: &str = "OUTBOX_TEST_MONGODB_URL";
 
 async fn store() -> Option<MongoStore> {
-    let Ok(url) = std::env::var(VARIABLE) else {
-        let missing = format!("MongoDB is not there: run scripts/services.sh up mongodb and set {VARIABLE}");
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
-        eprintln!("{missing}");
-        return None;
-    };
+    let url = outbox_conformance::testing::address("MongoDB", "mongodb", VARIABLE)?;
     let name = format!("p_{}", Uuid::now_v7().simple());
     let config = MongoConfig::builder().url(url).database(name).build().unwrap();
     let store = MongoStore::connect(&config).await.unwrap();

@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::print_stderr,
     dead_code,
+    unused_imports,
     reason = "helpers of tests, not all of them used by each"
 )]
 
@@ -12,9 +13,11 @@ use mongodb::{
     Client, ClientSession, Collection, Database,
     bson::{Document, doc},
 };
+use outbox_conformance::testing;
+pub(crate) use outbox_conformance::testing::{event, key, request, sequences, settle};
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, OutboxStore as _,
-    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
+    Enqueue as _, Event, OutboxStore as _,
+    store::{Lease, RelayId, Sequence},
 };
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
 use uuid::Uuid;
@@ -28,13 +31,7 @@ pub(crate) fn url() -> Option<String> {
 
 /// What the variable says, or a line that says what is missing.
 pub(crate) fn address(variable: &str) -> Option<String> {
-    let value = std::env::var(variable).ok();
-    if value.is_none() {
-        let missing = format!("MongoDB is not there: run scripts/services.sh up mongodb and set {variable}");
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
-        eprintln!("{missing}");
-    }
-    value
+    testing::address("MongoDB", "mongodb", variable)
 }
 
 /// A migrated database that no other test sees.
@@ -108,9 +105,7 @@ impl Place {
     }
 
     pub(crate) async fn claim_all(&self, relay: RelayId) -> Vec<Lease> {
-        let membership = self.store.membership(relay).await.unwrap();
-        let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
-        self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
+        testing::claim_all(&self.store, relay).await
     }
 }
 
@@ -131,26 +126,4 @@ pub(crate) async fn account(place: &Place, name: &str, grants: &[(&str, &[&str])
 pub(crate) async fn remove_account(place: &Place, name: &str) {
     place.database.run_command(doc! { "dropUser": name }).await.unwrap();
     place.database.run_command(doc! { "dropRole": name }).await.unwrap();
-}
-
-pub(crate) fn event(id: &str) -> Event {
-    Event::builder("order", id, "order.placed").payload("{}").build().unwrap()
-}
-
-pub(crate) fn key(id: &str) -> AggregateKey {
-    AggregateKey::new("order", id)
-}
-
-pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
-    FetchRequest::new(leases.to_vec(), 1000, 64 << 20)
-}
-
-pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
-    rows.iter().map(|row| row.sequence).collect()
-}
-
-pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
-    let settlement =
-        |row: &Row| Settlement::new(row.sequence, row.partition, row.key.clone(), 1, outcome.clone());
-    SettleRequest::new(relay, leases.to_vec()).with_settlements(rows.iter().map(settlement).collect())
 }

@@ -19,14 +19,7 @@ type Step = (String, Option<String>);
 
 impl TestDatabase {
     async fn new(variable: &str, name: &str) -> Option<Self> {
-        let Ok(url) = std::env::var(variable) else {
-            let service = name.to_lowercase();
-            let missing =
-                format!("{name} is not there: run scripts/services.sh up {service} and set {variable}");
-            assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
-            eprintln!("{missing}");
-            return None;
-        };
+        let url = outbox_conformance::testing::address(name, &name.to_lowercase(), variable)?;
         let schema = format!("outbox_plan_{}", &Uuid::now_v7().simple().to_string()[4..]);
         let mut connection = MySqlConnection::connect(&url).await.unwrap();
         run(&mut connection, &format!("CREATE DATABASE {schema}; USE {schema}")).await;

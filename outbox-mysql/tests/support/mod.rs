@@ -3,16 +3,18 @@
     clippy::unwrap_used,
     clippy::print_stderr,
     dead_code,
-    unused_macros,
     unused_imports,
+    unused_macros,
     reason = "helpers of tests, not all of them used by each"
 )]
 
 use std::time::Duration;
 
+use outbox_conformance::testing;
+pub(crate) use outbox_conformance::testing::{event, key, request, sequences, settle};
 use outbox_core::{
-    AggregateKey, Enqueue as _, Event, OutboxStore as _, WhenSent,
-    store::{FetchRequest, Lease, Outcome, RelayId, Row, Sequence, SettleRequest, Settlement},
+    Enqueue as _, Event, OutboxStore as _,
+    store::{Lease, RelayId, Sequence},
 };
 use outbox_mysql::{MysqlConfig, MysqlOutbox, MysqlStore};
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, MySqlPool, mysql::MySqlPoolOptions};
@@ -41,15 +43,7 @@ impl Server {
             Self::Mysql => ("MySQL", "mysql"),
             Self::Mariadb => ("MariaDB", "mariadb"),
         };
-        let variable = format!("OUTBOX_TEST_{}_{what}", service.to_uppercase());
-        let url = std::env::var(&variable).ok();
-        if url.is_none() {
-            let missing =
-                format!("{name} is not there: run scripts/services.sh up {service} and set {variable}");
-            assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
-            eprintln!("{missing}");
-        }
-        url
+        testing::address(name, service, &format!("OUTBOX_TEST_{}_{what}", service.to_uppercase()))
     }
 }
 
@@ -154,34 +148,10 @@ impl Place {
     }
 
     pub(crate) async fn claim_all(&self, relay: RelayId) -> Vec<Lease> {
-        let membership = self.store.membership(relay).await.unwrap();
-        let seen: Vec<_> = membership.partitions.iter().map(|p| (p.partition, p.epoch)).collect();
-        self.store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
+        testing::claim_all(&self.store, relay).await
     }
 }
 
 pub(crate) async fn execute(connection: &mut MySqlConnection, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
-}
-
-pub(crate) fn event(id: &str) -> Event {
-    Event::builder("order", id, "order.placed").payload("{}").build().unwrap()
-}
-
-pub(crate) fn key(id: &str) -> AggregateKey {
-    AggregateKey::new("order", id)
-}
-
-pub(crate) fn request(leases: &[Lease]) -> FetchRequest {
-    FetchRequest::new(leases.to_vec(), 1000, 64 << 20)
-}
-
-pub(crate) fn sequences(rows: &[Row]) -> Vec<Sequence> {
-    rows.iter().map(|row| row.sequence).collect()
-}
-
-pub(crate) fn settle(relay: RelayId, leases: &[Lease], rows: &[Row], outcome: &Outcome) -> SettleRequest {
-    let settlement =
-        |row: &Row| Settlement::new(row.sequence, row.partition, row.key.clone(), 1, outcome.clone());
-    SettleRequest::new(relay, leases.to_vec()).with_settlements(rows.iter().map(settlement).collect())
 }

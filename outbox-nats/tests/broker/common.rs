@@ -1,12 +1,14 @@
 //! What the tests share: messages, and a publish call whose reports are collected.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use async_nats::jetstream::{self, message::StreamMessage, stream::Config as StreamConfig};
 use chrono::{DateTime, Utc};
+use outbox_conformance::testing;
 use outbox_core::{
     AggregateKey, Publisher,
     publisher::{Message, PublishError, Report, Reporter},
@@ -21,16 +23,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The value of a variable, or a line that says which server is missing.
 pub(crate) fn variable(name: &str, server: &str) -> Option<String> {
-    let value = std::env::var(name).ok();
-    if value.is_none() {
-        let text = format!(
-            "NATS is not there: {name} is not set; run `scripts/services.sh up {server}` and \
-             `eval \"$(scripts/services.sh env)\"`"
-        );
-        assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{text}");
-        eprintln!("{text}");
-    }
-    value
+    testing::address("NATS", server, name)
 }
 
 /// The server's address, or nothing where none is meant to be there.

@@ -28,13 +28,7 @@ struct TestSchema {
 
 impl TestSchema {
     async fn new() -> Option<Self> {
-        let Ok(url) = std::env::var(VARIABLE) else {
-            let missing =
-                format!("PostgreSQL is not there: run scripts/services.sh up postgres and set {VARIABLE}");
-            assert!(std::env::var("OUTBOX_REQUIRE_SERVERS").as_deref() != Ok("1"), "{missing}");
-            eprintln!("{missing}");
-            return None;
-        };
+        let url = outbox_conformance::testing::address("PostgreSQL", "postgres", VARIABLE)?;
         let schema = format!("outbox_plan_{}", &Uuid::now_v7().simple().to_string()[4..]);
         let mut connection = PgConnection::connect(&url).await.unwrap();
         run(&mut connection, &format!("CREATE SCHEMA {schema}; SET search_path = {schema}")).await;

@@ -7,7 +7,9 @@ mod operating;
 mod reading;
 mod relays;
 mod retaining;
+mod ruling;
 mod settling;
+mod storming;
 mod writing;
 
 use crate::StoreClause;
@@ -104,6 +106,13 @@ store_clauses! { $
     crowding::a_due_hold_of_a_full_aggregate_is_returned
         "a due hold is returned whether its aggregate is full or not, and what waits behind it once it is not";
 
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_kept
+        "with Keep, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_deleted
+        "with Delete, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
+    storming::nothing_is_lost_or_overtaken_when_sent_rows_are_archived
+        "with Archive, whatever commits late, fails, is held, paused, full or claimed anew, nothing is lost and nothing overtakes";
+
     relays::a_relay_lives_as_long_as_it_beats
         "a relay that joined is alive for its ttl and, with each beat, for another";
     relays::an_expired_relay_is_buried
@@ -166,6 +175,9 @@ store_clauses! { $
         "a hold is removed by the end of its own event only";
     holding::an_unhold_removes_only_what_holds_nothing
         "an unhold removes a hold that is due, unchanged, not paused, and whose event is not pending";
+
+    ruling::every_hold_follows_the_rules
+        "whatever is settled, requeued, discarded, paused and resumed, each hold is what the rules of `Hold` make of it";
 
     operating::a_requeued_event_is_delivered_next
         "a failed event that is requeued is pending without attempts and comes next, as a due hold";
