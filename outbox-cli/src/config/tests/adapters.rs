@@ -133,6 +133,8 @@ fn a_property_can_be_a_file() {
     assert!(shown.contains("sasl.oauthbearer.assertion.private.key.file"), "{shown}");
 }
 
+// store.schema is a setting of PostgreSQL.
+#[cfg(feature = "postgres")]
 #[test]
 fn what_an_adapter_refuses_is_named_by_key() {
     let file =
