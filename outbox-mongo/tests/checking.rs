@@ -9,7 +9,7 @@ use mongodb::bson::{Bson, Document, Timestamp, doc};
 use outbox_conformance::testing::use_everything;
 use outbox_core::{Enqueue as _, Finding, OutboxStore as _, Severity};
 use outbox_mongo::{MongoConfig, MongoOutbox, MongoStore};
-use support::{Place, account, event, key, remove_account};
+use support::{Place, account, event, remove_account};
 
 fn expect(findings: &[Finding], code: &str, severity: Severity) {
     let found = findings.iter().find(|finding| finding.code == code);

@@ -13,7 +13,7 @@ use support::Place;
 /// What each version left behind, as commands, the first one first. A version that is released gets its file, which stays.
 const VERSIONS: [&str; 1] = [include_str!("fixtures/schema_1.json")];
 
-const WRITTEN: Written = Written { created_micros: 1_760_000_000_001_000, number: number };
+const WRITTEN: Written = Written { created_micros: 1_760_000_000_001_000, number };
 
 async fn used(version: usize) -> Option<Place> {
     let place = Place::empty().await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use outbox_conformance::testing::use_everything;
 use outbox_core::{Enqueue as _, Finding, OutboxStore as _, Severity};
 use outbox_postgres::{PostgresConfig, PostgresStore, SentRows};
-use support::{Place, event, key};
+use support::{Place, event};
 
 /// Provokes a finding by statements, and looks for it.
 async fn provoke(sql: &str, code: &str, severity: Severity) {

@@ -5,7 +5,7 @@ mod support;
 
 use outbox_conformance::testing::{Written, expect_upgraded};
 use outbox_core::OutboxStore as _;
-use outbox_postgres::{PostgresStore, SentRows, migration_sql};
+use outbox_postgres::{SentRows, migration_sql};
 use support::Place;
 
 /// What each version left behind, the first one first. A version that is released gets its file, which stays.

@@ -1,7 +1,6 @@
 //! What the tests share: messages, and a publish call whose reports are collected.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };

@@ -1,7 +1,6 @@
 //! What the tests share: messages, a publish call whose reports are collected, and queues to read from.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };

@@ -2,7 +2,7 @@
 
 use outbox_conformance::testing::{Written, expect_upgraded};
 use outbox_core::OutboxStore as _;
-use outbox_sqlite::{SCHEMA_VERSION, SqliteStore, migrate};
+use outbox_sqlite::{SCHEMA_VERSION, migrate};
 use rusqlite::Connection;
 
 use crate::common::TestDatabase;
