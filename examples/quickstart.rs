@@ -2,10 +2,10 @@
 //!
 //! `cargo run --example quickstart --features sqlite`
 //!
-//! Orders are placed in transactions, and one of them rolls back. The relay publishes what has committed; the first
-//! event of one order fails twice, and its successors wait behind it while other orders pass. In the middle the
-//! relay dies, and another takes over. At the end the program compares what was promised with what arrived, and
-//! exits with 1 if a guarantee did not hold.
+//! Orders are placed in transactions, and one of them rolls back. The relay publishes what has committed; the
+//! first event of one order fails twice, and its successors wait behind it while other orders pass. In the
+//! middle the relay dies, and another takes over. At the end the program compares what was promised with what
+//! arrived, and exits with 1 if a guarantee did not hold.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
 
 use std::{

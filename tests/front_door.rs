@@ -1,5 +1,5 @@
-//! What a newcomer meets first: the pages show no lines that are hidden in the docs, their links lead somewhere, and each
-//! crate is documented with all of its features, each of which the facade has.
+//! What a newcomer meets first: the pages show no lines that are hidden in the docs, their links lead
+//! somewhere, and each crate is documented with all of its features, each of which the facade has.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 

@@ -1,5 +1,5 @@
-//! The oldest Rust that works is what `Cargo.toml` says. Clippy's `incompatible_msrv` looks for what the standard library has
-//! only since later; this looks for dependencies that ask for a later compiler.
+//! The oldest Rust that works is what `Cargo.toml` says. Clippy's `incompatible_msrv` looks for what the
+//! standard library has only since later; this looks for dependencies that ask for a later compiler.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 

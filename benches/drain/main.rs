@@ -1,7 +1,8 @@
-//! How fast a store alone drains: fetch and settle, overlapped as a relay has them, without lanes and without a broker.
+//! How fast a store alone drains: fetch and settle, overlapped as a relay has them, without lanes and without
+//! a broker.
 //!
-//! `cargo bench -p benches --bench drain -- STORE [keep|delete|archive] [EVENTS] [KNOWN]`, where the store is `postgres`,
-//! `mysql`, `mariadb`, `sqlite` or `mongodb`, and KNOWN is how many rows are in hand at most.
+//! `cargo bench -p benches --bench drain -- STORE [keep|delete|archive] [EVENTS] [KNOWN]`, where the store is
+//! `postgres`, `mysql`, `mariadb`, `sqlite` or `mongodb`, and KNOWN is how many rows are in hand at most.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot be made ends here")]
 #![allow(clippy::expect_used, reason = "as above")]
 

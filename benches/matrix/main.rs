@@ -1,9 +1,11 @@
-//! Every store with every broker: how fast a backlog drains beside what each of the two does alone, how long a lone
-//! event takes, and what a broker that restarts in the middle costs. `cargo bench -p benches --bench matrix`.
+//! Every store with every broker: how fast a backlog drains beside what each of the two does alone, how long
+//! a lone event takes, and what a broker that restarts in the middle costs. `cargo bench -p benches --bench
+//! matrix`.
 //!
-//! Arguments choose pairs by parts of their names, such as `postgres`, `nats` or `mysql-kafka`; `restart` asks for the
-//! restarts as well, which stops the brokers that `scripts/services.sh` started. `stores` asks instead how the stores
-//! drain alone, by the size of the backlog, and who spends the processor's time. Prints Markdown tables.
+//! Arguments choose pairs by parts of their names, such as `postgres`, `nats` or `mysql-kafka`; `restart`
+//! asks for the restarts as well, which stops the brokers that `scripts/services.sh` started. `stores` asks
+//! instead how the stores drain alone, by the size of the backlog, and who spends the processor's time.
+//! Prints Markdown tables.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot be made ends here")]
 #![allow(clippy::expect_used, reason = "as above")]
 

@@ -43,7 +43,8 @@ impl Pair {
     pub(crate) async fn measure(&self, restarts: bool) -> String {
         let broker = self.broker.find().expect("the broker is there");
         let publisher = || broker.broker_at().open(Duration::from_secs(4));
-        // Each on a topic of its own, which is gone before the next: a queue that has grown is slow for a while.
+        // Each on a topic of its own, which is gone before the next: a queue that has grown is slow for a
+        // while.
         let lone = brokers::topic();
         broker.create(&lone).await;
         let (p50, p99) = self.lone_events(publisher(), &lone).await;
@@ -221,7 +222,8 @@ fn start(
     (relay.handle(), tokio::spawn(async move { drop(relay.run().await) }))
 }
 
-/// How many messages of the same shape the publisher takes without a store, in a second: calls of 500, 2,000 out.
+/// How many messages of the same shape the publisher takes without a store, in a second: calls of 500, 2,000
+/// out.
 async fn rate_of(publisher: Arc<dyn Publisher>, topic: &str) -> f64 {
     let messages: Vec<Arc<Message>> = (0..500 + EVENTS).map(|number| message(topic, number)).collect();
     let (tell, mut reports) = mpsc::unbounded_channel();

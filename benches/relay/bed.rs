@@ -57,7 +57,8 @@ impl Bed {
                 panic!("{name} is not set: run scripts/services.sh up {server}, and eval its env")
             })
         };
-        // In plain text unless the address says how: encryption takes processor time that is none of the questions.
+        // In plain text unless the address says how: encryption takes processor time that no question is
+        // about.
         let mut url = variable("OUTBOX_TEST_POSTGRES_URL", "postgres");
         if !url.contains('?') {
             url.push_str("?sslmode=disable");
@@ -156,7 +157,8 @@ impl Bed {
         config
     }
 
-    /// How many messages of the same shape the publisher takes without a store, in a second: calls of 500, 2,000 out.
+    /// How many messages of the same shape the publisher takes without a store, in a second: calls of 500,
+    /// 2,000 out.
     pub(crate) async fn broker_rate(&self, events: usize, aggregates: usize) -> f64 {
         let publisher = self.kafka();
         let messages: Vec<Arc<Message>> = (0..aggregates.min(10_000)).map(message).collect();

@@ -1,8 +1,8 @@
 //! How fast events get from PostgreSQL to Kafka, and what that costs: `cargo bench -p benches --bench relay`.
 //!
-//! Without arguments all questions are asked; the names of questions choose among them. `--full` adds backlogs of a
-//! million; `NAME=NUMBER` changes a setting of the relay (see `Bed::config`). Needs the servers that
-//! `scripts/services.sh up postgres kafka` starts. Prints a Markdown table.
+//! Without arguments all questions are asked; the names of questions choose among them. `--full` adds
+//! backlogs of a million; `NAME=NUMBER` changes a setting of the relay (see `Bed::config`). Needs the servers
+//! that `scripts/services.sh up postgres kafka` starts. Prints a Markdown table.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement that cannot be made ends here")]
 #![allow(clippy::print_stderr, clippy::expect_used, reason = "as above")]
 

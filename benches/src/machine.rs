@@ -141,7 +141,8 @@ fn listener(brokers: &str) -> Option<u64> {
     })
 }
 
-/// The fields of `/proc/…/stat` after the name, those that are no numbers as 0: the parent is 1, the times are 11 to 14.
+/// The fields of `/proc/…/stat` after the name, those that are not numbers as 0: the parent is 1, the times
+/// are 11 to 14.
 fn stat(path: &str) -> Option<Vec<u64>> {
     let stat = fs::read_to_string(path).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;

@@ -1,4 +1,5 @@
-//! The publishers of the measurements: one that acknowledges at once, and one that notes when each event arrived.
+//! The publishers of the measurements: one that acknowledges at once, and one that notes when each event
+//! arrived.
 
 use std::{
     sync::{
@@ -60,7 +61,8 @@ impl Times {
         }
     }
 
-    /// Events that are acknowledged, of those whose commit fell between the two times; with their latencies, ascending.
+    /// Events that are acknowledged, of those whose commit fell between the two times; with their latencies,
+    /// ascending.
     pub fn latencies(&self, from: u64, to: u64) -> (usize, Vec<Duration>) {
         let mut missing = 0;
         let mut latencies = Vec::new();

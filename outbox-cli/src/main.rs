@@ -1,5 +1,5 @@
-//! The outbox relay as a process: services in any language write events by plain INSERT, and `outbox relay` publishes
-//! them.
+//! The outbox relay as a process: services in any language write events by plain INSERT, and `outbox relay`
+//! publishes them.
 
 mod config;
 mod events;
@@ -162,7 +162,7 @@ fn main() -> ExitCode {
         Err(error) => return output::report(&Failure::from(error), cli.log_format),
     };
     let done = runtime.block_on(run(&cli));
-    // A thread that still writes to a pipe nobody reads would otherwise be waited for without end.
+    // A thread that still writes to a pipe that is not read would otherwise be waited for without end.
     runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,

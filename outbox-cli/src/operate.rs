@@ -1,4 +1,5 @@
-//! What an operator does to events, aggregates and topics: `outbox holds`, `requeue`, `discard`, `pause` and `resume`.
+//! What an operator does to events, aggregates and topics: `outbox holds`, `requeue`, `discard`, `pause` and
+//! `resume`.
 
 use std::time::Duration;
 
@@ -96,8 +97,9 @@ pub(crate) async fn resume(
         Some(topic) => {
             let was_paused = admin.resume_topic(topic).await?;
             if was_paused {
-                // A relay that has not looked since then reads an event whose hold is due and holds it again, for as
-                // long as a pause is not asked after. Once all have looked, the second call ends those holds.
+                // A relay that has not looked since then reads an event whose hold is due and holds it again,
+                // for as long as a pause is not asked after. Once all have looked, the second call ends those
+                // holds.
                 tokio::time::sleep(look_around * 3).await;
                 admin.resume_topic(topic).await?;
             }

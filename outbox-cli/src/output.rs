@@ -48,15 +48,16 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Starts the log. The standard output is left to results, and to the messages of the publisher that writes there.
+/// Starts the log. The standard output is left to results, and to the messages of the publisher that writes
+/// there.
 pub(crate) fn start_log(filter: Targets, format: LogFormat) {
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let layer = match format {
         LogFormat::Human => layer.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    // Not as the layer's own filter: after a question whether something is enabled, as rdkafka puts them, that one drops
-    // the next event of the same thread.
+    // Not as the layer's own filter: after a question whether something is enabled, as rdkafka puts them,
+    // that one drops the next event of the same thread.
     tracing_subscriber::registry().with(filter).with(layer).init();
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn start_log(filter: Targets, format: LogFormat) {
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever reads may stop reading, as `head` does.
+        // The reader may stop reading, as `head` does.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
@@ -81,7 +82,7 @@ pub(crate) fn name_findings(findings: &[Finding], format: LogFormat) {
     for finding in findings {
         let Finding { code, problem, remedy, .. } = finding;
         match (format, finding.severity) {
-            // Nobody is left to be told of a standard error that cannot be written.
+            // There is no way left to tell of a standard error that cannot be written.
             (LogFormat::Human, _) => _ = writeln!(io::stderr(), "{finding}"),
             (LogFormat::Json, Severity::Error) => tracing::error!(code, remedy, "{problem}"),
             (LogFormat::Json, Severity::Warning) => tracing::warn!(code, remedy, "{problem}"),

@@ -25,12 +25,12 @@ use crate::{
     output::{Failure, LogFormat, name_findings},
 };
 
-/// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot flood
-/// the log.
+/// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot
+/// flood the log.
 const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Signals that come within this time are one request. What ends a process group, such as `timeout`, may signal the
-/// process itself as well.
+/// Signals that come within this time are one request. What ends a process group, such as `timeout`, may
+/// signal the process itself as well.
 const SAME_REQUEST: Duration = Duration::from_millis(100);
 
 /// How long after a check that failed, or a relay that broke, an outbox beside others is tried again.
@@ -138,8 +138,8 @@ impl Outbox {
         })
     }
 
-    /// Runs the relay until the stop. One that has not passed its check, or that breaks, is tried again later, so that
-    /// it can neither stop the others nor stay away for good; one that is alone ends.
+    /// Runs the relay until the stop. One that has not passed its check, or that breaks, is tried again
+    /// later, so that it can neither stop the others nor stay away for good; one that is alone ends.
     async fn tend(
         self,
         mut started: Result<Checked, Vec<Finding>>,
@@ -160,7 +160,7 @@ impl Outbox {
                     };
                     tracing::error!("{error}; it is started again in {START_AGAIN:?}");
                 }
-                // The same again is no news.
+                // The same error again is not repeated.
                 Err(findings) if findings == said => {}
                 Err(findings) => {
                     name_findings(&findings, format);
@@ -257,7 +257,7 @@ impl Clock for SpanClock {
 
 /// Completes once the process is to end.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // What is awaited here is no value to hold across another wait. The sender outlives the relays.
+    // The value that is awaited here must not be held across another wait. The sender outlives the relays.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 

@@ -29,8 +29,8 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ReplayArgs {
-    /// Where the events go: a topic, or a template such as {aggregate_type}.replayed. A consumer with an inbox ignores
-    /// what it has seen, so that a replay is for another consumer
+    /// Where the events go: a topic, or a template such as {aggregate_type}.replayed. A consumer with an
+    /// inbox ignores what it has seen, so that a replay is for another consumer
     #[arg(
         long,
         value_name = "TOPIC",

@@ -16,8 +16,8 @@ const KILLS: u64 = 2;
 /// Events that are written around each kill.
 const ROUND: u64 = 1_500;
 
-/// A relay with a file of its own: who wrote what is part of what is checked. Its lease is short, and yet longer than a
-/// busy machine lets a process wait.
+/// A relay with a file of its own: who wrote what is part of what is checked. Its lease is short, and yet
+/// longer than a busy machine lets a process wait.
 fn relay(folder: &Folder, round: u64) -> Running {
     let target = format!("file:events-{round}.jsonl");
     folder.relay(&[

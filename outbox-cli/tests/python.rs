@@ -1,4 +1,5 @@
-//! A service in another language: Python inserts, the program relays, and every committed event arrives in order.
+//! A service in another language: Python inserts, the program relays, and every committed event arrives in
+//! order.
 #![cfg(any(feature = "sqlite", all(feature = "postgres", feature = "kafka")))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
 

@@ -89,8 +89,8 @@ fn what_is_inserted_arrives_in_order_and_a_restart_loses_nothing() {
     );
 }
 
-/// A relay whose first message fills the pipe of its standard output, so that it stays in flight until somebody reads.
-/// The first byte has been read, so the message is known to be on its way.
+/// A relay whose first message fills the pipe of its standard output, so that it stays in flight until the
+/// pipe is read. The first byte has been read, so the message is known to be on its way.
 fn relay_with_a_message_in_flight(folder: &Folder, variables: &[(&str, &str)]) -> Running {
     let payload = format!(r#"{{"n": 0, "filling": "{}"}}"#, "x".repeat(512 * 1024));
     service(folder)
@@ -202,7 +202,7 @@ fn a_closed_pipe_is_an_unavailable_broker_and_loses_nothing() {
 fn a_check_names_what_is_wrong_and_the_relay_does_not_start() {
     let folder = migrated();
     fs::write(folder.path("empty.db"), "").unwrap();
-    fs::write(folder.path("text.db"), "this is no database at all, whatever its name says").unwrap();
+    fs::write(folder.path("text.db"), "this is not a database at all, whatever its name says").unwrap();
     fs::copy(folder.path("shop.db"), folder.path("old.db")).unwrap();
     let old = Connection::open(folder.path("old.db")).unwrap();
     assert_eq!(old.execute("UPDATE outbox_schema SET version = 0", []).unwrap(), 1);

@@ -1,7 +1,7 @@
 //! The table that an author can paste into a README.
 //!
-//! A test program runs its tests in any order and ends without a word to any of them. So each clause notes what came of
-//! it, and the one that completes the table writes it.
+//! A test program runs its tests in any order and ends without a word to any of them. So each clause notes
+//! what came of it, and the one that completes the table writes it.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Short ways that the tests of stores, publishers and inboxes share, beside the suite: for what one of them does in its
-//! own way. They panic where what they ask for fails, as a test does.
+//! Short ways that the tests of stores, publishers and inboxes share, beside the suite: for what one of them
+//! does in its own way. They panic where what they ask for fails, as a test does.
 #![allow(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
@@ -28,8 +28,8 @@ pub fn absent(what: &str) {
     eprintln!("{what}");
 }
 
-/// The value of an environment variable, which says where a server is. `None`, after [`absent`], if it is not set.
-/// `service` is the server's name in `scripts/services.sh`.
+/// The value of an environment variable, which says where a server is. `None`, after [`absent`], if it is not
+/// set. `service` is the server's name in `scripts/services.sh`.
 pub fn address(server: &str, service: &str, variable: &str) -> Option<String> {
     let address = std::env::var(variable).ok();
     if address.is_none() {
@@ -77,8 +77,8 @@ pub async fn claim_all(store: &dyn OutboxStore, relay: RelayId) -> Vec<Lease> {
     store.claim(relay, &seen).await.unwrap().into_iter().map(|claimed| claimed.lease).collect()
 }
 
-/// Calls every method of a store, and has each do what it is for, so that a login whose rights do not suffice is found
-/// out. The store has eight plain events, of the aggregates 1 to 8 in this order, and nothing else.
+/// Calls every method of a store, and has each do what it is for, so that a login whose rights do not suffice
+/// is found out. The store has eight plain events, of the aggregates 1 to 8 in this order, and nothing else.
 pub async fn use_everything(store: &dyn OutboxStore, admin: &dyn OutboxAdmin) {
     let id = store.join(Duration::from_secs(60)).await.unwrap();
     assert!(store.beat(id, Duration::from_secs(60)).await.unwrap());
@@ -138,8 +138,9 @@ pub struct Written {
     pub number: fn(Sequence) -> Sequence,
 }
 
-/// Looks for everything that the fixture of an earlier release has, and then delivers it: events of every status, one
-/// that cannot be read, the archive, holds and a paused topic. Every store's fixture says the same in its own way.
+/// Looks for everything that the fixture of an earlier release has, and then delivers it: events of every
+/// status, one that cannot be read, the archive, holds and a paused topic. Every store's fixture says the
+/// same in its own way.
 pub async fn expect_upgraded<S: OutboxStore + OutboxAdmin + Clone>(store: &S, written: Written) {
     expect_written(store, written).await;
     let number = written.number;

@@ -54,7 +54,8 @@ pub(crate) fn equal<T: PartialEq + fmt::Debug>(what: &str, expected: T, found: T
     Err(Violation::new(format!("{what}: {}", short(&expected)), short(&found)))
 }
 
-/// Holds if both are the same sequences, in any order; names those that are missing and those that are too many.
+/// Holds if both are the same sequences, in any order; names those that are missing and those that are too
+/// many.
 pub(crate) fn same_sequences(what: &str, expected: &[Sequence], found: &[Sequence]) -> Verdict {
     let mut missing: BTreeSet<_> = expected.iter().copied().collect();
     let mut extra = Vec::new();

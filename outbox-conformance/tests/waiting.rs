@@ -1,4 +1,4 @@
-//! The whole suite on the reference store by a clock that nobody controls, as it is with every database.
+//! The whole suite on the reference store by a clock that no test controls, as it is with every database.
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 mod common;

@@ -11,7 +11,8 @@ use futures::future::BoxFuture;
 /// Monotonic time since an origin that only this clock knows. Never compared with a store's clock.
 pub type Monotonic = Duration;
 
-/// Time and tasks, as the engine needs them. Nothing in the engine asks the operating system or the runtime directly.
+/// Time and tasks, as the engine needs them. Nothing in the engine asks the operating system or the runtime
+/// directly.
 pub trait Clock: Send + Sync + 'static {
     /// Now.
     fn now(&self) -> Monotonic;

@@ -1,4 +1,5 @@
-//! A [`Message`] as a CloudEvent 1.0: attributes for the binary mode of a broker's binding, and the JSON event format.
+//! A [`Message`] as a CloudEvent 1.0: attributes for the binary mode of a broker's binding, and the JSON
+//! event format.
 //!
 //! | attribute | value |
 //! |---|---|
@@ -16,11 +17,11 @@
 //! No more, because headers are dear: nine cost 20 % of a whole relay's throughput, three nothing measurable.
 //!
 //! # Headers of the event
-//! In binary mode they are headers of the message under their own names. The JSON format has no headers: those whose
-//! name is an attribute name (lower-case letters and digits, such as `traceparent`, and none of the above, `data`,
-//! `data_base64`, `dataschema` or `headers`) become extension attributes; the others are kept together in the
-//! extension attribute `headers`, whose value is a *text* holding a JSON object, since an attribute's value must not
-//! be an object itself.
+//! In binary mode they are headers of the message under their own names. The JSON format has no headers:
+//! those whose name is an attribute name (lower-case letters and digits, such as `traceparent`, and none of
+//! the above, `data`, `data_base64`, `dataschema` or `headers`) become extension attributes; the others are
+//! kept together in the extension attribute `headers`, whose value is a *text* holding a JSON object, since
+//! an attribute's value must not be an object itself.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -53,7 +54,8 @@ pub fn content_type(message: &Message) -> &str {
 
 /// Calls `visit` with the name and the value of each attribute, `datacontenttype` excepted.
 ///
-/// `scratch` is where values are put together; one that is used again and again saves an allocation per message.
+/// `scratch` is where values are put together; one that is used again and again saves an allocation per
+/// message.
 pub fn attributes(message: &Message, scratch: &mut String, mut visit: impl FnMut(&'static str, &str)) {
     let event = &message.event;
     visit("specversion", "1.0");
@@ -75,8 +77,8 @@ pub fn attributes(message: &Message, scratch: &mut String, mut visit: impl FnMut
 
 /// The message in the JSON event format, as one line without its line feed.
 ///
-/// The payload is `data`, character for character, when the content type is JSON and the payload is too, with line
-/// feeds between its tokens made spaces; else it is `data_base64`.
+/// The payload is `data`, character for character, when the content type is JSON and the payload is too, with
+/// line feeds between its tokens made spaces; else it is `data_base64`.
 pub fn to_json(message: &Message) -> Vec<u8> {
     let payload = &message.event.payload;
     let mut json = String::with_capacity(512 + payload.len() * 4 / 3);
@@ -116,8 +118,8 @@ fn written(scratch: &mut String, write: impl FnOnce(&mut String)) -> &str {
     scratch
 }
 
-/// RFC 3339 with microseconds. chrono formats by a pattern that it reads anew each time, which took 2 % of a whole
-/// relay; it is left to the years that RFC 3339 has no text for.
+/// RFC 3339 with microseconds. chrono formats by a pattern that it reads anew each time, which took 2 % of a
+/// whole relay; it is left to the years that RFC 3339 has no text for.
 fn push_time(text: &mut String, time: DateTime<Utc>) {
     let year = match u32::try_from(time.year()) {
         Ok(year @ 0..=9999) => year,
@@ -190,7 +192,8 @@ fn push_headers(json: &mut String, headers: &BTreeMap<String, String>) {
     }
 }
 
-/// The payload as text, if it is JSON by its content type (the rule of the JSON format's section 3.1) and in fact.
+/// The payload as text, if it is JSON by its content type (the rule of the JSON format's section 3.1) and in
+/// fact.
 fn json_text(message: &Message) -> Option<&str> {
     let media_type = content_type(message).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let subtype = media_type.split_once('/')?.1;

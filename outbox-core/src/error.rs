@@ -34,15 +34,16 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + 'a {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// The store cannot be reached, or dropped the connection. The outcome of the statement is unknown. Try again.
+    /// The store cannot be reached, or dropped the connection. The outcome of the statement is unknown. Try
+    /// again.
     Unavailable,
     /// The store asks to run the same thing again: a deadlock, a serialisation failure, a busy file.
     Conflict,
     /// A table, a column or a whole schema version is missing. Run the migration.
     Schema,
-    /// The store refuses who asks: a credential or a privilege. Somebody must act.
+    /// The store refuses who asks: a credential or a privilege. A person must act.
     Denied,
-    /// The caller's mistake: enqueue outside a transaction, an identifier that is none.
+    /// A caller error: enqueue outside a transaction, or an invalid identifier.
     Misuse,
     /// Anything else.
     Unexpected,
@@ -57,8 +58,8 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// An error of `kind`; `what` says what was being done, to which object, and the remedy where there is one:
-    /// in lower case, without a full stop.
+    /// An error of `kind`; `what` says what was being done, to which object, and the remedy where there is
+    /// one: in lower case, without a full stop.
     pub fn new(kind: StoreErrorKind, what: impl Into<String>) -> Self {
         Self { kind, what: what.into(), source: None }
     }
@@ -108,8 +109,8 @@ pub enum EnqueueError {
     Store(#[from] StoreError),
 }
 
-/// An inbox could not answer. The caller's transaction is untouched, but for a [`Store`](Self::Store) error, after
-/// which it is what the driver says of it.
+/// An inbox could not answer. The caller's transaction is untouched, but for a [`Store`](Self::Store) error,
+/// after which it is what the driver says of it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InboxError {

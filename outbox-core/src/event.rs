@@ -10,13 +10,14 @@ use uuid::Uuid;
 /// The content type of a payload whose writer named none.
 pub const CONTENT_TYPE_DEFAULT: &str = "application/json";
 
-/// The longest `aggregate_type`, `aggregate_id`, `event_type`, `topic`, `content_type` or header name, in bytes.
+/// The longest `aggregate_type`, `aggregate_id`, `event_type`, `topic`, `content_type` or header name, in
+/// bytes.
 ///
 /// 255 fits an indexed column of every supported database and an AMQP short string.
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// The largest sum of all header names and values, in bytes. 16 KiB is well below the defaults of every broker
-/// and leaves room for those that the relay adds.
+/// The largest sum of all header names and values, in bytes. 16 KiB is well below the defaults of every
+/// broker and leaves room for those that the relay adds.
 pub const HEADERS_BYTES_MAX: usize = 16 * 1024;
 
 /// The default limit of a payload, in bytes: what Apache Kafka accepts by default (`message.max.bytes`,
@@ -207,8 +208,8 @@ impl EventBuilder {
         self
     }
 
-    /// Sets the payload to `value` as JSON. A value that is not JSON, such as a map whose keys are not texts, is
-    /// reported by [`build`](Self::build).
+    /// Sets the payload to `value` as JSON. A value that is not JSON, such as a map whose keys are not texts,
+    /// is reported by [`build`](Self::build).
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
         match serde_json::to_vec(value) {
             Ok(payload) => self.payload(payload).content_type(CONTENT_TYPE_DEFAULT),
@@ -282,8 +283,8 @@ impl EventBuilder {
 /// Checks headers against what every broker can carry.
 ///
 /// Names follow the token rule of HTTP field names (RFC 9110, section 5.6.2), which NATS and CloudEvents
-/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:`, `cloudEvents_` and
-/// `outbox-` prefixes and `content-type` belong to the relay.
+/// bindings share; values are without control characters; the `ce_`, `ce-`, `cloudEvents:`, `cloudEvents_`
+/// and `outbox-` prefixes and `content-type` belong to the relay.
 pub fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), EventError> {
     let problem = |name: &str, problem| Err(EventError::Header { name: name.to_owned(), problem });
     let mut bytes = 0;

@@ -1,7 +1,7 @@
 //! The consumer's side: [`Inbox`], which tells a message that was handled already from one that was not.
 //!
-//! Brokers and relays deliver at least once. A consumer makes that an effect that happens *exactly once* by writing
-//! down, in the transaction of the effect, which event it handled:
+//! Brokers and relays deliver at least once. A consumer makes that an effect that happens *exactly once* by
+//! writing down, in the transaction of the effect, which event it handled:
 //!
 //! ```text
 //! begin ──▶ inbox.receive ──┬─ New ────▶ effect ──▶ commit ──▶ acknowledge the message
@@ -9,25 +9,27 @@
 //!                           └─ TooOld ▶ nothing ──▶ end ────▶ set the message aside, then acknowledge it
 //! ```
 //!
-//! Never acknowledge before the commit: a crash in between loses the effect. A crash between commit and acknowledgement
-//! brings the message again, and it is [`Receipt::Seen`]. An error rolls back, receipt and effect together, and leaves
-//! the message unacknowledged. [`consume_once`] is this order as a function.
+//! Never acknowledge before the commit: a crash in between loses the effect. A crash between commit and
+//! acknowledgement brings the message again, and it is [`Receipt::Seen`]. An error rolls back, receipt and
+//! effect together, and leaves the message unacknowledged. [`consume_once`] is this order as a function.
 //!
 //! # What must not happen
-//! An event whose receipt has committed is never answered [`Receipt::New`] again, also after its row was purged. So a
-//! purge leaves a *horizon* behind, for each consumer and source: the latest time of an event of which the row was
-//! removed. What has no row and is not later than the horizon is [`Receipt::TooOld`]: it may have been handled.
+//! An event whose receipt has committed is never answered [`Receipt::New`] again, also after its row was
+//! purged. So a purge leaves a *horizon* behind, for each consumer and source: the latest time of an event of
+//! which the row was removed. What has no row and is not later than the horizon is [`Receipt::TooOld`]: it
+//! may have been handled.
 //!
 //! # Time
-//! The horizon is a time of events, compared with times of events: an event carries its own time, which is the same
-//! in every copy of it. No clock decides whether an event was seen. The consumer's database clock decides only which
-//! rows are old enough to be purged, so the age given to [`Inbox::purge`] is the margin for everything that makes a
-//! message late: the time it can wait in the producer's outbox (parked and requeued events included), the time the broker
-//! keeps it, the time the consumer can be down, and the difference between the producer's clock and the consumer's.
-//! Beyond that margin, an event that was never handled is answered `TooOld`, and somebody has to look at it.
+//! The horizon is a time of events, compared with times of events: an event carries its own time, which is
+//! the same in every copy of it. No clock decides whether an event was seen. The consumer's database clock
+//! decides only which rows are old enough to be purged, so the age given to [`Inbox::purge`] is the margin
+//! for everything that makes a message late: the time it can wait in the producer's outbox (parked and
+//! requeued events included), the time the broker keeps it, the time the consumer can be down, and the
+//! difference between the producer's clock and the consumer's. Beyond that margin, an event that was never
+//! handled is answered `TooOld`, and a person has to look at it.
 //!
-//! An event without a time, of which the id is no UUIDv7 either, is remembered for ever: with nothing to compare, its
-//! row cannot be purged without forgetting it. `check` reports such rows.
+//! An event without a time, of which the id is not a UUIDv7 either, is remembered for ever: with nothing to
+//! compare, its row cannot be purged without forgetting it. `check` reports such rows.
 
 use std::{future::Future, time::Duration};
 
@@ -38,20 +40,22 @@ use crate::{EventError, InboxError, event::check_name};
 
 /// The least age that may be purged: one hour.
 ///
-/// It is a constant, so that a purge in one process and a receipt in another agree on it: a store need not look at the
-/// horizon for an event that is younger. It bounds how far the clock of a consumer's database may be set back.
+/// It is a constant, so that a purge in one process and a receipt in another agree on it: a store need not
+/// look at the horizon for an event that is younger. It bounds how far the clock of a consumer's database may
+/// be set back.
 pub const PURGE_AGE_MIN: Duration = Duration::from_secs(3600);
 
 /// Whether an event was handled before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use = "only a new event may have its effect"]
 pub enum Receipt {
-    /// It was not. The receipt is written, and commits or rolls back with the transaction: make the effect in it.
+    /// It was not. The receipt is written, and commits or rolls back with the transaction: make the effect in
+    /// it.
     New,
     /// It was, in a transaction that has committed, or in this one. Acknowledge the message and do nothing.
     Seen,
-    /// It is as old as what was purged, so nobody knows. Nothing is written. Treat it as a message that cannot be
-    /// handled: set it aside for somebody to look at, and acknowledge it.
+    /// It is as old as what was purged, so it is not known whether it was handled. Nothing is written. Treat
+    /// it as a message that cannot be handled: set it aside for a person to look at, and acknowledge it.
     TooOld,
 }
 
@@ -64,14 +68,15 @@ pub struct EventIdentity {
 }
 
 impl EventIdentity {
-    /// An identity from a message's attributes. Without a `time`, it is taken from an `id` that is a UUIDv7. It is kept
-    /// to the microsecond.
+    /// An identity from a message's attributes. Without a `time`, it is taken from an `id` that is a UUIDv7.
+    /// It is kept to the microsecond.
     ///
-    /// The time must be the event's own, the same in every copy of the message; never the time at which a broker took it.
+    /// The time must be the event's own, the same in every copy of the message; never the time at which a
+    /// broker took it.
     ///
     /// # Errors
-    /// A `source` or `id` that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes or holds a
-    /// control character; a time that is not within the years 1 to 9999.
+    /// A `source` or `id` that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes
+    /// or holds a control character; a time that is not within the years 1 to 9999.
     pub fn new(
         source: impl Into<String>,
         id: impl Into<String>,
@@ -111,11 +116,12 @@ fn time_of_id(id: &str) -> Option<DateTime<Utc>> {
     (time.year() <= 9999).then_some(time)
 }
 
-/// Checks the name of a consumer: what reads the messages, such as `billing`, the same in all its processes and for
-/// all time, because its receipts are kept under it.
+/// Checks the name of a consumer: what reads the messages, such as `billing`, the same in all its processes
+/// and for all time, because its receipts are kept under it.
 ///
 /// # Errors
-/// A name that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes or holds a control character.
+/// A name that is empty, longer than [`NAME_BYTES_MAX`](crate::event::NAME_BYTES_MAX) bytes or holds a
+/// control character.
 pub fn check_consumer(name: &str) -> Result<(), EventError> {
     check_name("consumer", name)
 }
@@ -128,33 +134,35 @@ pub fn check_purge_age(older_than: Duration) -> Result<(), InboxError> {
     if older_than < PURGE_AGE_MIN { Err(InboxError::PurgeAge(older_than)) } else { Ok(()) }
 }
 
-/// The inbox of one consumer, in the consumer's own transaction, which `T` is: a driver's type, never a pool, which
-/// would lose atomicity silently. Several consumers may share the tables. Runs no DDL, and commits nothing.
+/// The inbox of one consumer, in the consumer's own transaction, which `T` is: a driver's type, never a pool,
+/// which would lose atomicity silently. Several consumers may share the tables. Runs no DDL, and commits
+/// nothing.
 ///
 /// Names are compared byte for byte: case, accents and trailing spaces count.
 pub trait Inbox<T: ?Sized> {
     /// Writes down that the event is being handled, unless it was before. To be called before the effect.
     ///
-    /// While another transaction has received the same event and is open, this waits for its end and answers `Seen`
-    /// after a commit, `New` after a rollback; a store that cannot wait answers
-    /// [`StoreErrorKind::Conflict`](crate::StoreErrorKind::Conflict), as any store may under an isolation level that
-    /// does not see what was committed meanwhile: roll back, and begin again.
+    /// While another transaction has received the same event and is open, this waits for its end and answers
+    /// `Seen` after a commit, `New` after a rollback; a store that cannot wait answers
+    /// [`StoreErrorKind::Conflict`](crate::StoreErrorKind::Conflict), as any store may under an isolation
+    /// level that does not see what was committed meanwhile: roll back, and begin again.
     ///
     /// # Errors
-    /// [`InboxError::NoTransaction`] where nothing would be atomic; [`InboxError::Store`] from the store, after which
-    /// the transaction is what the driver says of it.
+    /// [`InboxError::NoTransaction`] where nothing would be atomic; [`InboxError::Store`] from the store,
+    /// after which the transaction is what the driver says of it.
     fn receive(
         &self,
         transaction: &mut T,
         event: &EventIdentity,
     ) -> impl Future<Output = Result<Receipt, InboxError>> + Send;
 
-    /// Removes receipts of events whose time is more than `older_than` ago by the database's clock, oldest first and at
-    /// most `rows_max`, and raises the horizon in the same transaction. Returns how many; call it again, in another
-    /// transaction, while that is `rows_max`. Any number of processes may do it.
+    /// Removes receipts of events whose time is more than `older_than` ago by the database's clock, oldest
+    /// first and at most `rows_max`, and raises the horizon in the same transaction. Returns how many; call
+    /// it again, in another transaction, while that is `rows_max`. Any number of processes may do it.
     ///
     /// # Errors
-    /// [`InboxError::PurgeAge`] if `older_than` is below [`PURGE_AGE_MIN`]; else as [`receive`](Self::receive).
+    /// [`InboxError::PurgeAge`] if `older_than` is below [`PURGE_AGE_MIN`]; else as
+    /// [`receive`](Self::receive).
     fn purge(
         &self,
         transaction: &mut T,
@@ -163,11 +171,11 @@ pub trait Inbox<T: ?Sized> {
     ) -> impl Future<Output = Result<u64, InboxError>> + Send;
 }
 
-/// Makes an effect once: asks the inbox and runs `effect` if the event is new, both in `transaction`, which the caller
-/// began and ends.
+/// Makes an effect once: asks the inbox and runs `effect` if the event is new, both in `transaction`, which
+/// the caller began and ends.
 ///
-/// After `Ok`, commit and then acknowledge the message, whatever the receipt; set a [`Receipt::TooOld`] one aside
-/// before. After an error, roll back and do not acknowledge: the broker delivers the message again.
+/// After `Ok`, commit and then acknowledge the message, whatever the receipt; set a [`Receipt::TooOld`] one
+/// aside before. After an error, roll back and do not acknowledge: the broker delivers the message again.
 ///
 /// ```
 /// use std::sync::Arc;

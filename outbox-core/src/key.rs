@@ -15,12 +15,12 @@ pub struct AggregateKey {
     /// The type, and right behind it the id.
     text: Arc<str>,
     type_bytes: usize,
-    /// A relay looks an aggregate up a dozen times for each of its events, and would hash the names, and fetch them
-    /// from memory, each time.
+    /// A relay looks an aggregate up a dozen times for each of its events, and would hash the names, and
+    /// fetch them from memory, each time.
     hash: u64,
 }
 
-/// The seed of all keys' hashes: random, so that nobody can choose names that collide.
+/// The seed of all keys' hashes: random, so that names that collide cannot be chosen.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 impl AggregateKey {

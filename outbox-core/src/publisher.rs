@@ -165,7 +165,8 @@ pub struct Report {
     pub result: Result<(), PublishError>,
 }
 
-/// Takes the outcomes of one publish call, each as it becomes known. Cheap to clone, callable from any thread.
+/// Takes the outcomes of one publish call, each as it becomes known. Cheap to clone, callable from any
+/// thread.
 #[derive(Debug, Clone)]
 pub struct Reporter {
     call: u64,
@@ -178,8 +179,8 @@ impl Reporter {
         Self { call, reports }
     }
 
-    /// Reports message number `index` of the call, from 0. Only the first report of a message counts. A caller that has gone away is no
-    /// error.
+    /// Reports message number `index` of the call, from 0. Only the first report of a message counts. A
+    /// caller that has gone away is no error.
     pub fn report(&self, index: usize, result: Result<(), PublishError>) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let _ = self.reports.send(Report { call: self.call, index, result });
@@ -192,11 +193,11 @@ impl Reporter {
 pub struct PublisherCapabilities {
     /// The largest payload it takes, in bytes, where it knows: larger ones fail alone before they are sent.
     pub payload_bytes_max: Option<usize>,
-    /// A later message of an aggregate can be stored although an earlier one of it failed. True of every broker
-    /// known to us, which is why a relay keeps one message in flight per aggregate.
+    /// A later message of an aggregate can be stored although an earlier one of it failed. True of every
+    /// broker known to us, which is why a relay keeps one message in flight per aggregate.
     pub overtaking: bool,
-    /// How long the publisher itself goes on trying. A relay whose publish time-out is not longer is refused, since every slow
-    /// message would have an unknown outcome.
+    /// How long the publisher itself goes on trying. A relay whose publish time-out is not longer is refused,
+    /// since every slow message would have an unknown outcome.
     pub delivery_timeout: Option<Duration>,
 }
 
@@ -214,15 +215,16 @@ pub trait Publisher: Send + Sync + 'static {
         PublisherCapabilities::default()
     }
 
-    /// Looks for whatever would keep messages from these topics (those that are known beforehand) and names all of
-    /// it at once. A broker that cannot be reached is a finding, even if no topic is known.
+    /// Looks for whatever would keep messages from these topics (those that are known beforehand) and names
+    /// all of it at once. A broker that cannot be reached is a finding, even if no topic is known.
     async fn check(&self, topics: &[String]) -> Vec<Finding>;
 
     /// Sends the messages and reports one outcome for each, as it becomes known: successors wait for it.
     ///
-    /// Success is the broker's positive acknowledgement of that very message. `timeout` is the time that the relay
-    /// waits; what is not reported by then counts as unknown. After this returns, is dropped, or has timed out,
-    /// nothing of it may still be sent. Calls run concurrently, with messages of different aggregates.
+    /// Success is the broker's positive acknowledgement of that very message. `timeout` is the time that the
+    /// relay waits; what is not reported by then counts as unknown. After this returns, is dropped, or has
+    /// timed out, nothing of it may still be sent. Calls run concurrently, with messages of different
+    /// aggregates.
     async fn publish(&self, messages: Vec<Arc<Message>>, timeout: Duration, reporter: Reporter);
 
     /// Lets go of the connection. Called once, after the last publish has returned.
@@ -257,8 +259,8 @@ macro_rules! forward_publisher {
 forward_publisher!(Arc);
 forward_publisher!(Box);
 
-/// One publisher for several relays: forwards everything but [`close`](Publisher::close), which each relay calls at its
-/// end. Whoever made the publisher closes it after the last of them.
+/// One publisher for several relays: forwards everything but [`close`](Publisher::close), which each relay
+/// calls at its end. The code that made the publisher closes it after the last of them.
 #[derive(Clone)]
 pub struct SharedPublisher(Arc<dyn Publisher>);
 

@@ -18,7 +18,7 @@ const PREFIX_ENCODED: &str = "ce-";
 pub enum ReceivedEventError {
     /// An attribute that every CloudEvent has is not there.
     #[error(
-        "the message has no CloudEvents attribute {0}: it was not published in binary mode, or is no CloudEvent"
+        "the message has no CloudEvents attribute {0}: it was not published in binary mode, or is not a CloudEvent"
     )]
     Missing(&'static str),
     /// An attribute is there more than once, with different values.
@@ -82,13 +82,14 @@ pub struct ReceivedEvent {
 }
 
 impl ReceivedEvent {
-    /// Reads the headers of a message, whatever the broker: attributes bear the prefix `ce_` (Kafka), `ce-` (NATS,
-    /// HTTP, percent-encoded), `cloudEvents:` or `cloudEvents_` (AMQP), in any case of letters; all others are the event's
-    /// own headers. Leave out those that a broker adds of its own, such as `Nats-Msg-Id`. The payload's media type is
-    /// taken from a header `content-type`: where the protocol has a property for it, add it as one.
+    /// Reads the headers of a message, whatever the broker: attributes bear the prefix `ce_` (Kafka), `ce-`
+    /// (NATS, HTTP, percent-encoded), `cloudEvents:` or `cloudEvents_` (AMQP), in any case of letters; all
+    /// others are the event's own headers. Leave out those that a broker adds of its own, such as
+    /// `Nats-Msg-Id`. The payload's media type is taken from a header `content-type`: where the protocol has
+    /// a property for it, add it as one.
     ///
     /// # Errors
-    /// A [`ReceivedEventError`] for a message that is no CloudEvent in binary mode.
+    /// A [`ReceivedEventError`] for a message that is not a CloudEvent in binary mode.
     pub fn from_headers<N: AsRef<str>, V: AsRef<[u8]>>(
         headers: impl IntoIterator<Item = (N, V)>,
     ) -> Result<Self, ReceivedEventError> {
@@ -140,15 +141,16 @@ impl ReceivedEvent {
         })
     }
 
-    /// The aggregate, of a message that a relay published: the subject, parted at its first slash. A type that has a
-    /// slash itself is not told from the id that follows it.
+    /// The aggregate, of a message that a relay published: the subject, parted at its first slash. A type
+    /// that has a slash itself is not told from the id that follows it.
     pub fn aggregate(&self) -> Option<AggregateKey> {
         let (aggregate_type, aggregate_id) = self.subject.as_deref()?.split_once('/')?;
         Some(AggregateKey::new(aggregate_type, aggregate_id))
     }
 
-    /// The W3C trace context that the writer of the event gave: the parent of what the consumer does. It is a header
-    /// of the event or, from other producers, an attribute (CloudEvents' distributed tracing extension).
+    /// The W3C trace context that the writer of the event gave: the parent of what the consumer does. It is a
+    /// header of the event or, from other producers, an attribute (CloudEvents' distributed tracing
+    /// extension).
     pub fn traceparent(&self) -> Option<&str> {
         self.headers.get("traceparent").or_else(|| self.extensions.get("traceparent")).map(String::as_str)
     }

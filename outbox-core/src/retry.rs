@@ -1,4 +1,5 @@
-//! When a failed event is tried again, and when it is given up: [`RetryPolicy`], a pure function of what happened.
+//! When a failed event is tried again, and when it is given up: [`RetryPolicy`], a pure function of what
+//! happened.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ pub enum GiveUp {
     /// Kept as `failed` with its cause, for investigation; its successors go on.
     #[default]
     Store,
-    /// Kept as `failed` with the cause `discarded`, which retention usually removes sooner; its successors go on.
+    /// Kept as `failed` with the cause `discarded`, which retention usually removes sooner; its successors go
+    /// on.
     Discard,
     /// Kept as `failed` with its cause; its successors wait until an operator acts.
     Park,
@@ -35,16 +37,16 @@ impl GiveUp {
 
 /// Exponential back-off with full jitter, bounded by attempts and by age.
 ///
-/// Full jitter (a delay drawn evenly between nothing and the exponential bound) spreads the retries of many aggregates that failed
-/// together better than any narrower spread.
+/// Full jitter (a delay drawn evenly between nothing and the exponential bound) spreads the retries of many
+/// aggregates that failed together better than any narrower spread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetryPolicy {
-    /// Attempts in all, the first included. Default 10; with the other defaults, the last is about two and a half
-    /// minutes after the first on average.
+    /// Attempts in all, the first included. Default 10; with the other defaults, the last is about two and a
+    /// half minutes after the first on average.
     pub attempts_max: u32,
-    /// An event older than this, counted from `created_at` by the store's clock, is not tried again. Default: no
-    /// limit.
+    /// An event older than this, counted from `created_at` by the store's clock, is not tried again. Default:
+    /// no limit.
     pub age_max: Option<Duration>,
     /// The bound of the first delay. Default 500 ms.
     pub delay_min: Duration,
@@ -84,7 +86,8 @@ with!(RetryPolicy {
 });
 
 impl RetryPolicy {
-    /// Decides after `attempts` failed attempts (at least 1) of an event of this age. `random` is any number from 0 to 1.
+    /// Decides after `attempts` failed attempts (at least 1) of an event of this age. `random` is any number
+    /// from 0 to 1.
     pub fn decide(&self, attempts: u32, age: Duration, random: f64) -> RetryDecision {
         if attempts >= self.attempts_max {
             return RetryDecision::GiveUp(FailureCause::Exhausted);
@@ -97,8 +100,8 @@ impl RetryPolicy {
     }
 }
 
-/// A delay with full jitter after `failures` failures in a row (at least 1): between 1 ms and the lesser of `max` and
-/// `min` doubled for every further failure.
+/// A delay with full jitter after `failures` failures in a row (at least 1): between 1 ms and the lesser of
+/// `max` and `min` doubled for every further failure.
 pub(crate) fn backoff(min: Duration, max: Duration, failures: u32, random: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(31);
     let bound = min.saturating_mul(1 << doublings).min(max);

@@ -9,16 +9,17 @@ use std::{
 
 use crate::{AggregateKey, store::StoredEvent};
 
-/// How many topics a template remembers, so that resolving one of them again allocates nothing. Far above the number
-/// of topics of a sensible broker; it bounds memory where a template names the aggregate's id.
+/// How many topics a template remembers, so that resolving one of them again allocates nothing. Far above the
+/// number of topics of a sensible broker; it bounds memory where a template names the aggregate's id.
 const TOPICS_REMEMBERED_MAX: usize = 1024;
 
 const FIELDS: &str = "{aggregate_type}, {aggregate_id}, {event_type}, {version}, {header:NAME}";
 
 /// A topic as a function of the event: text with fields in braces, such as `{aggregate_type}.events`.
 ///
-/// The fields are `aggregate_type`, `aggregate_id`, `event_type`, `version` and `header:NAME`; a brace is written
-/// `{{` or `}}`. The topic that an event names itself wins over the template. Cheap to clone; clones share memory.
+/// The fields are `aggregate_type`, `aggregate_id`, `event_type`, `version` and `header:NAME`; a brace is
+/// written `{{` or `}}`. The topic that an event names itself wins over the template. Cheap to clone; clones
+/// share memory.
 ///
 /// ```
 /// use outbox_core::TopicTemplate;
@@ -128,7 +129,8 @@ impl TopicTemplate {
 
     /// The topic of an event.
     ///
-    /// A topic that was resolved before is shared, not allocated again, unless there are more than 1024 of them.
+    /// A topic that was resolved before is shared, not allocated again, unless there are more than 1024 of
+    /// them.
     ///
     /// # Errors
     /// A field that the template asks for is empty or missing in this event, which is named.

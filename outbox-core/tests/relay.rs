@@ -129,7 +129,7 @@ async fn an_undecodable_row_fails_alone() {
     let mut world = World::start(RetryPolicy::default());
     let mut tx = world.store.begin();
     tx.enqueue(&event("a", 0)).expect("enqueue");
-    tx.enqueue_undecodable(&AggregateKey::new("order", "a"), "headers are no JSON object");
+    tx.enqueue_undecodable(&AggregateKey::new("order", "a"), "headers are not a JSON object");
     tx.enqueue(&event("a", 1)).expect("enqueue");
     tx.commit();
     world.handle.wait_for(|status| status.sent == 2 && status.failed == 1).await.expect("it runs");

@@ -18,8 +18,8 @@ use crate::KafkaConfig;
 /// How long a broker may take to answer one question. Longer than a connection attempt may take.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Looks at the cluster and the topics. `heard` is the producer's last error, which often says why a cluster cannot
-/// be reached.
+/// Looks at the cluster and the topics. `heard` is the producer's last error, which often says why a cluster
+/// cannot be reached.
 pub(crate) async fn check(config: &KafkaConfig, topics: &[String], heard: Option<String>) -> Vec<Finding> {
     let (asked, names) = (config.clone(), topics.to_vec());
     let looked = tokio::task::spawn_blocking(move || look(&asked, &names)).await;
@@ -85,13 +85,16 @@ impl Present {
     }
 }
 
-/// Kafka's own rule for topic names (`org.apache.kafka.common.internals.Topic`), which not every broker states.
+/// Kafka's own rule for topic names (`org.apache.kafka.common.internals.Topic`), which not every broker
+/// states.
 pub(crate) fn name_problem(name: &str) -> Option<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let wrong =
         name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal);
     wrong.then(|| {
-        format!("{name:?} is no name for a kafka topic, which has 1 to 249 letters, digits, dots, _ and -")
+        format!(
+            "{name:?} is not a valid Kafka topic name: use 1 to 249 letters, digits, \".\", \"_\" or \"-\""
+        )
     })
 }
 
@@ -121,7 +124,7 @@ fn topic_finding(name: &str, code: Code, created_by_broker: bool) -> Finding {
     }
 }
 
-/// Looks at settings that only some users may see. Those that cannot be seen are no finding.
+/// Looks at settings that only some users may see. Those that cannot be seen are not a finding.
 async fn topic_settings(config: &KafkaConfig, present: &[Present]) -> Vec<Finding> {
     let Ok(admin) = AdminClient::from_config_and_context(&config.connection(), Quiet) else {
         return Vec::new();
@@ -152,7 +155,8 @@ fn settings_findings(config: &KafkaConfig, topic: &Present, numbers: &HashMap<&s
     let mut findings = Vec::new();
     let name = &topic.name;
     if let Some(&required) = numbers.get("min.insync.replicas") {
-        // A topic with fewer replicas than that asks for no more than it has; brokers before 4.0 refuse instead.
+        // A topic with fewer replicas than that asks for no more than it has; brokers before 4.0 refuse
+        // instead.
         if topic.in_sync_min < required.min(topic.replicas_min) {
             findings.push(Finding::error(
                 "not-enough-replicas",
@@ -220,7 +224,7 @@ mod tests {
         assert_eq!(codes(&topic(3, 3), &[("min.insync.replicas", 1)]), ["single-copy"]);
         assert_eq!(codes(&topic(1, 1), &sound), ["single-copy"]);
         assert_eq!(codes(&topic(3, 3), &[("max.message.bytes", 100_000)]), ["batch-too-large"]);
-        assert!(codes(&topic(1, 1), &[]).is_empty(), "what cannot be seen is no finding");
+        assert!(codes(&topic(1, 1), &[]).is_empty(), "a setting that cannot be seen is not a finding");
     }
 
     #[test]

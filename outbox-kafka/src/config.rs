@@ -103,8 +103,8 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("reconnect.backoff.max.ms", "1000"),
     // A topic that was created or granted meanwhile is noticed within ten seconds instead of five minutes.
     ("topic.metadata.refresh.interval.ms", "10000"),
-    // A mistyped topic is an error, and no new topic with the broker's defaults that nobody reads. librdkafka
-    // asks for topics in the metadata request, and says there whether the broker may make them.
+    // A mistyped topic is an error, and no new topic with the broker's defaults that is never read.
+    // librdkafka asks for topics in the metadata request, and says there whether the broker may make them.
     (CREATES_TOPICS, "false"),
     ("socket.keepalive.enable", "true"),
     ("socket.nagle.disable", "true"),

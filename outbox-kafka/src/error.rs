@@ -10,16 +10,16 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 /// The meaning of an error that was reported for a message.
 ///
-/// `answered`: a broker has answered since all of them were last known to be down. A message that timed out then
-/// says something of its topic (a partition without a leader, too few replicas), else of the broker. Either way it
-/// is nothing that the message has done, so no attempt is spent on it.
+/// `answered`: a broker has answered since all of them were last known to be down. A message that timed out
+/// then says something of its topic (a partition without a leader, too few replicas), else of the broker.
+/// Either way it is nothing that the message has done, so no attempt is spent on it.
 ///
-/// librdkafka repeats by itself, until the delivery timeout, whatever may go away within moments (leader elections,
-/// `NotEnoughReplicas`); such a code arrives here only where it stopped repeating.
+/// librdkafka repeats by itself, until the delivery timeout, whatever may go away within moments (leader
+/// elections, `NotEnoughReplicas`); such a code arrives here only where it stopped repeating.
 pub(crate) fn classify(code: Code, answered: bool) -> (PublishErrorKind, PublishErrorScope, Stored) {
     match code {
-        // Of a whole request, which a single message spoils: alone it will show which one. Refused before sending,
-        // it is this very message; see `refused`.
+        // Of a whole request, which a single message spoils: alone it will show which one. Refused before
+        // sending, it is this very message; see `refused`.
         Code::MessageSizeTooLarge
         | Code::MessageBatchTooLarge
         | Code::InvalidMessageSize

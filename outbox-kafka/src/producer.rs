@@ -1,5 +1,5 @@
-//! librdkafka's side of a publish call: the producer with its threads ([`Live`]), its callbacks ([`Context`]), and
-//! what a call shares with them ([`Call`]).
+//! librdkafka's side of a publish call: the producer with its threads ([`Live`]), its callbacks
+//! ([`Context`]), and what a call shares with them ([`Call`]).
 
 use std::{
     sync::{
@@ -26,8 +26,8 @@ use crate::{
     error::{classify, publish_error},
 };
 
-/// How long to wait for librdkafka's threads to confirm a purge. They answer within microseconds unless one is
-/// resolving a name, and that one is not connected, so it sends nothing before it has purged.
+/// How long to wait for librdkafka's threads to confirm a purge. They answer within microseconds unless one
+/// is resolving a name, and that one is not connected, so it sends nothing before it has purged.
 const PURGE_WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// A message as librdkafka takes it.
@@ -42,7 +42,7 @@ pub(crate) struct Call {
     landed: Notify,
     /// Messages that were queued when the producer was purged for another call's sake.
     purged: Mutex<Vec<usize>>,
-    /// Nobody would send purged messages again.
+    /// Purged messages would not be sent again.
     pub(crate) given_up: AtomicBool,
 }
 
@@ -80,10 +80,12 @@ impl Call {
     }
 }
 
-/// A producer, and the thread that ends it: ending joins librdkafka's threads, which must not hold up a runtime's.
+/// A producer, and the thread that ends it: ending joins librdkafka's threads, which must not hold up a
+/// runtime's.
 pub(crate) struct Live {
     producer: ThreadedProducer<Context>,
-    /// Declared after the producer, so that the keeper, woken by the end of this channel, has the last of its clones.
+    /// Declared after the producer, so that the keeper, woken by the end of this channel, has the last of its
+    /// clones.
     keeper: mpsc::Sender<Purged>,
     ended: JoinHandle<()>,
 }

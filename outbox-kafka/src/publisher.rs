@@ -1,8 +1,9 @@
 //! The publisher: [`KafkaPublisher`].
 //!
-//! A call of `publish` queues its messages with librdkafka and waits. librdkafka's delivery callback, on the thread
-//! that polls for events, reports each outcome as it is known. A call that ends early (dropped, out of time) purges
-//! the producer and takes it out of service, because librdkafka cannot take back a single message.
+//! A call of `publish` queues its messages with librdkafka and waits. librdkafka's delivery callback, on the
+//! thread that polls for events, reports each outcome as it is known. A call that ends early (dropped, out of
+//! time) purges the producer and takes it out of service, because librdkafka cannot take back a single
+//! message.
 
 use std::{
     fmt,
@@ -30,10 +31,12 @@ use crate::{
 /// How long to wait before a message is offered again to a full queue: a few requests' worth.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
 
-/// Sends messages to Apache Kafka: idempotent, acknowledged by all in-sync replicas, one outcome each as it is known.
+/// Sends messages to Apache Kafka: idempotent, acknowledged by all in-sync replicas, one outcome each as it
+/// is known.
 ///
-/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
-/// background; that a broker is there is only known after [`check`](Publisher::check) or the first message.
+/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in
+/// the background; that a broker is there is only known after [`check`](Publisher::check) or the first
+/// message.
 pub struct KafkaPublisher {
     config: KafkaConfig,
     payload_bytes_max: Option<usize>,
@@ -45,7 +48,8 @@ impl KafkaPublisher {
     /// A publisher with this configuration.
     ///
     /// # Errors
-    /// What librdkafka finds wrong with the configuration as a whole, such as a certificate that cannot be read.
+    /// What librdkafka finds wrong with the configuration as a whole, such as a certificate that cannot be
+    /// read.
     pub fn new(config: KafkaConfig) -> Result<Self, ConfigError> {
         let live = Live::start(&config).map_err(|error| {
             let what = format!("cannot start a producer: {}", start_error(&error));
@@ -80,8 +84,8 @@ impl KafkaPublisher {
         Ok(live)
     }
 
-    /// Refuses what no broker has to be asked about. A size is not left to librdkafka, so that the limit is the same for
-    /// every message, nor a name, of which it says one thing at first and another later.
+    /// Refuses what no broker has to be asked about. A size is not left to librdkafka, so that the limit is
+    /// the same for every message, nor a name, of which it says one thing at first and another later.
     fn check_message(&self, message: &Message) -> Result<(), PublishError> {
         let error = |code, detail| Err(publish_error(refused(code), code, detail));
         if let Some(problem) = name_problem(&message.topic) {

@@ -17,7 +17,8 @@ pub(crate) fn key(message: &Message, key: KafkaKey) -> Cow<'_, str> {
 
 /// The headers of the Kafka binding's binary mode, then the event's own.
 ///
-/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>, section 3.2.
+/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md>,
+/// section 3.2.
 pub(crate) fn headers(message: &Message, scratch: &mut String) -> OwnedHeaders {
     let mut headers = Some(OwnedHeaders::new_with_capacity(8 + message.event.headers.len()));
     let mut insert = |key: &str, value: &str| {

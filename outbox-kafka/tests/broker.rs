@@ -55,7 +55,7 @@ async fn a_record_is_a_cloudevent_in_binary_mode() {
         ("traceparent", "00-0af7-b7ad-01"),
     ];
     assert_eq!(headers(&read[0]), expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    assert_eq!(read[1].payload(), Some(&b""[..]), "an empty payload is no tombstone");
+    assert_eq!(read[1].payload(), Some(&b""[..]), "an empty payload is not a tombstone");
     assert_eq!(headers(&read[1])[0].1, "application/json");
     publisher.close().await;
 }

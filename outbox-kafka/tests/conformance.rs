@@ -75,7 +75,8 @@ impl PublisherHarness for KafkaHarness {
         Some(&self.proxy)
     }
 
-    /// Brokers that create topics by themselves refuse a name that differs from another's in dots and underscores only.
+    /// Brokers that create topics by themselves refuse a name that differs from another's in dots and
+    /// underscores only.
     async fn unroutable(&self) -> Option<String> {
         let id = Uuid::now_v7();
         self.create(format!("test_{id}"), &[]).await;
@@ -97,8 +98,8 @@ impl PublisherHarness for KafkaHarness {
     }
 }
 
-/// A proxy before the broker. The broker tells its clients where it is, so its port is replaced in what it answers:
-/// the host as text, then the port as four bytes.
+/// A proxy before the broker. The broker tells its clients where it is, so its port is replaced in what it
+/// answers: the host as text, then the port as four bytes.
 async fn proxy(brokers: &str) -> Proxy {
     let asked = brokers.to_owned();
     let advertised = tokio::task::spawn_blocking(move || {

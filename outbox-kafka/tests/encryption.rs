@@ -1,4 +1,5 @@
-//! A listener that demands TLS and a password: `scripts/services.sh up kafka` has one. Needs the feature `ssl`.
+//! A listener that demands TLS and a password: `scripts/services.sh up kafka` has one. Needs the feature
+//! `ssl`.
 #![cfg(feature = "ssl")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 

@@ -199,7 +199,8 @@ async fn a_producer_at_its_end_is_replaced() {
     assert_eq!(publish_one(&publisher, message(TOPIC, "1", "{}")).await, Ok(()));
 }
 
-/// Everything that a call which ended early must not do any more is to be stored; so wait for what comes after it.
+/// Everything that a call which ended early must not do any more is to be stored; so wait for what comes
+/// after it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_dropped_leaves_nothing_queued() {
     let cluster = cluster();

@@ -28,8 +28,8 @@ use crate::{
 
 #[async_trait]
 impl OutboxAdmin for MongoStore {
-    /// Pending and failed events are found by their indexes, ids by theirs; any other condition reads the collection
-    /// from `after` on until it has found enough, which takes its time where it is large.
+    /// Pending and failed events are found by their indexes, ids by theirs; any other condition reads the
+    /// collection from `after` on until it has found enough, which takes its time where it is large.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let database = self.database();
         if rows_max == 0 {
@@ -148,8 +148,8 @@ impl OutboxAdmin for MongoStore {
             (Arc::clone(database), topic.to_owned()),
             |session, (database, topic)| {
                 async move {
-                    // A hold does not say of which topic it is: those of another that is still paused are held again.
-                    // Beneath a pause there is no time.
+                    // A hold does not say of which topic it is: those of another that is still paused are
+                    // held again. Beneath a pause there is no time.
                     let paused = doc! { "$gt": ["$paused_at", Bson::Null] };
                     let until = doc! { "$cond": [paused, Bson::Null, "$$NOW"] };
                     let due = vec![doc! { "$set": { "until": until } }];
@@ -211,7 +211,7 @@ fn condition(filter: &EventFilter) -> Document {
         let next = second(before.checked_add_signed(TimeDelta::seconds(1)).unwrap_or(before));
         condition.push(doc! { "sequence": { "$lt": next }, "$expr": exactly });
     }
-    // Without a sequence it is no event.
+    // Without a sequence it is not an event.
     let after = timestamp_of(filter.after.unwrap_or_default());
     condition.push(doc! { "sequence": { "$gt": after } });
     doc! { "$and": condition }

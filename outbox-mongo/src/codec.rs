@@ -1,4 +1,5 @@
-//! Values of the core as they are in the database, and back: times here, events and their positions in rooms of their own.
+//! Values of the core as they are in the database, and back: times here, events and their positions in rooms
+//! of their own.
 
 pub(crate) mod document;
 pub(crate) mod sequence;

@@ -1,4 +1,5 @@
-//! The database as the relay and its operator use it: the client with its collections and settings, [`Database`].
+//! The database as the relay and its operator use it: the client with its collections and settings,
+//! [`Database`].
 
 pub(crate) mod transaction;
 
@@ -24,8 +25,8 @@ pub(crate) struct Database {
     pub(crate) client: Client,
     /// For everything else: what a majority has.
     pub(crate) majority: mongodb::Database,
-    /// For the statements of a snapshot session: the driver leaves a read concern as it is where there is one, and
-    /// anything but `snapshot` would let each statement see another state.
+    /// For the statements of a snapshot session: the driver leaves a read concern as it is where there is
+    /// one, and anything but `snapshot` would let each statement see another state.
     snapshots: mongodb::Database,
     pub(crate) config: MongoConfig,
     /// What the client was told of reads and writes by its url, for `check`.

@@ -27,8 +27,8 @@ const EVENTS_PER_STATEMENT: usize = 5_000;
 
 const WHAT: &str = "write an event";
 
-/// Writes events inside a transaction of the service. Has no connection of its own, since the session brings its
-/// client, and is cheap to clone.
+/// Writes events inside a transaction of the service. Has no connection of its own, since the session brings
+/// its client, and is cheap to clone.
 ///
 /// ```no_run
 /// # async fn place(client: mongodb::Client, outbox: outbox_mongo::MongoOutbox) -> Result<(), Box<dyn std::error::Error>> {
@@ -45,10 +45,10 @@ const WHAT: &str = "write an event";
 /// # Ok(()) }
 /// ```
 ///
-/// A session without a transaction is refused. After [`EnqueueError::Duplicate`] and [`EnqueueError::Store`] the server
-/// has ended the transaction: run the whole of it again, or abort it. An error with a kind of
-/// [`StoreErrorKind::Conflict`] is one to run it again; the driver's own, which has the label `TransientTransactionError`,
-/// is among its sources.
+/// A session without a transaction is refused. After [`EnqueueError::Duplicate`] and [`EnqueueError::Store`]
+/// the server has ended the transaction: run the whole of it again, or abort it. An error with a kind of
+/// [`StoreErrorKind::Conflict`] is one to run it again; the driver's own, which has the label
+/// `TransientTransactionError`, is among its sources.
 #[derive(Debug, Clone)]
 pub struct MongoOutbox {
     names: Arc<Names>,

@@ -5,15 +5,15 @@ use std::{fmt, future::Future, time::Duration};
 use mongodb::error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, WriteFailure};
 use outbox_core::{StoreError, StoreErrorKind};
 
-/// How long any one call may take before it is given up. Longer than the driver's own limits, so it acts only when the
-/// server cannot be heard any more.
+/// How long any one call may take before it is given up. Longer than the driver's own limits, so it acts only
+/// when the server cannot be heard any more.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The code of a unique index that was hit.
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
-/// What went wrong with a command: the driver's error, or that of one write of many, which the driver passes on as
-/// part of an answer.
+/// What went wrong with a command: the driver's error, or that of one write of many, which the driver passes
+/// on as part of an answer.
 #[derive(Debug)]
 pub(crate) enum Fault {
     Driver(Error),
@@ -104,13 +104,15 @@ fn classify_code(code: i32) -> StoreErrorKind {
         24 | 112 | 46 | 239 | 246 | 251 | 365 => StoreErrorKind::Conflict,
         // HostUnreachable, HostNotFound, NetworkTimeout, ShutdownInProgress, NotWritablePrimary,
         // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, PrimarySteppedDown, InterruptedAtShutdown,
-        // InterruptedDueToReplStateChange, SocketException, WriteConcernFailed, MaxTimeMSExpired, ExceededTimeLimit,
-        // ReadConcernMajorityNotAvailableYet, FailedToSatisfyReadPreference, OutOfDiskSpace, Interrupted
+        // InterruptedDueToReplStateChange, SocketException, WriteConcernFailed, MaxTimeMSExpired,
+        // ExceededTimeLimit, ReadConcernMajorityNotAvailableYet, FailedToSatisfyReadPreference,
+        // OutOfDiskSpace, Interrupted
         6 | 7 | 89 | 91 | 10_107 | 13_435 | 13_436 | 189 | 11_600 | 11_602 | 9_001 | 64 | 50 | 262 | 134
         | 133 | 14_031 | 11_601 => StoreErrorKind::Unavailable,
         // Unauthorized, AuthenticationFailed, UserNotFound, AtlasError
         13 | 18 | 11 | 8_000 => StoreErrorKind::Denied,
-        // NamespaceNotFound, IndexNotFound, and what the server says of a hint on an index that is not there: BadValue
+        // NamespaceNotFound, IndexNotFound, and what the server says of a hint on an index that is not there:
+        // BadValue
         26 | 27 | 2 => StoreErrorKind::Schema,
         _ => StoreErrorKind::Unexpected,
     }
@@ -128,7 +130,8 @@ pub(crate) fn store_error(what: &str, fault: impl Into<Fault>) -> StoreError {
     StoreError::new(kind, format!("cannot {what}{hint}")).with_source(fault)
 }
 
-/// The same in a transaction of somebody else, who is to run it again after a conflict, whatever the server calls it.
+/// The same in a transaction of the caller, who is to run it again after a conflict, whatever the server
+/// calls it.
 pub(crate) fn transaction_error(what: &str, fault: impl Into<Fault>) -> StoreError {
     let fault = fault.into();
     if !fault.is_conflict() {

@@ -61,8 +61,8 @@ impl Held {
     }
 }
 
-/// Puts what `rule` makes of an aggregate's hold in its place. Its partition is the one that the hold has, or that of the
-/// aggregate.
+/// Puts what `rule` makes of an aggregate's hold in its place. Its partition is the one that the hold has, or
+/// that of the aggregate.
 pub(crate) fn change(
     holds: &mut HashMap<AggregateKey, Held>,
     key: &AggregateKey,

@@ -27,8 +27,8 @@ pub use schema::inbox_migration_script;
 /// The most receipts that one command removes: their ids, of 800 bytes at most, fit into it.
 const RECEIPTS_PER_COMMAND: usize = 5_000;
 
-/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own, since the session brings its
-/// client, and is cheap to clone.
+/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own, since the
+/// session brings its client, and is cheap to clone.
 ///
 /// ```no_run
 /// # async fn handle(client: mongodb::Client, event: outbox_core::ReceivedEvent) -> Result<(), Box<dyn std::error::Error>> {
@@ -50,9 +50,9 @@ const RECEIPTS_PER_COMMAND: usize = 5_000;
 ///
 /// A session without a transaction is refused, as [`MongoOutbox`](crate::MongoOutbox) refuses it.
 ///
-/// MongoDB's transactions do not wait for each other: beside another transaction that handles or purges the same event, the
-/// answer is [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict). The server has ended the transaction
-/// then: abort it, and begin again.
+/// MongoDB's transactions do not wait for each other: beside another transaction that handles or purges the
+/// same event, the answer is [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict). The server
+/// has ended the transaction then: abort it, and begin again.
 #[derive(Clone)]
 pub struct MongoInbox {
     consumer: Arc<str>,
@@ -60,8 +60,9 @@ pub struct MongoInbox {
 }
 
 impl MongoInbox {
-    /// The inbox of `consumer` in the collections that `config` names: `outbox_inbox…` unless told otherwise. They are in
-    /// the consumer's database, which need not have an outbox. The url of `config` is not needed, but its database is.
+    /// The inbox of `consumer` in the collections that `config` names: `outbox_inbox…` unless told otherwise.
+    /// They are in the consumer's database, which need not have an outbox. The url of `config` is not needed,
+    /// but its database is.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -73,14 +74,15 @@ impl MongoInbox {
     /// Creates the inbox's collections. Does nothing where they are there; two processes may do it at once.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the collections are of a newer version than this
-    /// program knows.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the collections are of a newer
+    /// version than this program knows.
     pub async fn migrate(&self, client: &Client) -> Result<(), StoreError> {
         schema::migrate(client, &self.names).await
     }
 
-    /// Looks for whatever would break a guarantee, and names all of it at once: a server without a replica set, missing
-    /// collections, indexes and privileges, another version, events that can never be purged. Changes nothing.
+    /// Looks for whatever would break a guarantee, and names all of it at once: a server without a replica
+    /// set, missing collections, indexes and privileges, another version, events that can never be purged.
+    /// Changes nothing.
     ///
     /// # Errors
     /// Where the server cannot be asked.
@@ -123,9 +125,9 @@ impl MongoInbox {
         if write.upsert(true).session(&mut *session).await?.upserted_id.is_none() {
             return Ok(Receipt::Seen);
         }
-        // The transaction's snapshot has a purge that ended before it, and with it what that purge raised. One that ended
-        // later has removed a document with this id that the snapshot lacks, or still has: the first is a conflict for
-        // the server, and the second was seen above.
+        // The transaction's snapshot has a purge that ended before it, and with it what that purge raised.
+        // One that ended later has removed a document with this id that the snapshot lacks, or still has: the
+        // first is a conflict for the server, and the second was seen above.
         let Some(time) = time else { return Ok(Receipt::New) };
         let horizons = self.horizons(session);
         let horizon = horizons.find_one(doc! { "_id": self.horizon_id(event.source()) });

@@ -1,25 +1,28 @@
 //! One relay's way through the collection: [`MongoReader`].
 //!
 //! # The read position, and why it is not enough
-//! An event gets its sequence when it is inserted and becomes visible when its transaction commits, so events appear
-//! below others that were read long ago. But the server ends a transaction that is older than
-//! `transactionLifetimeLimitSeconds`; it looks for such every half of that time. So what was inserted more than twice
-//! that time ago is visible or never will be. Up to there reaches the *bound*, behind which nothing new appears, and
-//! each scan begins at it: what it meets between the bound and the read position and the relay does not know is late.
+//! An event gets its sequence when it is inserted and becomes visible when its transaction commits, so events
+//! appear below others that were read long ago. But the server ends a transaction that is older than
+//! `transactionLifetimeLimitSeconds`; it looks for such every half of that time. So what was inserted more
+//! than twice that time ago is visible or never will be. Up to there reaches the *bound*, behind which
+//! nothing new appears, and each scan begins at it: what it meets between the bound and the read position and
+//! the relay does not know is late.
 //!
 //! # What has to be found behind it
-//! Everything at or below the read position is either returned, or passed by for a reason that ends with a signal:
+//! Everything at or below the read position is either returned, or passed by for a reason that ends with a
+//! signal:
 //!
 //! - it was held. Its aggregate is `waiting` until the relay says that the hold is removed;
-//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time has come;
+//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time
+//!   has come;
 //! - the relay had enough of its aggregate.
 //!
-//! All three put the aggregate on the list of those to `catch_up`, which are read by key up to the read position, and
-//! which the scan passes by until that is done: so nothing overtakes. All statements of a fetch see one snapshot, and
-//! one time.
+//! All three put the aggregate on the list of those to `catch_up`, which are read by key up to the read
+//! position, and which the scan passes by until that is done: so nothing overtakes. All statements of a fetch
+//! see one snapshot, and one time.
 //!
-//! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing else to read,
-//! the reader starts from the beginning again, every [`SWEEP`](position::SWEEP).
+//! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing
+//! else to read, the reader starts from the beginning again, every [`SWEEP`](position::SWEEP).
 
 mod catch_up;
 mod due_holds;
@@ -49,8 +52,8 @@ use crate::{
 
 /// The reader of one relay.
 ///
-/// If a fetch is dropped before it answers, the next one starts from the beginning: what was read meanwhile is lost,
-/// and would otherwise count as returned.
+/// If a fetch is dropped before it answers, the next one starts from the beginning: what was read meanwhile
+/// is lost, and would otherwise count as returned.
 pub(crate) struct MongoReader {
     database: Arc<Database>,
     position: Option<Position>,
@@ -120,7 +123,7 @@ impl Position {
     }
 }
 
-/// The first statement of the session has been answered as if it were none of a snapshot.
+/// The first statement of the session has been answered as if it were outside a snapshot.
 fn no_snapshot() -> Fault {
     Fault::Write { code: SNAPSHOT_UNAVAILABLE, message: "the server gave no snapshot".to_owned() }
 }

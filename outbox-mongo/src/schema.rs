@@ -17,9 +17,9 @@ use crate::{
     error::{Fault, store_error},
 };
 
-/// What each version of the collections brought, the first one first. A version that was released is never changed: a
-/// change is a further entry, with its commands among those of the migration such that they do nothing where they were
-/// done.
+/// What each version of the collections brought, the first one first. A version that was released is never
+/// changed: a change is a further entry, with its commands among those of the migration such that they do
+/// nothing where they were done.
 const MIGRATIONS: &[&str] = &["the collections of the outbox"];
 
 /// The version of the collections that this program reads and writes.
@@ -48,7 +48,8 @@ pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
             &names.outbox,
             vec![
                 doc! { "key": { "sequence": 1 }, "name": SEQUENCE, "unique": true },
-                // The partition stands behind the sequence, so that those of others are passed by within the index.
+                // The partition stands behind the sequence, so that those of others are passed by within the
+                // index.
                 doc! {
                     "key": { "sequence": 1, "partition": 1 }, "name": PENDING, "partialFilterExpression": pending(),
                 },
@@ -81,7 +82,8 @@ pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
     ]
 }
 
-/// What a document must have to be inserted: without a sequence that the server has filled nobody would ever read it.
+/// What a document must have to be inserted: without a sequence that the server has filled no relay would
+/// ever read it.
 pub(crate) fn validator() -> Document {
     let text = doc! { "bsonType": "string", "minLength": 1 };
     doc! {
@@ -139,8 +141,8 @@ pub(crate) fn say_version(meta: &str, version: i64) -> Document {
     }
 }
 
-/// The commands that create the collections, for one's own migration tool: a script for `mongosh`, to be run on the
-/// database that the outbox is to be in. They may be run again at any time and change nothing then.
+/// The commands that create the collections, for one's own migration tool: a script for `mongosh`, to be run
+/// on the database that the outbox is to be in. They may be run again at any time and change nothing then.
 ///
 /// ```
 /// let config = outbox_mongo::MongoConfig::builder().database("shop").table("billing").build()?;
@@ -223,6 +225,6 @@ pub(crate) async fn version(database: &Database, meta: &str) -> Result<Option<i6
     let meta = database.collection::<mongodb::bson::RawDocumentBuf>(meta);
     let found = meta.find_one(doc! { "_id": VERSION_ID }).await?;
     let value = found.as_ref().and_then(|document| document.get("value").ok().flatten());
-    // A document without a number was written by somebody else.
+    // A document without a number was written by another program.
     Ok(found.is_some().then(|| value.and_then(whole).unwrap_or_default()))
 }

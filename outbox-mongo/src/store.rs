@@ -30,14 +30,14 @@ use crate::{
 
 /// The store of a relay and the tool of an operator. Cheap to clone; all clones share the client.
 ///
-/// Whatever the url or the client says of reads and writes, it asks the primary for what a majority has, and writes to
-/// a majority: else a fail-over could undo a claim or a settle.
+/// Whatever the url or the client says of reads and writes, it asks the primary for what a majority has, and
+/// writes to a majority: else a fail-over could undo a claim or a settle.
 #[derive(Clone)]
 pub struct MongoStore(Arc<Database>);
 
 impl MongoStore {
-    /// A store with a client of its own, which connects when it is first used: an unreachable server is a finding of
-    /// `check`.
+    /// A store with a client of its own, which connects when it is first used: an unreachable server is a
+    /// finding of `check`.
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url, or one with options that do not go together.
@@ -66,7 +66,8 @@ impl MongoStore {
         MongoOutbox::new(&self.0.config)
     }
 
-    /// Creates or upgrades the collections. Does nothing where they are there; two processes may do it at once.
+    /// Creates or upgrades the collections. Does nothing where they are there; two processes may do it at
+    /// once.
     ///
     /// # Errors
     /// [`StoreErrorKind::Schema`] if the collections are of a newer version than this program knows.

@@ -21,8 +21,8 @@ use uuid::Uuid;
 
 use support::Place;
 
-/// What the store is told of the life of a transaction, where that is short: its bound of what can become visible late
-/// moves while a clause writes events.
+/// What the store is told of the life of a transaction, where that is short: its bound of what can become
+/// visible late moves while a clause writes events.
 const LIFETIME: Duration = Duration::from_secs(3);
 
 struct MongoHarness<const SHORT_LIVED: bool = false>(Place);
@@ -85,7 +85,7 @@ impl<const SHORT_LIVED: bool> StoreHarness for MongoHarness<SHORT_LIVED> {
         let archive: Vec<_> = archive.try_collect().await.unwrap();
         let id = |document: &mongodb::bson::Document| match document.get("_id").unwrap() {
             Bson::Binary(binary) => Uuid::from_slice(&binary.bytes).unwrap(),
-            other => panic!("an _id that is none: {other}"),
+            other => panic!("an invalid _id: {other}"),
         };
         archive.iter().map(id).collect()
     }

@@ -1,5 +1,5 @@
-//! TLS and accounts: every setting of the url reaches the driver. The account of the certificate is one that demands
-//! TLS, since there is no other way to it.
+//! TLS and accounts: every setting of the url reaches the driver. The account of the certificate is one that
+//! demands TLS, since there is no other way to it.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 mod support;
@@ -28,7 +28,7 @@ async fn tls_with_a_password() {
     let tls = format!("{}&tls=true&serverSelectionTimeoutMS=2000", place.url);
     let trusted = format!("{tls}&tlsCAFile={folder}/ca.pem");
     assert_eq!(codes(&place, &trusted).await, [] as [&str; 0]);
-    // An authority that nobody trusts is refused, and so is one of somebody else.
+    // An authority that is not trusted is refused, and so is another's.
     assert_eq!(codes(&place, &tls).await, ["unreachable"]);
     assert_eq!(codes(&place, &format!("{tls}&tlsCAFile={folder}/client.pem")).await, ["unreachable"]);
     // The connection is encrypted indeed.

@@ -133,8 +133,8 @@ async fn purge(place: &Place, rows_max: u32) -> u64 {
     purged
 }
 
-/// The first copy is handled and purged after the transaction has its snapshot and before it asks: what it sees is from
-/// before both. The server has to find the conflict though nothing of the document is left.
+/// The first copy is handled and purged after the transaction has its snapshot and before it asks: what it
+/// sees is from before both. The server has to find the conflict though nothing of the document is left.
 #[tokio::test]
 async fn a_snapshot_from_before_receipt_and_purge_does_not_make_an_event_new() {
     for checkpoint in [false, true] {

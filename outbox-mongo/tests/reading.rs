@@ -264,8 +264,8 @@ async fn behind_the_bound_nothing_is_read_again() {
     place.drop().await;
 }
 
-/// What becomes visible late waits for its turn, however many events that are and however few a fetch takes, also when
-/// the bound reaches beyond it meanwhile.
+/// What becomes visible late waits for its turn, however many events that are and however few a fetch takes,
+/// also when the bound reaches beyond it meanwhile.
 #[tokio::test]
 async fn late_events_behind_a_pass_are_returned_all() {
     const LIFETIME: Duration = Duration::from_secs(2);

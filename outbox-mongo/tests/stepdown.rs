@@ -1,4 +1,5 @@
-//! A primary that steps down while a relay works. A test of its own, since it disturbs all others on the server.
+//! A primary that steps down while a relay works. A test of its own, since it disturbs all others on the
+//! server.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 mod support;
@@ -41,7 +42,7 @@ async fn write_round(place: &Place, round: i32, ids: &mut Vec<Uuid>) -> bool {
                 Err(_) => return None,
             }
         }
-        panic!("nobody says whether round {round} was committed");
+        panic!("no answer says whether round {round} was committed");
     };
     let committed = write.await.is_some();
     if committed {

@@ -10,7 +10,8 @@ use outbox_core::{OutboxStore as _, store::Sequence};
 use outbox_mongo::MongoStore;
 use support::Place;
 
-/// What each version left behind, as commands, the first one first. A version that is released gets its file, which stays.
+/// What each version left behind, as commands, the first one first. A version that is released gets its file,
+/// which stays.
 const VERSIONS: [&str; 1] = [include_str!("fixtures/schema_1.json")];
 
 const WRITTEN: Written = Written { created_micros: 1_760_000_000_001_000, number };
@@ -99,7 +100,7 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     assert!(newer.contains("has version 9, newer than 1") && newer.contains("upgrade"), "{newer}");
     let error = place.store.migrate().await.unwrap_err().to_string();
     assert!(error.contains("version 9"), "{error}");
-    // The commands of an older release, run by somebody's own tool.
+    // The commands of an older release, run by a user's own tool.
     for command in serde_json::from_str::<Vec<Document>>(VERSIONS[0]).unwrap() {
         if command.contains_key("update") && command.get_str("update").unwrap() == "outbox_meta" {
             place.database.run_command(command).await.unwrap();

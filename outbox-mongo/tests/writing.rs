@@ -27,7 +27,7 @@ async fn outside_a_transaction_nothing_is_written() {
     session.start_transaction().await.unwrap();
     place.outbox.enqueue(&mut session, &event("1")).await.unwrap();
     session.commit_transaction().await.unwrap();
-    // After the commit there is none any more.
+    // After the commit there is no transaction any more.
     let after = place.outbox.enqueue(&mut session, &event("1")).await;
     assert!(matches!(after, Err(EnqueueError::NoTransaction)), "{after:?}");
     session.start_transaction().await.unwrap();
@@ -63,7 +63,7 @@ async fn an_event_and_its_change_are_written_together_or_not_at_all() {
     orders.update_one(doc! { "_id": "1" }, place_order.clone()).session(&mut session).await.unwrap();
     place.outbox.enqueue_all(&mut session, &[event("1"), event("1")]).await.unwrap();
     drop(session);
-    // It does so in its own time, and nobody else writes to the order before.
+    // It does so in its own time, and no other writer changes the order before.
     orders.update_one(doc! { "_id": "1" }, doc! { "$set": { "seen": true } }).await.unwrap();
     assert_eq!(place.count("outbox").await, 0);
     assert_eq!(orders.count_documents(doc! { "state": "new" }).await.unwrap(), 1);
@@ -76,8 +76,9 @@ async fn an_event_and_its_change_are_written_together_or_not_at_all() {
     place.drop().await;
 }
 
-/// Several at once change one order, each in the driver's own loop, which runs a transaction again that is in another
-/// one's way: what was written by a try that was given up must not be there, and versions must ascend as sequences do.
+/// Several at once change one order, each in the driver's own loop, which runs a transaction again that is in
+/// another one's way: what was written by a try that was given up must not be there, and versions must ascend
+/// as sequences do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_that_are_run_again_write_their_event_once_and_in_order() {
     const WRITERS: usize = 4;
@@ -100,7 +101,7 @@ async fn transactions_that_are_run_again_write_their_event_once_and_in_order() {
     for writer in writers {
         tries += writer.await.unwrap();
     }
-    assert!(tries > WRITERS * CHANGES, "nobody was in anybody's way, and nothing was shown");
+    assert!(tries > WRITERS * CHANGES, "no writer was in another's way, and nothing was shown");
     let (relay, leases) = place.relay().await;
     let mut reader = place.store.reader(relay).await.unwrap();
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;

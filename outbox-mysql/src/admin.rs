@@ -1,6 +1,6 @@
 //! The operator's side. Every call is one transaction, and needs no relay to be running.
 //!
-//! Whoever changes a hold locks the row of its partition first: see `store::holds`.
+//! A transaction that changes a hold locks the row of its partition first: see `store::holds`.
 
 mod changes;
 mod filter;
@@ -31,8 +31,8 @@ use crate::{
 
 #[async_trait]
 impl OutboxAdmin for MysqlStore {
-    /// Events of the table with a status are found by an index, ids by theirs; any other condition reads the table or the
-    /// archive from `after` on until it has found enough, which on a large one takes its time.
+    /// Events of the table with a status are found by an index, ids by theirs; any other condition reads the
+    /// table or the archive from `after` on until it has found enough, which on a large one takes its time.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let what = "list events";
         let times = ["created_at", "available_at", "sent_at"];

@@ -38,11 +38,12 @@ pub(crate) fn time_of(expression: &str) -> String {
 /// More rows than a parameter ever has.
 pub(crate) const ROWS_MAX: u64 = 1_000_000_000;
 
-/// A parameter as rows: an array of arrays, in JSON. `columns` are names with their types, such as `part BIGINT, epoch
-/// BIGINT`, in the order of the inner arrays. A statement stays constant that way however many rows there are.
+/// A parameter as rows: an array of arrays, in JSON. `columns` are names with their types, such as `part
+/// BIGINT, epoch BIGINT`, in the order of the inner arrays. A statement stays constant that way however many
+/// rows there are.
 ///
-/// What is joined to it names its index: a planner that finds few rows would rather read, and lock, all of them, those of
-/// writers that are still at work among them, and wait.
+/// What is joined to it names its index: a planner that finds few rows would rather read, and lock, all of
+/// them, those of writers that are still at work among them, and wait.
 ///
 /// In brackets and with a limit, since MySQL takes no lock in a statement that joins the function itself.
 pub(crate) fn rows(alias: &str, columns: &str) -> String {

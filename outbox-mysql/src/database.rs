@@ -1,5 +1,5 @@
-//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`], connections
-//! that belong to one purpose, and the transactions of a relay.
+//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`],
+//! connections that belong to one purpose, and the transactions of a relay.
 
 use outbox_core::{StoreError, StoreErrorKind};
 use sqlx::{
@@ -17,8 +17,8 @@ use crate::{
 pub(crate) struct Database {
     pub(crate) pool: MySqlPool,
     pub(crate) config: MysqlConfig,
-    /// The connection that settles, taken out while it works, so that a settle that is dropped half-way takes its
-    /// connection with it.
+    /// The connection that settles, taken out while it works, so that a settle that is dropped half-way takes
+    /// its connection with it.
     pub(crate) settling: tokio::sync::Mutex<Option<MySqlConnection>>,
 }
 
@@ -39,16 +39,16 @@ impl Database {
 
 /// What every connection of a relay is set to, whatever the server's defaults are.
 ///
-/// - READ COMMITTED: after waiting for a lease row, its newest version is what counts; and no gaps are locked, into
-///   which a service inserts.
+/// - READ COMMITTED: after waiting for a lease row, its newest version is what counts; and no gaps are
+///   locked, into which a service inserts.
 /// - Strict: a value that does not fit is an error, and not cut off.
 /// - A lock that does not come within 5 s is not going to.
 pub(crate) const RELAY_SETTINGS: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; \
      SET SESSION autocommit = 1, innodb_lock_wait_timeout = 5, \
      sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
 
-/// A relay that is frozen inside a transaction keeps its locks, on lease rows among them, until the server has waited
-/// 5 s for its next statement. Outside a transaction the connection's own timeout counts again.
+/// A relay that is frozen inside a transaction keeps its locks, on lease rows among them, until the server
+/// has waited 5 s for its next statement. Outside a transaction the connection's own timeout counts again.
 const BEGIN: &str = "SET @outbox_wait_timeout = @@SESSION.wait_timeout, SESSION wait_timeout = 5; \
      SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE";
 const COMMIT: &str = "COMMIT; SET SESSION wait_timeout = @outbox_wait_timeout";

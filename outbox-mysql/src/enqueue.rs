@@ -19,12 +19,12 @@ const COLUMNS: &str = "id, aggregate_type, aggregate_id, event_type, version, pa
                        available_at";
 const PLACES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
-/// How many events one statement writes: `enqueue_all` takes the largest of these that it can fill. A few constant
-/// texts, so that each stays prepared.
+/// How many events one statement writes: `enqueue_all` takes the largest of these that it can fill. A few
+/// constant texts, so that each stays prepared.
 const EVENTS_PER_STATEMENT: [usize; 4] = [512, 64, 8, 1];
 
-/// The most payload that one statement carries beside its first event, in bytes: a quarter of MariaDB's default
-/// `max_allowed_packet`.
+/// The most payload that one statement carries beside its first event, in bytes: a quarter of MariaDB's
+/// default `max_allowed_packet`.
 const BYTES_PER_STATEMENT: usize = 4 << 20;
 
 /// Writes events inside a transaction of the service. Has no connection of its own and is cheap to clone.
@@ -41,8 +41,9 @@ const BYTES_PER_STATEMENT: usize = 4 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without autocommit are
-/// all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without
+/// autocommit are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of
+/// the transactions it began.
 #[derive(Debug, Clone)]
 pub struct MysqlOutbox {
     inserts: [Arc<str>; EVENTS_PER_STATEMENT.len()],
@@ -64,8 +65,9 @@ impl MysqlOutbox {
         }
     }
 
-    /// Writes the events of one statement, and returns the sequence of the first. The others follow at the distance of
-    /// `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every lock mode.
+    /// Writes the events of one statement, and returns the sequence of the first. The others follow at the
+    /// distance of `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every
+    /// lock mode.
     async fn insert(
         &self,
         connection: &mut MySqlConnection,
@@ -101,7 +103,8 @@ impl MysqlOutbox {
         Ok(sequences)
     }
 
-    /// The first event whose id is there already or was given twice; asked after a statement has failed by it.
+    /// The first event whose id is there already or was given twice; asked after a statement has failed by
+    /// it.
     async fn duplicate(
         &self,
         connection: &mut MySqlConnection,

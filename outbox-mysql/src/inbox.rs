@@ -21,7 +21,8 @@ use crate::{
 
 pub use schema::inbox_migration_sql;
 
-/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to clone.
+/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to
+/// clone.
 ///
 /// ```no_run
 /// # async fn handle(pool: sqlx::MySqlPool, event: outbox_core::ReceivedEvent) -> Result<(), Box<dyn std::error::Error>> {
@@ -40,9 +41,9 @@ pub use schema::inbox_migration_sql;
 ///
 /// Outside a transaction it refuses, as [`MysqlOutbox`](crate::MysqlOutbox) does.
 ///
-/// Under every isolation level, a copy of an event that another transaction is handling waits for its end, for as long as
-/// `innodb_lock_wait_timeout` says. After that, and where the server ends a deadlock, the answer is
-/// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict): roll back, and begin again.
+/// Under every isolation level, a copy of an event that another transaction is handling waits for its end,
+/// for as long as `innodb_lock_wait_timeout` says. After that, and where the server ends a deadlock, the
+/// answer is [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict): roll back, and begin again.
 #[derive(Clone)]
 pub struct MysqlInbox {
     consumer: Arc<str>,
@@ -51,8 +52,8 @@ pub struct MysqlInbox {
 }
 
 impl MysqlInbox {
-    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They are in the
-    /// consumer's database, which need not have an outbox. The url of `config` is not needed.
+    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They
+    /// are in the consumer's database, which need not have an outbox. The url of `config` is not needed.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -63,19 +64,19 @@ impl MysqlInbox {
         Ok(Self { consumer: consumer.into(), tables, statements })
     }
 
-    /// Creates the inbox's tables. Does nothing where they are there; two processes may do it at once. These databases
-    /// commit each definition, and with it a transaction that the connection is in.
+    /// Creates the inbox's tables. Does nothing where they are there; two processes may do it at once. These
+    /// databases commit each definition, and with it a transaction that the connection is in.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version than this
-    /// program knows.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version
+    /// than this program knows.
     pub async fn migrate(&self, connection: &mut MySqlConnection) -> Result<(), StoreError> {
         schema::migrate(connection, &self.tables).await
     }
 
-    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and privileges, a
-    /// wrong storage engine or collation, a read replica, another version, events that can never be purged. Changes
-    /// nothing.
+    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and
+    /// privileges, a wrong storage engine or collation, a read replica, another version, events that can
+    /// never be purged. Changes nothing.
     ///
     /// # Errors
     /// Where the server cannot be asked.
@@ -98,7 +99,8 @@ impl MysqlInbox {
         let time = event.time().map(storable);
         let write = self.query(&statements.write).bind(source).bind(id).bind(time);
         match write.execute(&mut *connection).await {
-            // It takes back this statement alone, unlike a count of rows it says the same in every driver's mode.
+            // It takes back this statement alone, unlike a count of rows it says the same in every driver's
+            // mode.
             Err(error) if number(&error) == Some(DUPLICATE) => return Ok(Receipt::Seen),
             written => written.map(drop)?,
         }
@@ -192,11 +194,12 @@ struct Statements {
 
 impl Statements {
     fn new(tables: &Tables) -> Self {
-        // It waits for whoever has written the same row, or is removing it, and has not ended.
+        // It waits for a transaction that has written the same row, or is removing it, and has not ended.
         let write = "INSERT INTO {inbox} (consumer, source, id, time) VALUES (?, ?, ?, ?)";
-        // After the row was written, which has waited for a purge that was removing a former one. A locking read sees what
-        // that purge has committed, also where the transaction's snapshot is from before. An event that is younger than
-        // the least age of a purge is not before any horizon: then the table is neither read nor locked.
+        // After the row was written, which has waited for a purge that was removing a former one. A locking
+        // read sees what that purge has committed, also where the transaction's snapshot is from before. An
+        // event that is younger than the least age of a purge is not before any horizon: then the table is
+        // neither read nor locked.
         let horizon = format!(
             "SELECT 1 FROM {{inbox_horizons}} WHERE consumer = ? AND source = ? AND horizon >= ? \
              AND ? <= UTC_TIMESTAMP(6) - INTERVAL {} SECOND LOCK IN SHARE MODE",

@@ -1,21 +1,23 @@
-//! The reader of one relay: [`MysqlReader`]. It scans from the lowest pending row each time, so that rows that commit
-//! late, scheduled rows, new partitions and aggregates whose hold is gone are all found in the same way.
+//! The reader of one relay: [`MysqlReader`]. It scans from the lowest pending row each time, so that rows
+//! that commit late, scheduled rows, new partitions and aggregates whose hold is gone are all found in the
+//! same way.
 //!
-//! # Why it is no read position
-//! A sequence is drawn before its row commits, so rows appear below those that were read. A position is safe only with
-//! a bound below which no writer can still commit, and these servers tell nobody without special privileges who has an
-//! open transaction on a table.
+//! # Why it is not a read position
+//! A sequence is drawn before its row commits, so rows appear below those that were read. A position is safe
+//! only with a bound below which no writer can still commit, and these servers tell no one without special
+//! privileges who has an open transaction on a table.
 //!
 //! # Why it is fast enough
-//! The scan runs on an index that has all that decides whether a row is taken, so that what is in flight, held or
-//! scheduled for later is passed by without being read: some 1.5 million rows a second. What is in flight comes as a
-//! bitmap, which is asked in constant time and without a list that the server would have to look through. One statement
-//! is one snapshot, and so the closure under *earlier* is kept.
+//! The scan runs on an index that has all that decides whether a row is taken, so that what is in flight,
+//! held or scheduled for later is passed by without being read: some 1.5 million rows a second. What is in
+//! flight comes as a bitmap, which is asked in constant time and without a list that the server would have to
+//! look through. One statement is one snapshot, and so the closure under *earlier* is kept.
 //!
 //! # The cost of what waits, and of a long transaction
-//! A scan that took long and hit no limit has met many rows that wait, or rows that are gone and whose removal a
-//! transaction somewhere keeps from being finished (a dump, a forgotten session). The reader then rests three times as
-//! long, at most a second, so that this costs the server a quarter of one core, and some latency.
+//! A scan that took long and hit no limit has met many rows that wait, or rows that are gone and whose
+//! removal a transaction somewhere keeps from being finished (a dump, a forgotten session). The reader then
+//! rests three times as long, at most a second, so that this costs the server a quarter of one core, and some
+//! latency.
 
 mod batch;
 mod decode;
@@ -131,8 +133,8 @@ impl MysqlReader {
         Ok(fetched)
     }
 
-    /// Takes note of what the relay owns and has dealt with. What it was given under another lease is forgotten, and
-    /// what is new is not kept waiting by a rest.
+    /// Takes note of what the relay owns and has dealt with. What it was given under another lease is
+    /// forgotten, and what is new is not kept waiting by a rest.
     fn advance(&mut self, request: &FetchRequest) {
         let leases = request.leases.iter().map(|lease| (lease.partition, lease.epoch)).collect();
         let before = std::mem::replace(&mut self.leases, leases);
@@ -171,8 +173,8 @@ impl MysqlReader {
         })
     }
 
-    /// Adds pending and due rows of aggregates without a hold. Returns when the next scheduled event becomes due, if
-    /// all that waits was met.
+    /// Adds pending and due rows of aggregates without a hold. Returns when the next scheduled event becomes
+    /// due, if all that waits was met.
     async fn scan(&mut self, request: &FetchRequest, batch: &mut Batch) -> Result<Option<i64>, sqlx::Error> {
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
             return Ok(None);

@@ -12,8 +12,9 @@ use crate::{
     error::{NO_DATABASE, NO_TABLE, number, store_error},
 };
 
-/// What each version of the tables brought, the first one first. A version that was released is never changed: a change
-/// is a further entry, with its statements in `schema.sql` such that they do nothing where they were done.
+/// What each version of the tables brought, the first one first. A version that was released is never
+/// changed: a change is a further entry, with its statements in `schema.sql` such that they do nothing where
+/// they were done.
 const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 /// The version of the tables that this program reads and writes.
@@ -26,8 +27,8 @@ pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `MysqlStore::migrate`
 /// How long a migration waits for one that is under way, in seconds.
 const MIGRATION_WAIT_S: u32 = 30;
 
-/// The name of a migration's lock. It has at most 64 characters, so a hash stands for the database and the first of the
-/// tables.
+/// The name of a migration's lock. It has at most 64 characters, so a hash stands for the database and the
+/// first of the tables.
 const LOCK_NAME: &str = "CONCAT('outbox-', LEFT(SHA2(CONCAT(COALESCE(?, DATABASE()), '/', ?), 256), 40))";
 
 /// The columns that the archive shares with the outbox.
@@ -62,9 +63,9 @@ fn tables_sql(config: &MysqlConfig) -> String {
     text.replace("{parts}", &parts.join(", ")).replace("{version}", &SCHEMA_VERSION.to_string())
 }
 
-/// Applies the migration. A named lock lets two processes do it at once: the second finds it done. These databases
-/// commit each definition by itself, so every statement may find its work done, and the version is written last.
-/// Refuses tables of a newer version.
+/// Applies the migration. A named lock lets two processes do it at once: the second finds it done. These
+/// databases commit each definition by itself, so every statement may find its work done, and the version is
+/// written last. Refuses tables of a newer version.
 pub(crate) async fn migrate(
     connection: &mut MySqlConnection,
     config: &MysqlConfig,
@@ -82,7 +83,8 @@ pub(crate) async fn migrate(
     }
 }
 
-/// Waits until nobody else migrates these tables, of which this is the first, by its schema and its name.
+/// Waits until no other program migrates these tables, of which this is the first, by its schema and its
+/// name.
 pub(crate) async fn lock(
     connection: &mut MySqlConnection,
     (schema, table): (Option<&str>, &str),
@@ -100,7 +102,8 @@ pub(crate) async fn lock(
     }
 }
 
-/// Lets others migrate. The lock ends with the connection too, so that an error here is none of the migration.
+/// Lets others migrate. The lock ends with the connection too, so that an error here is not one of the
+/// migration.
 pub(crate) async fn unlock(connection: &mut MySqlConnection, (schema, table): (Option<&str>, &str)) {
     let sql = format!("DO RELEASE_LOCK({LOCK_NAME})");
     let query = sqlx::query(AssertSqlSafe(sql)).bind(schema).bind(table);
@@ -142,7 +145,7 @@ pub(crate) async fn create_schema(
     Ok(())
 }
 
-/// The version of the tables; `None` where there are none.
+/// The version of the tables; `None` where there are no tables.
 pub(crate) async fn version(
     connection: &mut MySqlConnection,
     tables: &Tables,

@@ -42,8 +42,8 @@ pub(crate) const SETTLE_EVENTS_MAX: usize = 1_000;
 pub struct MysqlStore(Arc<Database>);
 
 impl MysqlStore {
-    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a finding of
-    /// `check`.
+    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a
+    /// finding of `check`.
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url.
@@ -65,8 +65,8 @@ impl MysqlStore {
         Ok(Self::new(pool, config))
     }
 
-    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are. Connects
-    /// when it is first used.
+    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are.
+    /// Connects when it is first used.
     pub fn new(pool: MySqlPool, config: &MysqlConfig) -> Self {
         Self(Arc::new(Database::new(pool, config)))
     }

@@ -34,12 +34,12 @@ async fn an_account_that_must_encrypt_relays_with_a_verified_certificate(server:
 async fn without_encryption_or_with_a_stranger_s_certificate_it_is_refused(server: Server) {
     let Some(place) = Place::new(server).await else { return };
     let Some(certificates) = server.certificates() else { return };
-    // The client's certificate is signed by the authority, and is none itself.
+    // The client's certificate is signed by the authority, and is not an authority itself.
     let stranger = format!("ssl-mode=VERIFY_CA&ssl-ca={certificates}/client.pem");
     let refused: Vec<Finding> = connect(&place, &stranger).await.check().await.unwrap();
     assert_eq!(refused.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["encryption"]);
-    // MySQL's way to authenticate needs TLS, unless the server has seen the account lately: then it is the server that
-    // refuses, and else the driver.
+    // MySQL's way to authenticate needs TLS, unless the server has seen the account lately: then it is the
+    // server that refuses, and else the driver.
     let refused: Vec<Finding> = connect(&place, "ssl-mode=DISABLED").await.check().await.unwrap();
     let expected: &[&str] = if server == Server::Mysql { &["denied", "encryption"] } else { &["denied"] };
     assert!(refused.len() == 1 && expected.contains(&refused[0].code), "{refused:?}");

@@ -226,7 +226,8 @@ async fn an_old_event_that_is_purged_beside_a_frozen_snapshot_is_too_old(server:
 async fn a_fresh_receipt_keeps_no_purge_waiting(server: Server) {
     for level in [ReadCommitted::SQL, RepeatableRead::SQL, Serializable::SQL] {
         let Some(inboxes) = Inboxes::new(server, level).await else { return };
-        // The receipt that is next to the end keeps the lock of the purge's range from that end, where fresh ones go.
+        // The receipt that is next to the end keeps the lock of the purge's range from that end, where fresh
+        // ones go.
         handle(&inboxes, &[&event("old", OLD), &event("young", PURGE_AGE_MIN / 2)]).await;
         let mut open = inboxes.begin().await;
         let inbox = inbox(&inboxes.place.config, "billing");
@@ -293,7 +294,7 @@ async fn findings_name_what_is_wrong_and_a_newer_version_is_left_alone(server: S
     place.run("UPDATE outbox_inbox_meta SET value = 0").await;
     assert_eq!(codes(&mut connection).await, ["schema-older", "events-without-time"]);
     place.run("UPDATE outbox_inbox_meta SET value = 2").await;
-    // The text of this release, run by somebody's own tool.
+    // The text of this release, run by a user's own tool.
     place.run(&inbox_migration_sql(&place.config)).await;
     assert_eq!(codes(&mut connection).await, ["schema-newer", "events-without-time"]);
     let error = inbox.migrate(&mut connection).await.unwrap_err();

@@ -75,7 +75,7 @@ async fn whatever_stands_in_a_row_it_fails_alone(server: Server) {
         assert!(row.content.is_err(), "{row:?}");
     }
     assert!(rows[wrong.len()].content.is_ok());
-    // They can be given up and listed like any other, and those whose names are no text can be parked.
+    // They can be given up and listed like any other, and those whose names are not text can be parked.
     let (cause, error) = (FailureCause::Undecodable, "no".to_owned());
     let failed = Outcome::Failed { cause, error, successors: Successors::Park };
     place.store.settle(&settle(relay, &leases, &rows[..wrong.len()], &failed)).await.unwrap();
@@ -253,7 +253,8 @@ async fn a_settle_waits_for_a_claim_and_is_fenced_by_it(server: Server) {
         let request = settle(relay, &leases, &rows, &outcome).with_when_sent(when_sent);
         let store = place.store.clone();
         let settling = tokio::spawn(async move { store.settle(&request).await });
-        // It waits for as long as the claim is open: had it only read the row, it would be through long before this.
+        // It waits for as long as the claim is open: had it only read the row, it would be through long
+        // before this.
         for _ in 0..300 {
             assert_eq!(place.number("SELECT COUNT(*) FROM outbox WHERE status = 0").await, 1);
         }

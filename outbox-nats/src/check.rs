@@ -49,7 +49,8 @@ pub(crate) async fn check(producer: &Producer, topics: &[String]) -> Vec<Finding
     findings
 }
 
-/// A connection on which the server answers now. One that is there may be lost without anybody having noticed.
+/// A connection on which the server answers now. One that is there may be lost without anybody having
+/// noticed.
 async fn answering(producer: &Producer) -> Result<Context, PublishError> {
     let deadline = Instant::now() + ANSWER_WAIT_MAX;
     loop {

@@ -79,7 +79,7 @@ pub struct NatsConfig {
 
 #[derive(Clone, PartialEq, Eq)]
 enum Login {
-    Nobody,
+    Anonymous,
     User { name: String, password: String },
     Token(String),
     Nkey(String),
@@ -109,7 +109,7 @@ impl NatsConfig {
             config: Self {
                 servers: Vec::new(),
                 stream: None,
-                login: Login::Nobody,
+                login: Login::Anonymous,
                 ca_file: None,
                 client_certificate: None,
                 tls_required: false,
@@ -131,7 +131,7 @@ impl NatsConfig {
                 if connected.load(Ordering::Acquire) { FOREVER } else { Duration::ZERO }
             });
         options = match &self.login {
-            Login::Nobody => options,
+            Login::Anonymous => options,
             Login::User { name, password } => options.user_and_password(name.clone(), password.clone()),
             Login::Token(token) => options.token(token.clone()),
             Login::Nkey(seed) => options.nkey(seed.clone()),
@@ -221,7 +221,7 @@ impl fmt::Debug for NatsConfig {
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nobody => f.write_str("nobody"),
+            Self::Anonymous => f.write_str("anonymous"),
             Self::User { name, .. } => write!(f, "user {name:?}"),
             Self::Token(_) => f.write_str("a token"),
             Self::Nkey(_) => f.write_str("an nkey"),

@@ -14,11 +14,11 @@ use outbox_core::publisher::{
 /// Why a message was not acknowledged, in the words of NATS and of its client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Refusal {
-    /// The client refused to send it, or nobody listens to its subject.
+    /// The client refused to send it, or no stream listens to its subject.
     Publish(Publish),
     /// The stream answered with an error.
     JetStream(ErrorCode),
-    /// Somebody answered, but no stream.
+    /// A client answered, but not a stream.
     NoStreamAnswered,
     /// The server says that this user may not send to the subject.
     PermissionsViolation,
@@ -38,8 +38,9 @@ pub(crate) enum Refusal {
 
 /// The meaning of a refusal.
 ///
-/// An answer is from the stream and says that it has not stored the message. Without an answer a message may be on its
-/// way, and then nothing is known. What is the server's or the stream's fault spends no attempt of the message.
+/// An answer is from the stream and says that it has not stored the message. Without an answer a message may
+/// be on its way, and then nothing is known. What is the server's or the stream's fault spends no attempt of
+/// the message.
 pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope, Stored) {
     match refusal {
         Refusal::Publish(Publish::MaxPayloadExceeded)

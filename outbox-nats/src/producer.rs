@@ -1,9 +1,10 @@
-//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with everything
-//! that belongs to it ([`Live`]).
+//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with
+//! everything that belongs to it ([`Live`]).
 //!
-//! async-nats keeps what it is given in a queue and in a buffer, connects again by itself, and then sends what is
-//! left; when its last handle is dropped it still does. Nothing in it can take a message back. So each connection has
-//! a thread with a runtime of its own: ending that drops the client's tasks with all that they hold.
+//! async-nats keeps what it is given in a queue and in a buffer, connects again by itself, and then sends
+//! what is left; when its last handle is dropped it still does. Nothing in it can take a message back. So
+//! each connection has a thread with a runtime of its own: ending that drops the client's tasks with all that
+//! they hold.
 
 use std::{
     sync::{
@@ -48,8 +49,9 @@ const ACKS_MAX: usize = 16 * 1024;
 /// Denials that a call has not seen yet. Of more, the oldest are forgotten, and their messages time out.
 const DENIALS_MAX: usize = 64;
 
-/// Of what a server takes as one message, this is for the headers: the most that an event may have, with room for the
-/// attributes. By default a server takes 1 MiB, which leaves more than an event's payload may have by default.
+/// Of what a server takes as one message, this is for the headers: the most that an event may have, with room
+/// for the attributes. By default a server takes 1 MiB, which leaves more than an event's payload may have by
+/// default.
 const HEADERS_BYTES: usize = 32 * 1024;
 
 /// The connection in service, which is made in the background at the first use, and anew when it is lost.
@@ -108,7 +110,8 @@ impl Producer {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first
+    /// attempt.
     pub(crate) async fn live(
         &self,
         deadline: Instant,
@@ -182,8 +185,8 @@ impl Live {
         })
     }
 
-    /// Waits until there is a connection, an attempt to make one has failed if `first_attempt`, or the deadline has
-    /// passed. `Ok(None)`: the connection is over.
+    /// Waits until there is a connection, an attempt to make one has failed if `first_attempt`, or the
+    /// deadline has passed. `Ok(None)`: the connection is over.
     pub(crate) async fn ready(
         &self,
         deadline: Instant,
@@ -230,15 +233,15 @@ impl Live {
     /// Waits for an answer of the server; false if the connection is lost.
     pub(crate) async fn answers(&self, context: &Context) -> bool {
         let client = context.client();
-        // Nobody writes to it. It ends with the answer to a ping, or with the connection.
+        // It is never written to. It ends with the answer to a ping, or with the connection.
         let Ok(mut inbox) = client.subscribe(client.new_inbox()).await else { return false };
         let drained = inbox.drain().await;
         while inbox.next().await.is_some() {}
         drained.is_ok() && !self.is_over()
     }
 
-    /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's runtime, since
-    /// it is called from destructors.
+    /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's
+    /// runtime, since it is called from destructors.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -349,7 +352,7 @@ async fn lost(mut events: mpsc::UnboundedReceiver<Event>, hearing: &Hearing) {
                 tracing::warn!(%error, "nats reports an error");
                 let text = error.to_string();
                 if let Some(subject) = denied(&text) {
-                    // Nobody may be waiting for it any more.
+                    // The caller may not be waiting for it any more.
                     let _ = hearing.denials.send(subject.to_owned());
                 }
                 *hearing.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);

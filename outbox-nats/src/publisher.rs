@@ -1,8 +1,8 @@
 //! The publisher: [`NatsPublisher`].
 //!
-//! A call of `publish` gives its messages to the client, and reports each acknowledgement as it comes. A call that
-//! ends early (dropped, out of time) ends the connection, because the client cannot take back a single message; the
-//! next call, and what is left of others, has a new one.
+//! A call of `publish` gives its messages to the client, and reports each acknowledgement as it comes. A call
+//! that ends early (dropped, out of time) ends the connection, because the client cannot take back a single
+//! message; the next call, and what is left of others, has a new one.
 
 use std::{
     collections::BTreeSet,
@@ -36,8 +36,8 @@ use crate::{
 
 /// Sends messages to NATS JetStream: each acknowledged by its stream, one outcome each as it is known.
 ///
-/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
-/// background at the first use, and made anew when it is lost.
+/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in
+/// the background at the first use, and made anew when it is lost.
 pub struct NatsPublisher {
     producer: Producer,
     /// The stream to create was missing when last seen.
@@ -144,7 +144,8 @@ impl Publisher for NatsPublisher {
     }
 }
 
-/// Whether the server is well although a message is not acknowledged: then it is the fault of that message's stream.
+/// Whether the server is well although a message is not acknowledged: then it is the fault of that message's
+/// stream.
 struct Answers {
     live: Arc<Live>,
     /// Acknowledgements before the call.
@@ -165,7 +166,7 @@ impl Answers {
         }
     }
 
-    /// Asks the server halfway, since nobody else may be sending something that would be acknowledged.
+    /// Asks the server halfway, since no other call may be sending something that would be acknowledged.
     async fn ask(&self, context: &Context) -> Infallible {
         tokio::time::sleep_until(self.halfway).await;
         let answered = self.live.answers(context).await;
@@ -240,7 +241,8 @@ impl Flight<'_> {
         }
     }
 
-    /// Reports what is flying to a subject that this user may not send to: the server drops it and answers nothing.
+    /// Reports what is flying to a subject that this user may not send to: the server drops it and answers
+    /// nothing.
     fn denied(&mut self, subject: &str, messages: &[Arc<Message>], reporter: &Reporter) {
         let there = |index: &usize| &*messages[*index].topic == subject;
         for index in self.flying.extract_if(.., there) {

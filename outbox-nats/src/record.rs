@@ -11,15 +11,15 @@ use outbox_core::{
 /// By what a stream recognises a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// What is wrong with a topic as the subject of a message. `$` begins the subjects of the server's own interfaces: a
-/// message there would be an order.
+/// What is wrong with a topic as the subject of a message. `$` begins the subjects of the server's own
+/// interfaces: a message there would be an order.
 pub(crate) fn subject_problem(topic: &str) -> Option<String> {
     let legal = |c: char| !c.is_whitespace() && !c.is_control() && c != '*' && c != '>';
     let words = topic.split('.').all(|word| !word.is_empty());
     let legal = words && topic.chars().all(legal) && !topic.starts_with('$') && !topic.starts_with("_INBOX.");
     (!legal).then(|| {
         format!(
-            "{topic:?} is no subject for a message: words with dots between them, without white space, *, > and a \
+            "{topic:?} is not a valid subject for a message: use words with dots between them, without white space, *, > and a \
              leading $, are one"
         )
     })
@@ -28,7 +28,8 @@ pub(crate) fn subject_problem(topic: &str) -> Option<String> {
 /// The message, with the headers of the NATS binding's binary mode, then the event's own.
 ///
 /// Binary mode is not yet in a released version of the binding; see
-/// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md>, section 3.1.
+/// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md>, section
+/// 3.1.
 ///
 /// # Errors
 /// What NATS cannot carry.
@@ -54,7 +55,8 @@ pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError>
     cloudevents::attributes(message, &mut String::with_capacity(64), &mut attribute);
     attribute("datacontenttype", cloudevents::content_type(message));
     for (name, value) in &message.event.headers {
-        // Headers of this kind are orders to the stream: to expect something, to delete what was there before.
+        // Headers of this kind are orders to the stream: to expect something, to delete what was there
+        // before.
         if name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")) {
             return Err(invalid_header(name, "has a name that is reserved to NATS"));
         }

@@ -1,5 +1,5 @@
-//! The contract that all publishers share, against real NATS servers with JetStream, an older and a newer one:
-//! `scripts/services.sh up nats nats2`.
+//! The contract that all publishers share, against real NATS servers with JetStream, an older and a newer
+//! one: `scripts/services.sh up nats nats2`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 

@@ -1,7 +1,8 @@
 //! The operator's side. Every call is one transaction, and needs no relay to be running.
 //!
-//! Whoever makes a hold locks the lease row first and reads its floor afterwards: a settle that removes a hold of the
-//! same aggregate lowers that floor, and the new hold must begin no later than the old one did.
+//! A statement that makes a hold locks the lease row first and reads its floor afterwards: a settle that
+//! removes a hold of the same aggregate lowers that floor, and the new hold must begin no later than the old
+//! one did.
 
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ use crate::{
 
 #[async_trait]
 impl OutboxAdmin for PostgresStore {
-    /// Failed events of the table are found by their index, ids by theirs; any other condition reads the table or the
-    /// archive from `after` on until it has found enough, which on a large one takes its time.
+    /// Failed events of the table are found by their index, ids by theirs; any other condition reads the
+    /// table or the archive from `after` on until it has found enough, which on a large one takes its time.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let database = self.database();
         let what = "list events";
@@ -190,8 +191,8 @@ async fn requeue(
     if sequences.is_empty() {
         return Ok(0);
     }
-    // The rule of `Hold::requeued`: a hold of one of these events waits for nothing else than this, and a pause stays a
-    // pause.
+    // The rule of `Hold::requeued`: a hold of one of these events waits for nothing else than this, and a
+    // pause stays a pause.
     let sql = "WITH u AS (UPDATE {outbox} SET status = 0, attempts = 0, cause = NULL \
                  WHERE sequence = ANY ($1::bigint[]) AND status = 2 \
                  RETURNING sequence, part, aggregate_type, aggregate_id), \
@@ -217,7 +218,8 @@ async fn requeue(
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// Waits for settles that are removing holds, so that the floors that are read next are those they leave behind.
+/// Waits for settles that are removing holds, so that the floors that are read next are those they leave
+/// behind.
 async fn lock_floors(database: &Database, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     let sql = "SELECT part FROM {partitions} ORDER BY part FOR SHARE";
     sqlx::query(database.tables().sql(sql)).execute(connection).await.map(drop)

@@ -1,5 +1,5 @@
-//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`], and the
-//! connections that belong to one purpose, [`Session`].
+//! The database as the relay and its operator use it: the pool with its tables and settings, [`Database`],
+//! and the connections that belong to one purpose, [`Session`].
 
 use std::{
     collections::HashMap,
@@ -26,8 +26,8 @@ use crate::{
 pub(crate) struct Database {
     pub(crate) pool: PgPool,
     pub(crate) config: PostgresConfig,
-    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it works,
-    /// so that a settle that is dropped half-way takes its connection with it.
+    /// The connection that settles: one, since a second was found to bring nothing, and taken out while it
+    /// works, so that a settle that is dropped half-way takes its connection with it.
     pub(crate) settling: tokio::sync::Mutex<Option<Session>>,
     /// The server's process of the settle that is running, or 0: its locks are not those of a writer.
     pub(crate) settling_pid: AtomicI32,
@@ -85,8 +85,8 @@ pub(crate) const RELAY_SETTINGS: &str = "SET default_transaction_isolation = 're
      SET default_transaction_read_only = off; SET idle_in_transaction_session_timeout = '5s'; \
      SET lock_timeout = '5s'; SET statement_timeout = '30s'; SET jit = off;";
 
-/// The statements of the relay's loop have one right plan each, an index scan in the order of the primary key.
-/// Statistics of an empty or a stale table make the planner think otherwise, so it is given no choice.
+/// The statements of the relay's loop have one right plan each, an index scan in the order of the primary
+/// key. Statistics of an empty or a stale table make the planner think otherwise, so it is given no choice.
 const FETCH_SETTINGS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_nestloop = off; \
      SET plan_cache_mode = force_generic_plan;";
 

@@ -32,9 +32,9 @@ const BYTES_PER_STATEMENT: usize = 16 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a pooled
-/// connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the
-/// transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a
+/// pooled connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows
+/// only of the transactions it began.
 #[derive(Debug, Clone)]
 pub struct PostgresOutbox {
     one: Arc<str>,
@@ -115,8 +115,8 @@ impl PostgresOutbox {
 impl Enqueue<PgConnection> for PostgresOutbox {
     async fn enqueue(&self, transaction: &mut PgConnection, event: &Event) -> Result<Sequence, EnqueueError> {
         event.check_payload(self.payload_bytes_max)?;
-        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a savepoint
-        // is refused as it is outside any.
+        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a
+        // savepoint is refused as it is outside any.
         savepoint(transaction, "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue").await?;
         sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.one)))
             .bind(event.id())

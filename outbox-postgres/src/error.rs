@@ -4,8 +4,8 @@ use std::{future::Future, time::Duration};
 
 use outbox_core::{StoreError, StoreErrorKind};
 
-/// How long any one call may take before its connection is given up. Longer than the servers own timeouts (see
-/// `database`), so it acts only when the server cannot be heard any more.
+/// How long any one call may take before its connection is given up. Longer than the servers own timeouts
+/// (see `database`), so it acts only when the server cannot be heard any more.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The kind of an error, by its SQLSTATE where it has one.
@@ -29,8 +29,8 @@ fn classify_code(code: &str) -> StoreErrorKind {
     match code {
         // serialization_failure, deadlock_detected, lock_not_available
         "40001" | "40P01" | "55P03" => StoreErrorKind::Conflict,
-        // read_only_sql_transaction: after a fail-over the old primary is a replica, and the next connection may
-        // find the new one. idle_in_transaction_session_timeout, query_canceled by statement_timeout,
+        // read_only_sql_transaction: after a fail-over the old primary is a replica, and the next connection
+        // may find the new one. idle_in_transaction_session_timeout, query_canceled by statement_timeout,
         // statement_completion_unknown: the same thing may work when it is tried again.
         "25006" | "25P03" | "57014" | "40003" => StoreErrorKind::Unavailable,
         // no_active_sql_transaction, in_failed_sql_transaction

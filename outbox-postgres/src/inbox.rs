@@ -14,7 +14,8 @@ use crate::{PostgresConfig, config::Tables, error::store_error};
 
 pub use schema::inbox_migration_sql;
 
-/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to clone.
+/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to
+/// clone.
 ///
 /// ```no_run
 /// # async fn handle(pool: sqlx::PgPool, event: outbox_core::ReceivedEvent) -> Result<(), Box<dyn std::error::Error>> {
@@ -33,8 +34,8 @@ pub use schema::inbox_migration_sql;
 ///
 /// Outside a transaction it refuses, as [`PostgresOutbox`](crate::PostgresOutbox) does.
 ///
-/// Under READ COMMITTED, the default, a copy of an event that another transaction is handling waits for its end. Under
-/// REPEATABLE READ and SERIALIZABLE it waits too, and is then answered with
+/// Under READ COMMITTED, the default, a copy of an event that another transaction is handling waits for its
+/// end. Under REPEATABLE READ and SERIALIZABLE it waits too, and is then answered with
 /// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict) (SQLSTATE 40001): begin again.
 #[derive(Clone)]
 pub struct PostgresInbox {
@@ -45,8 +46,8 @@ pub struct PostgresInbox {
 }
 
 impl PostgresInbox {
-    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They are in the
-    /// consumer's database, which need not have an outbox. The url of `config` is not needed.
+    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They
+    /// are in the consumer's database, which need not have an outbox. The url of `config` is not needed.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -57,18 +58,18 @@ impl PostgresInbox {
         Ok(Self { consumer: consumer.into(), tables, statements, prepare: config.prepare })
     }
 
-    /// Creates the inbox's tables, in one transaction. Does nothing where they are there; two processes may do it at
-    /// once.
+    /// Creates the inbox's tables, in one transaction. Does nothing where they are there; two processes may
+    /// do it at once.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version than this
-    /// program knows.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version
+    /// than this program knows.
     pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         schema::migrate(connection, &self.tables).await
     }
 
-    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and privileges,
-    /// a read replica, another version, events that can never be purged. Changes nothing.
+    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and
+    /// privileges, a read replica, another version, events that can never be purged. Changes nothing.
     ///
     /// # Errors
     /// Where the server cannot be asked.
@@ -160,7 +161,7 @@ struct Statements {
 
 impl Statements {
     fn new(tables: &Tables) -> Self {
-        // It waits for whoever has written the same row, or is removing it, and has not ended.
+        // It waits for a transaction that has written the same row, or is removing it, and has not ended.
         let write = format!(
             "INSERT INTO {{inbox}} (consumer, source, id, time) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (consumer, source, id) DO NOTHING \
@@ -168,20 +169,21 @@ impl Statements {
                current_setting('transaction_isolation') <> 'read committed' AS frozen",
             PURGE_AGE_MIN.as_secs()
         );
-        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED it sees the
-        // purge that removed a former row, since the write has waited for it. In one statement with the write it
-        // would see the horizon from before the wait.
+        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED it
+        // sees the purge that removed a former row, since the write has waited for it. In one statement with
+        // the write it would see the horizon from before the wait.
         let horizon = "SELECT EXISTS (SELECT 1 FROM {inbox_horizons} \
                        WHERE consumer = $1 AND source = $2 AND horizon >= $3) AS too_old";
-        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails (40001) if it
-        // was changed or made since the snapshot.
+        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails
+        // (40001) if it was changed or made since the snapshot.
         let horizon_locked = "INSERT INTO {inbox_horizons} AS h (consumer, source, horizon) \
                               VALUES ($1, $2, '-infinity') \
                               ON CONFLICT (consumer, source) DO UPDATE SET horizon = h.horizon \
                               RETURNING horizon >= $3 AS too_old";
         let withdraw = "DELETE FROM {inbox} WHERE consumer = $1 AND source = $2 AND id = $3";
-        // By ctid, because a join may get a plan that reads the whole table; the rows are locked and never updated, so
-        // that it stays theirs. statement_timestamp, because an index cannot be searched by clock_timestamp.
+        // By ctid, because a join may get a plan that reads the whole table; the rows are locked and never
+        // updated, so that it stays theirs. statement_timestamp, because an index cannot be searched by
+        // clock_timestamp.
         let purge = "WITH gone AS (DELETE FROM {inbox} WHERE ctid = ANY (ARRAY( \
                          SELECT ctid FROM {inbox} \
                          WHERE consumer = $1 AND time < statement_timestamp() - make_interval(secs => $2) \

@@ -1,5 +1,5 @@
-//! The reader of one relay: [`PostgresReader`]. It keeps a read position, and finds by other ways what lies behind
-//! it.
+//! The reader of one relay: [`PostgresReader`]. It keeps a read position, and finds by other ways what lies
+//! behind it.
 //!
 //! | what | how it is found |
 //! |---|---|
@@ -10,20 +10,21 @@
 //! | an aggregate whose hold is gone | a pass from where its hold began up to R: see [`keys`] |
 //! | an aggregate that was full | a pass from where it was left up to R: see [`keys`] |
 //!
-//! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out of the
-//! main scan until it has come to R.
+//! A pass is a small scan of its own with the same two parts, late rows and new ones. Its rows are left out
+//! of the main scan until it has come to R.
 //!
 //! # The cost of a writer that stays open
-//! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from there
-//! to R again, some 2 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So after a scan
-//! that took long and hit no limit the reader rests three times as long, at most a second: such a writer costs the
-//! server a quarter of one core at most, and the latency of new events grows with what was written since it began.
-//! Keep transactions that write events short.
+//! V cannot pass a transaction that has written an event and stays open, so each fetch reads the stretch from
+//! there to R again, some 2 million rows a second. Nothing is lost or reordered meanwhile, but it costs. So
+//! after a scan that took long and hit no limit the reader rests three times as long, at most a second: such
+//! a writer costs the server a quarter of one core at most, and the latency of new events grows with what was
+//! written since it began. Keep transactions that write events short.
 //!
 //! # The cost of a long backlog of one aggregate
-//! While it is full, the main scan goes over its rows without returning them, some 3 million a second; later a pass
-//! returns them, which goes on from where it was. So each is gone over twice, and nobody waits. Only an aggregate of the same
-//! partition that backs off meanwhile is read from the floor, which the backlog holds back.
+//! While it is full, the main scan goes over its rows without returning them, some 3 million a second; later
+//! a pass returns them, which goes on from where it was. So each is gone over twice, and no aggregate waits.
+//! Only an aggregate of the same partition that backs off meanwhile is read from the floor, which the backlog
+//! holds back.
 //!
 //! The relay's statements do not depend on statistics, so the reader never runs `ANALYZE`; autovacuum does.
 
@@ -267,7 +268,7 @@ impl PostgresReader {
             if let Ok(event) = &mut read.row.content {
                 match payloads.remove(&read.row.sequence) {
                     Some(payload) => event.payload = payload.into(),
-                    // Settled or removed since by somebody else, who then holds the lease.
+                    // Settled or removed since by another relay, which then holds the lease.
                     None => read.row.content = Err("the row was removed while it was read".to_owned()),
                 }
             }

@@ -5,8 +5,9 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use crate::{PostgresConfig, config::Tables, error::store_error};
 
-/// What each version of the tables brought, the first one first. A version that was released is never changed: a change
-/// is a further entry, with its statements in `schema.sql` such that they do nothing where they were done.
+/// What each version of the tables brought, the first one first. A version that was released is never
+/// changed: a change is a further entry, with its statements in `schema.sql` such that they do nothing where
+/// they were done.
 const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 /// The version of the tables that this program reads and writes.
@@ -20,10 +21,11 @@ pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, e
 pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `PostgresStore::migrate` in a program; \
     `outbox migrate --print` and `migration_sql` give the statements";
 
-/// The aggregate's partition, of two text parameters or columns: the expression of the generated column `part`.
+/// The aggregate's partition, of two text parameters or columns: the expression of the generated column
+/// `part`.
 ///
-/// `md5` of text depends on the encoding of the database alone, and `check` insists on UTF8; `hashtext` is not
-/// promised to stay the same in another release of PostgreSQL.
+/// `md5` of text depends on the encoding of the database alone, and `check` insists on UTF8; `hashtext` is
+/// not promised to stay the same in another release of PostgreSQL.
 pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
     format!("(get_byte(decode(md5({aggregate_type} || '/' || {aggregate_id}), 'hex'), 0) & 63)::smallint")
 }
@@ -49,8 +51,8 @@ pub fn migration_sql(config: &PostgresConfig) -> String {
     }
 }
 
-/// Applies the migration in one transaction. An advisory lock lets two processes do it at once: the second finds it
-/// done. Refuses tables of a newer version.
+/// Applies the migration in one transaction. An advisory lock lets two processes do it at once: the second
+/// finds it done. Refuses tables of a newer version.
 pub(crate) async fn migrate(
     connection: &mut PgConnection,
     config: &PostgresConfig,
@@ -103,7 +105,7 @@ async fn migrate_locked(
     Ok(None)
 }
 
-/// The version of the tables; `None` where there are none.
+/// The version of the tables; `None` where there are no tables.
 pub(crate) async fn version(
     connection: &mut PgConnection,
     tables: &Tables,

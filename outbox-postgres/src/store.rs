@@ -38,8 +38,8 @@ const SETTLE_EVENTS_MAX: usize = 1_000;
 pub struct PostgresStore(Arc<Database>);
 
 impl PostgresStore {
-    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a finding of
-    /// `check`.
+    /// A store with a pool of its own, which connects when it is first used: an unreachable server is a
+    /// finding of `check`.
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url.
@@ -64,14 +64,14 @@ impl PostgresStore {
         Ok(Self::new(pool, config))
     }
 
-    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are. Connects
-    /// when it is first used.
+    /// A store on the caller's pool, whose connections it uses beside the caller and leaves as they are.
+    /// Connects when it is first used.
     pub fn new(pool: PgPool, config: &PostgresConfig) -> Self {
         Self(Arc::new(Database::new(pool, config)))
     }
 
-    /// Creates or upgrades the tables, in one transaction. Does nothing where they are there; two processes may do
-    /// it at once.
+    /// Creates or upgrades the tables, in one transaction. Does nothing where they are there; two processes
+    /// may do it at once.
     ///
     /// # Errors
     /// [`StoreErrorKind::Schema`] if the tables are of a newer version than this program knows.

@@ -103,8 +103,8 @@ async fn a_table_that_was_never_analysed() {
                SET maintenance_work_mem = '1MB'";
     let Some(place) = Place::new().await else { return };
     place.run(sql).await;
-    // The number of pages is known once something has looked at the table, which a truncating VACUUM does not do
-    // without counting rows; so it is set as an upgrade of the server leaves it.
+    // The number of pages is known once something has looked at the table, which a truncating VACUUM does not
+    // do without counting rows; so it is set as an upgrade of the server leaves it.
     place.run("UPDATE pg_class SET relpages = 1, reltuples = -1 WHERE oid = 'outbox'::regclass").await;
     expect(&place.store.check().await.unwrap(), "statistics", Severity::Warning);
     place.drop().await;

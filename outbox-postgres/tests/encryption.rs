@@ -29,7 +29,7 @@ async fn an_account_that_must_encrypt_relays_with_a_verified_certificate() {
 async fn without_encryption_or_with_a_stranger_s_certificate_it_is_refused() {
     let Some(place) = Place::new().await else { return };
     let Some(certificates) = address("OUTBOX_TEST_POSTGRES_CERTIFICATES") else { return };
-    // The client's certificate is signed by the authority, and is none itself.
+    // The client's certificate is signed by the authority, and is not an authority itself.
     let stranger = format!("sslmode=verify-full&sslrootcert={certificates}/client.pem");
     for (parameters, reason) in [("sslmode=disable", "demands_tls"), (stranger.as_str(), "ertificate")] {
         let refused = match connect(&place, parameters).await {

@@ -122,7 +122,8 @@ mod read_committed {
     outbox_conformance::inbox_suite!(super::PostgresInboxes);
 }
 
-/// The same under the other levels, where the database asks to begin again instead of answering what others committed.
+/// The same under the other levels, where the database asks to begin again instead of answering what others
+/// committed.
 macro_rules! isolated {
     ($module:ident, $level:literal) => {
         mod $module {

@@ -282,7 +282,8 @@ async fn a_scheduled_event_that_becomes_due_behind_a_hold_comes_with_its_end() {
     place.drop().await;
 }
 
-/// What becomes visible late behind a pass waits for its turn, however many rows that are and however few a fetch takes.
+/// What becomes visible late behind a pass waits for its turn, however many rows that are and however few a
+/// fetch takes.
 #[tokio::test]
 async fn late_rows_behind_a_pass_are_returned_all() {
     let Some(place) = Place::new().await else { return };

@@ -86,7 +86,7 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     place.store.migrate().await.unwrap();
     assert_eq!(said("schema-older").await, "", "and the migration says that it is there");
     place.run("UPDATE outbox_meta SET value = 9 WHERE key = 'schema_version'").await;
-    // The text of this release, run by somebody's own tool.
+    // The text of this release, run by a user's own tool.
     place.run(&migration_sql(&place.config)).await;
     let newer = said("schema-newer").await;
     assert!(newer.contains("has version 9, newer than 1") && newer.contains("upgrade"), "{newer}");

@@ -57,8 +57,8 @@ pub(crate) async fn check(producer: &Producer, topics: &[String]) -> Vec<Finding
     findings
 }
 
-/// A connection on which the broker answers now, or has said that it is blocked. One that is there may be lost without
-/// anybody having noticed.
+/// A connection on which the broker answers now, or has said that it is blocked. One that is there may be
+/// lost without anybody having noticed.
 async fn answering(producer: &Producer, deadline: Instant) -> Result<Arc<Lines>, PublishError> {
     loop {
         let (live, lines) = producer.live(deadline, true).await?;

@@ -55,8 +55,8 @@ pub(crate) enum Refusal {
 
 /// The meaning of a refusal.
 ///
-/// A channel has messages of one exchange, so what closes it says something of that exchange. What is the broker's or
-/// the exchange's fault spends no attempt of the message.
+/// A channel has messages of one exchange, so what closes it says something of that exchange. What is the
+/// broker's or the exchange's fault spends no attempt of the message.
 pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope, Stored) {
     match refusal {
         // Of whatever was on the channel, which a single message closes: alone it will show which one.

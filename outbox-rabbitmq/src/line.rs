@@ -1,11 +1,12 @@
 //! A channel for the messages of one exchange, and the task that alone uses it.
 //!
-//! One exchange, because a broker closes the channel of what it finds wrong: an exchange that is gone fails its own
-//! messages then, and no others.
+//! One exchange, because a broker closes the channel of what it finds wrong: an exchange that is gone fails
+//! its own messages then, and no others.
 //!
-//! One task, for two reasons. lapin counts a message before it queues it, so that two tasks could have their messages
-//! confirmed for each other. And lapin hands a message that came back to whatever is confirmed next, which need not
-//! be the one that came back: only who sees all that is confirmed knows which one was not taken.
+//! One task, for two reasons. lapin counts a message before it queues it, so that two tasks could have their
+//! messages confirmed for each other. And lapin hands a message that came back to whatever is confirmed next,
+//! which need not be the one that came back: only who sees all that is confirmed knows which one was not
+//! taken.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -218,8 +219,8 @@ async fn run(session: Arc<Session>, exchange: ShortString, mut jobs: mpsc::Unbou
             answers = ready(&mut flying), if !flying.is_empty() => settle(&session, answers, &mut returned),
         }
     }
-    // What was sent is answered by the error that ended the channel; what was not yet is lost to its call, which sends
-    // it again on a new one.
+    // What was sent is answered by the error that ended the channel; what was not yet is lost to its call,
+    // which sends it again on a new one.
     while let Some(answer) = flying.next().await {
         settle(&session, vec![answer], &mut returned);
     }
@@ -258,8 +259,8 @@ async fn send(session: &Session, channel: &Channel, mut job: Job) -> Answer {
     (job, answer)
 }
 
-/// Reports what has been answered. A message that came back is known by its id, which may have come with the confirm
-/// of another one, at the same time or before.
+/// Reports what has been answered. A message that came back is known by its id, which may have come with the
+/// confirm of another one, at the same time or before.
 fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortString>) {
     let ids = |answer: &Answer| match &answer.1 {
         Ok(Confirmation::Ack(Some(back)) | Confirmation::Nack(Some(back))) => {
@@ -298,8 +299,8 @@ fn settle(session: &Session, answers: Vec<Answer>, returned: &mut HashSet<ShortS
 
 /// Everything that is ready by now; at least one.
 ///
-/// All of it, because what is confirmed at once must be seen at once. A stream may say that nothing is ready and ask to
-/// be polled again at once, which is why this listens for it.
+/// All of it, because what is confirmed at once must be seen at once. A stream may say that nothing is ready
+/// and ask to be polled again at once, which is why this listens for it.
 async fn ready<S: Stream + Unpin>(stream: &mut S) -> Vec<S::Item> {
     poll_fn(|cx| {
         let asked = Arc::new(Asked { again: AtomicBool::new(false), task: cx.waker().clone() });

@@ -1,4 +1,5 @@
-//! In the place of `tls`, in a build without the feature of that name: a connection that needs TLS is refused.
+//! In the place of `tls`, in a build without the feature of that name: a connection that needs TLS is
+//! refused.
 
 use std::{
     convert::Infallible,

@@ -1,9 +1,9 @@
-//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with everything
-//! that belongs to it ([`Live`]).
+//! The client's side of a publish call: the connection in service ([`Producer`]), and one connection with
+//! everything that belongs to it ([`Live`]).
 //!
 //! lapin queues what it is given and writes it when the broker lets it; nothing takes a message back. So each
-//! connection has a thread with a runtime of its own, in which lapin's tasks and its socket live: ending that ends the
-//! connection with all that it holds.
+//! connection has a thread with a runtime of its own, in which lapin's tasks and its socket live: ending that
+//! ends the connection with all that it holds.
 
 use std::{
     sync::{
@@ -83,7 +83,8 @@ impl Producer {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first attempt.
+    /// A connection that is made, if that succeeds before the deadline; `first_attempt`: or at the first
+    /// attempt.
     pub(crate) async fn live(
         &self,
         deadline: Instant,
@@ -147,8 +148,8 @@ impl Live {
         })
     }
 
-    /// Waits until there is a connection, an attempt to make one has failed if `first_attempt`, or the deadline has
-    /// passed. `Ok(None)`: the connection is over.
+    /// Waits until there is a connection, an attempt to make one has failed if `first_attempt`, or the
+    /// deadline has passed. `Ok(None)`: the connection is over.
     pub(crate) async fn ready(
         &self,
         deadline: Instant,
@@ -182,8 +183,8 @@ impl Live {
         self.retired.load(Ordering::Acquire)
     }
 
-    /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's runtime, since
-    /// it is called from destructors.
+    /// Ends the connection and drops whatever the client has not sent. Does not depend on the caller's
+    /// runtime, since it is called from destructors.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -194,8 +195,8 @@ impl Live {
     }
 }
 
-/// The life of a connection, on a thread of its own. Each attempt has a runtime of its own, since what is left of one
-/// that failed ends with its runtime.
+/// The life of a connection, on a thread of its own. Each attempt has a runtime of its own, since what is
+/// left of one that failed ends with its runtime.
 fn run(config: &RabbitMqConfig, tell: &watch::Sender<State>, mut stopped: oneshot::Receiver<()>) {
     let (delay_min, delay_max) = RECONNECT_DELAYS;
     let mut delay = Duration::ZERO;

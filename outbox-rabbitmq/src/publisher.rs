@@ -1,8 +1,8 @@
 //! The publisher: [`RabbitMqPublisher`].
 //!
-//! A call of `publish` gives its messages to the channels of their exchanges, which report each confirm as it comes,
-//! and waits. A call that ends early (dropped, out of time) ends the connection, because lapin cannot take back a
-//! single message; the next call, and what is left of others, has a new one.
+//! A call of `publish` gives its messages to the channels of their exchanges, which report each confirm as it
+//! comes, and waits. A call that ends early (dropped, out of time) ends the connection, because lapin cannot
+//! take back a single message; the next call, and what is left of others, has a new one.
 
 use std::{
     convert::Infallible,
@@ -32,8 +32,8 @@ use crate::{
 
 /// Sends messages to RabbitMQ: mandatory, persistent and confirmed, one outcome each as it is known.
 ///
-/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in the
-/// background at the first use, and made anew when it is lost.
+/// See the [crate's documentation](crate) for what is sent and what is guaranteed. The connection is made in
+/// the background at the first use, and made anew when it is lost.
 pub struct RabbitMqPublisher {
     producer: Producer,
 }
@@ -164,7 +164,8 @@ fn send(lines: &Lines, call: &Arc<Call>, index: usize, record: Record) {
     call.report(index, Err(PublishError::permanent("HeadersTooLarge", detail)));
 }
 
-/// Whether the broker is well although a message is not confirmed: then it is the fault of that message's queues.
+/// Whether the broker is well although a message is not confirmed: then it is the fault of that message's
+/// queues.
 struct Answers {
     session: Arc<Session>,
     /// Confirms before the call.
@@ -185,8 +186,8 @@ impl Answers {
         }
     }
 
-    /// Asks the broker halfway, since nobody else may be sending something that would be confirmed. One that takes
-    /// nothing would not answer either.
+    /// Asks the broker halfway, since no other call may be sending something that would be confirmed. One
+    /// that takes nothing would not answer either.
     async fn ask(&self) -> Infallible {
         tokio::time::sleep_until(self.halfway).await;
         if !self.session.is_blocked() {
@@ -211,8 +212,9 @@ struct Flight<'a> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        // A broker that is short of memory tells so on a connection once it has been sent something there, which it
-        // stores when it is well again. So one that says so is kept, or each attempt would leave another duplicate.
+        // A broker that is short of memory tells so on a connection once it has been sent something there,
+        // which it stores when it is well again. So one that says so is kept, or each attempt would leave
+        // another duplicate.
         let waits = self.session.is_blocked() && self.call.is_written();
         if self.call.is_flying() && !waits {
             self.producer.retire(&self.live);

@@ -15,14 +15,15 @@ use crate::{RabbitMqConfig, config::NAME_BYTES_MAX};
 /// A message survives the broker's restart.
 const PERSISTENT: u8 = 2;
 
-/// Headers with which a sender orders further routes. Their values would have to be lists, and what is none closes
-/// the channel.
+/// Headers with which a sender orders further routes. Their values would have to be lists, and any other
+/// value closes the channel.
 const SENDER_ROUTES: [&str; 2] = ["CC", "BCC"];
 
 /// What a header takes beside its name and its value: the lengths of both, and a type.
 const HEADER_BYTES: usize = 6;
 
-/// What the properties take beside the headers, rounded up: the frame, the flags, the message id, and room to spare.
+/// What the properties take beside the headers, rounded up: the frame, the flags, the message id, and room to
+/// spare.
 const PROPERTIES_BYTES: usize = 128;
 
 /// A message, ready to be sent.
@@ -36,9 +37,11 @@ pub(crate) struct Record {
     pub(crate) properties_bytes: usize,
 }
 
-/// The message, with the application properties of the AMQP binding's binary mode as headers, then the event's own.
+/// The message, with the application properties of the AMQP binding's binary mode as headers, then the
+/// event's own.
 ///
-/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md>, section 3.1.
+/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md>,
+/// section 3.1.
 ///
 /// # Errors
 /// What AMQP cannot carry.

@@ -12,8 +12,8 @@ use crate::RabbitMqConfig;
 
 /// What makes TLS connections with this configuration.
 ///
-/// Not lapin's own way from the URL: that wants the system's authorities even where others are given, and fails on a
-/// machine that has none.
+/// Not lapin's own way from the URL: that wants the system's authorities even where others are given, and
+/// fails on a machine that has none.
 pub(crate) fn connector(config: &RabbitMqConfig) -> io::Result<RustlsConnector> {
     let trust = match &config.ca_file {
         Some(path) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(path)?),

@@ -100,7 +100,7 @@ fn stored(message: Delivery) -> StoredMessage {
     let headers = message.properties.headers().clone().unwrap_or_default();
     let headers = headers.inner().iter().map(|(name, value)| match value {
         AMQPValue::LongString(text) => (name.to_string(), text.to_string()),
-        other => panic!("header {name} is no text: {other:?}"),
+        other => panic!("header {name} is not text: {other:?}"),
     });
     let mut stored = StoredMessage::binary_mode("cloudEvents:", headers.collect::<Vec<_>>(), message.data);
     stored.content_type = message.properties.content_type().as_ref().map(ToString::to_string);

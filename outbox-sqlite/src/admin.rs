@@ -19,8 +19,8 @@ use crate::{
     store::paused_topics,
 };
 
-/// The most ids of one filter: each takes three parameters, for the three ways in which a writer may have stored it,
-/// and SQLite takes 32,766 of them (`SQLITE_MAX_VARIABLE_NUMBER`).
+/// The most ids of one filter: each takes three parameters, for the three ways in which a writer may have
+/// stored it, and SQLite takes 32,766 of them (`SQLITE_MAX_VARIABLE_NUMBER`).
 const FILTER_IDS_MAX: usize = 10_000;
 
 #[async_trait]
@@ -93,7 +93,8 @@ impl OutboxAdmin for SqliteStore {
         let topic = topic.to_owned();
         self.database()
             .write(WHAT, move |config, transaction| {
-                // A hold does not say of which topic it is: those of another one that is still paused are held again.
+                // A hold does not say of which topic it is: those of another one that is still paused are
+                // held again.
                 let due = config.sql(
                     "UPDATE {p}_holds SET until = iif(paused_at IS NULL, {now}, NULL) WHERE reason = ?1",
                 );

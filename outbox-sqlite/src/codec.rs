@@ -1,5 +1,5 @@
-//! Values of the core as they are in the database, and back: from a row of the table to an event, or to the reason why
-//! it is none, and times.
+//! Values of the core as they are in the database, and back: from a row of the table to an event, or to the
+//! reason why it cannot be decoded, and times.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 /// The database's clock: microseconds since 1970-01-01 UTC, with SQLite's own resolution of a millisecond.
 ///
-/// `unixepoch('subsec')` would read better, but a writer may bring a library older than 3.42, where it is null.
+/// `unixepoch('subsec')` would read better, but a writer may bring a library older than 3.42, where it is
+/// null.
 pub(crate) const NOW: &str = "(CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)";
 
 /// The one partition of this store.
@@ -35,7 +36,8 @@ impl Pending<'_> {
         self.0.get(0)
     }
 
-    /// Whether its time has come. A time that is no number never would: such a row is due at once and undecodable.
+    /// Whether its time has come. A time that is not a number never would: such a row is due at once and
+    /// undecodable.
     pub(crate) fn due(&self, now: i64) -> rusqlite::Result<bool> {
         Ok(match self.0.get_ref(1)? {
             ValueRef::Integer(at) => at <= now,
@@ -43,8 +45,8 @@ impl Pending<'_> {
         })
     }
 
-    /// The aggregate, and whether its names are valid. Those that are not equal no key that a hold could have, so such
-    /// a row is an aggregate of its own.
+    /// The aggregate, and whether its names are valid. Those that are not equal no key that a hold could
+    /// have, so such a row is an aggregate of its own.
     pub(crate) fn key(&self) -> rusqlite::Result<(AggregateKey, bool)> {
         let (aggregate_type, aggregate_id) = (self.0.get_ref(2)?, self.0.get_ref(3)?);
         let valid = text(aggregate_type).is_ok() && text(aggregate_id).is_ok();
@@ -182,8 +184,10 @@ fn optional_name(field: &str, value: ValueRef<'_>) -> Result<Option<String>, Str
 fn uuid(value: ValueRef<'_>) -> Result<Uuid, String> {
     match value {
         ValueRef::Text(bytes) => Uuid::try_parse_ascii(bytes)
-            .map_err(|error| format!("id {:?} is no UUID: {error}", String::from_utf8_lossy(bytes))),
-        ValueRef::Blob(bytes) => Uuid::from_slice(bytes).map_err(|error| format!("id is no UUID: {error}")),
+            .map_err(|error| format!("id {:?} is not a UUID: {error}", String::from_utf8_lossy(bytes))),
+        ValueRef::Blob(bytes) => {
+            Uuid::from_slice(bytes).map_err(|error| format!("id is not a UUID: {error}"))
+        }
         other => {
             Err(format!("id is of type {}, not a UUID as text or as a blob of 16 bytes", other.data_type()))
         }
@@ -220,7 +224,7 @@ fn headers_of(value: ValueRef<'_>) -> Result<BTreeMap<String, String>, String> {
 fn time(field: &str, value: ValueRef<'_>) -> Result<DateTime<Utc>, String> {
     match value {
         ValueRef::Integer(micros) => DateTime::from_timestamp_micros(micros)
-            .ok_or_else(|| format!("{field} is {micros}, which is no time in microseconds since 1970")),
+            .ok_or_else(|| format!("{field} is {micros}, which is not a time in microseconds since 1970")),
         other => Err(format!(
             "{field} is of type {}, not an integer of microseconds since 1970",
             other.data_type()

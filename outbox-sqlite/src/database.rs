@@ -1,5 +1,5 @@
-//! The database as the relay and its operator use it, [`Database`]: connections that live on threads of their own,
-//! because SQLite blocks.
+//! The database as the relay and its operator use it, [`Database`]: connections that live on threads of their
+//! own, because SQLite blocks.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -57,8 +57,9 @@ impl Database {
     }
 }
 
-/// A thread with a connection, which is opened by the first job and again by the first job after an error that may
-/// have been the connection's own. The thread ends when the `Worker` is dropped and the last job is done.
+/// A thread with a connection, which is opened by the first job and again by the first job after an error
+/// that may have been the connection's own. The thread ends when the `Worker` is dropped and the last job is
+/// done.
 #[derive(Debug)]
 pub(crate) struct Worker {
     config: SqliteConfig,
@@ -121,8 +122,9 @@ impl Worker {
 
     /// Runs `work` in one writing transaction, which is committed if it returns `Ok`.
     ///
-    /// `BEGIN IMMEDIATE` takes the write lock at once: a transaction that reads first and writes later is refused
-    /// with `SQLITE_BUSY_SNAPSHOT`, whatever the time it would wait, when somebody else wrote in between.
+    /// `BEGIN IMMEDIATE` takes the write lock at once: a transaction that reads first and writes later is
+    /// refused with `SQLITE_BUSY_SNAPSHOT`, whatever the time it would wait, when another connection wrote in
+    /// between.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -160,15 +162,15 @@ fn on_connection<T>(
 
 /// Opens the file, for reading and writing, and sets what every connection of this crate needs.
 ///
-/// It is not created unless `extra` says so: a relay that is pointed at a wrong path must not find an empty outbox
-/// there. URI names are off, so that a path means the file of that name.
+/// It is not created unless `extra` says so: a relay that is pointed at a wrong path must not find an empty
+/// outbox there. URI names are off, so that a path means the file of that name.
 pub(crate) fn open(config: &SqliteConfig, extra: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | extra;
     let connection = Connection::open_with_flags(config.path(), flags)?;
     connection.busy_timeout(config.busy_timeout())?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-    // FULL flushes the log at every commit: a settled event stays settled after a power failure. It is a setting of the
-    // connection, so the service chooses its own.
+    // FULL flushes the log at every commit: a settled event stays settled after a power failure. It is a
+    // setting of the connection, so the service chooses its own.
     connection.pragma_update(None, "synchronous", "FULL")?;
     Ok(connection)
 }

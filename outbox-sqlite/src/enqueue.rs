@@ -10,8 +10,8 @@ use crate::{SqliteConfig, error::store_error};
 /// Writes events in the service's own transaction, on the service's own connection. Cheap to clone; holds no
 /// connection.
 ///
-/// Use `TransactionBehavior::Immediate` for a transaction that reads before it writes: a deferred one is refused
-/// at its first write if anybody else wrote meanwhile, whatever the busy timeout.
+/// Use `TransactionBehavior::Immediate` for a transaction that reads before it writes: a deferred one is
+/// refused at its first write if anybody else wrote meanwhile, whatever the busy timeout.
 ///
 /// ```
 /// use outbox_core::Event;
@@ -56,17 +56,17 @@ impl SqliteOutbox {
     /// [`Transaction`] can be given as it is.
     ///
     /// # Errors
-    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over the limit, both
-    /// before anything is sent; [`EnqueueError::Duplicate`] for an id that is there already;
-    /// [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way. The transaction
-    /// is still usable, and holds nothing of the event.
+    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over the
+    /// limit, both before anything is sent; [`EnqueueError::Duplicate`] for an id that is there already;
+    /// [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way. The
+    /// transaction is still usable, and holds nothing of the event.
     pub fn enqueue(&self, connection: &Connection, event: &Event) -> Result<Sequence, EnqueueError> {
         self.admit(connection, std::slice::from_ref(event))?;
         self.insert(&mut self.prepare(connection)?, event)
     }
 
-    /// Writes many events in the transaction that `connection` is in, and returns their sequences, which ascend in the
-    /// order given. All or none are written.
+    /// Writes many events in the transaction that `connection` is in, and returns their sequences, which
+    /// ascend in the order given. All or none are written.
     ///
     /// # Errors
     /// As [`enqueue`](Self::enqueue).
@@ -81,7 +81,8 @@ impl SqliteOutbox {
             |sql| connection.execute_batch(sql).map_err(|error| store_error("set a savepoint", error));
         savepoint("SAVEPOINT outbox_enqueue_all")?;
         let inserted = events.iter().map(|event| self.insert(&mut statement, event)).collect();
-        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint with it.
+        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint
+        // with it.
         if !connection.is_autocommit() {
             savepoint(match &inserted {
                 Ok::<Vec<_>, _>(_) => "RELEASE outbox_enqueue_all",
@@ -124,10 +125,11 @@ impl SqliteOutbox {
     }
 }
 
-/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call itself, on
-/// the calling thread, because a `rusqlite::Connection` is not `Sync` and a future that borrows one could not be `Send`.
-/// With an open write transaction an insert touches memory and the operating system's cache only; a wait for
-/// another writer happens at the transaction's first write, which `TransactionBehavior::Immediate` moves to its begin.
+/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call
+/// itself, on the calling thread, because a `rusqlite::Connection` is not `Sync` and a future that borrows
+/// one could not be `Send`. With an open write transaction an insert touches memory and the operating
+/// system's cache only; a wait for another writer happens at the transaction's first write, which
+/// `TransactionBehavior::Immediate` moves to its begin.
 impl Enqueue<Transaction<'_>> for SqliteOutbox {
     fn enqueue(
         &self,

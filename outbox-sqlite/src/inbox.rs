@@ -30,7 +30,7 @@ const TABLES: [(&str, &[&str]); 3] = [
 ];
 
 const MIGRATION: &str = "
--- What consumers have handled: one row an event. Nobody but the inbox writes here.
+-- What consumers have handled: one row an event. Only the inbox writes here.
 CREATE TABLE IF NOT EXISTS {p}_inbox (
   consumer    TEXT    NOT NULL,
   source      TEXT    NOT NULL,
@@ -55,8 +55,8 @@ CREATE TABLE IF NOT EXISTS {p}_inbox_schema (
 );
 ";
 
-/// The inbox's tables as plain SQL, to be run by a tool of your own. Running it again does nothing. They need none of the
-/// outbox's tables.
+/// The inbox's tables as plain SQL, to be run by a tool of your own. Running it again does nothing. They need
+/// none of the outbox's tables.
 pub fn inbox_migration_sql(config: &SqliteConfig) -> String {
     format!(
         "-- The inbox, schema version {INBOX_SCHEMA_VERSION}.\nBEGIN IMMEDIATE;{}{}COMMIT;\n",
@@ -73,12 +73,13 @@ fn version_sql() -> String {
     )
 }
 
-/// The inbox of one consumer, in the consumer's own transaction, on the consumer's own connection. Cheap to clone;
-/// holds no connection.
+/// The inbox of one consumer, in the consumer's own transaction, on the consumer's own connection. Cheap to
+/// clone; holds no connection.
 ///
-/// SQLite has one writer at a time: [`receive`](Self::receive) waits for another one for as long as the connection's
-/// busy timeout, then answers [`StoreErrorKind::Conflict`]. Begin the transaction with `TransactionBehavior::Immediate`:
-/// a deferred one that has read before is refused at once if anybody wrote meanwhile.
+/// SQLite has one writer at a time: [`receive`](Self::receive) waits for another one for as long as the
+/// connection's busy timeout, then answers [`StoreErrorKind::Conflict`]. Begin the transaction with
+/// `TransactionBehavior::Immediate`: a deferred one that has read before is refused at once if anybody wrote
+/// meanwhile.
 ///
 /// ```
 /// use outbox_core::{Receipt, inbox::EventIdentity};
@@ -109,8 +110,8 @@ pub struct SqliteInbox {
 }
 
 impl SqliteInbox {
-    /// The inbox of `consumer` in the tables whose prefix `config` names: `outbox_inbox…` unless told otherwise. Opens
-    /// nothing; the path of `config` is not looked at.
+    /// The inbox of `consumer` in the tables whose prefix `config` names: `outbox_inbox…` unless told
+    /// otherwise. Opens nothing; the path of `config` is not looked at.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -143,11 +144,12 @@ impl SqliteInbox {
         Ok(self.purge_in(connection, older_than, rows_max).doing("purge the inbox")?)
     }
 
-    /// Makes what is missing, in a transaction of its own. Does nothing where nothing is missing; two processes may do it
-    /// at once.
+    /// Makes what is missing, in a transaction of its own. Does nothing where nothing is missing; two
+    /// processes may do it at once.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`] if the tables are of a later release, which are left alone; else what SQLite says.
+    /// [`StoreErrorKind::Schema`] if the tables are of a later release, which are left alone; else what
+    /// SQLite says.
     pub fn migrate(&self, connection: &mut Connection) -> Result<(), StoreError> {
         let doing = "migrate the inbox";
         let transaction =
@@ -271,8 +273,8 @@ impl SqliteInbox {
     }
 }
 
-/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call itself, on
-/// the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
+/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call
+/// itself, on the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
 impl Inbox<Transaction<'_>> for SqliteInbox {
     fn receive(
         &self,

@@ -1,20 +1,22 @@
 //! One relay's way through the table: [`SqliteReader`].
 //!
 //! # Why a read position is safe here
-//! SQLite has one writer at a time, in WAL and in rollback-journal mode, and gives the number of an `AUTOINCREMENT` row
-//! while that writer holds the lock until its commit. So sequences ascend in the order of commits: no transaction that
-//! commits later can leave a row below one that was seen. A number drawn by a transaction that rolled back was never
-//! seen, and is given again.
+//! SQLite has one writer at a time, in WAL and in rollback-journal mode, and gives the number of an
+//! `AUTOINCREMENT` row while that writer holds the lock until its commit. So sequences ascend in the order of
+//! commits: no transaction that commits later can leave a row below one that was seen. A number drawn by a
+//! transaction that rolled back was never seen, and is given again.
 //!
 //! # What has to be found behind it
 //! Everything at or below the position is either returned, or passed by for a reason that ends with a signal:
 //!
 //! - it was held. Its aggregate is `waiting` until the relay says that the hold is removed;
-//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time has come;
+//! - it was scheduled for later. A second position, in the order of `available_at`, meets it when its time
+//!   has come;
 //! - its aggregate was full: the relay has enough of it until it says otherwise.
 //!
-//! All of them put the aggregate on the list of those to `catch_up`, which are read by key up to the position, and which the
-//! scan passes by until that is done: so nothing overtakes. All statements of a fetch see one snapshot.
+//! All of them put the aggregate on the list of those to `catch_up`, which are read by key up to the
+//! position, and which the scan passes by until that is done: so nothing overtakes. All statements of a fetch
+//! see one snapshot.
 //!
 //! What an operator does by hand (a status set back, a hold deleted) gives no signal: when there is nothing
 //! else to read, the reader starts from the beginning again, every [`SWEEP`].
@@ -53,14 +55,14 @@ const SCHEDULED_ROWS_MAX: usize = 1_000;
 /// No more rows that became due are looked for while this many aggregates are to be caught up with.
 const CATCH_UP_MAX: usize = 1_000;
 
-/// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked rows takes a few
-/// hundred milliseconds, and this keeps it near one per cent.
+/// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked rows takes
+/// a few hundred milliseconds, and this keeps it near one per cent.
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// The reader of one relay, with a connection and a thread of its own.
 ///
-/// If a fetch is dropped before it answers, the next one starts from the beginning: what was read meanwhile is
-/// lost, and would otherwise count as returned.
+/// If a fetch is dropped before it answers, the next one starts from the beginning: what was read meanwhile
+/// is lost, and would otherwise count as returned.
 pub(crate) struct SqliteReader {
     config: SqliteConfig,
     worker: Worker,
@@ -221,7 +223,8 @@ impl Position {
         while let Some(hold) = due.next()? {
             let key = AggregateKey::new(&lossy(hold.get_ref(0)?), &lossy(hold.get_ref(1)?));
             let sequence: Option<Sequence> = hold.get(2)?;
-            // A relay that still holds the event would not know this one for another attempt, and never answer.
+            // A relay that still holds the event would not know this one for another attempt, and never
+            // answer.
             let is_known = sequence.is_some_and(|sequence| at.is_known(sequence));
             if is_known || self.given.contains(&key) {
                 continue;
@@ -244,7 +247,8 @@ impl Position {
         Ok(found)
     }
 
-    /// Takes note of the aggregates of rows behind the position whose time has come. False: there may be more.
+    /// Takes note of the aggregates of rows behind the position whose time has come. False: there may be
+    /// more.
     fn note_scheduled(&mut self, at: &Snapshot<'_>) -> rusqlite::Result<bool> {
         if self.catch_up.len() >= CATCH_UP_MAX {
             return Ok(false);

@@ -7,8 +7,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use crate::{SqliteConfig, database::open, error::Context};
 
-/// What each version of the schema brought, the first one first. A version that was released is never changed: a change
-/// is a further entry, with its statements in [`MIGRATION`] such that they do nothing where they were done.
+/// What each version of the schema brought, the first one first. A version that was released is never
+/// changed: a change is a further entry, with its statements in [`MIGRATION`] such that they do nothing where
+/// they were done.
 const MIGRATIONS: &[&str] = &["the tables of the outbox"];
 
 /// The version of the schema that this release makes and needs.
@@ -49,8 +50,8 @@ pub(crate) const TABLES: &[&str] =
 pub(crate) const INDEXES: &[&str] =
     &["_id", "_pending", "_by_key", "_scheduled", "_sent", "_failed", "_holds_due", "_holds_paused"];
 
-/// The statements inside the migration's transaction. `IF NOT EXISTS` everywhere, so that running them again, or in
-/// two processes at once, does nothing.
+/// The statements inside the migration's transaction. `IF NOT EXISTS` everywhere, so that running them again,
+/// or in two processes at once, does nothing.
 const MIGRATION: &str = "
 CREATE TABLE IF NOT EXISTS {p} (
   -- AUTOINCREMENT never gives a number twice, not even that of a deleted row. Do not set it yourself.
@@ -146,7 +147,8 @@ pub(crate) fn columns() -> String {
     COLUMNS.join(", ")
 }
 
-/// The migration as plain SQL, to be run by a tool of your own, outside a transaction. Running it again does nothing.
+/// The migration as plain SQL, to be run by a tool of your own, outside a transaction. Running it again does
+/// nothing.
 pub fn migration_sql(config: &SqliteConfig) -> String {
     format!(
         "-- The outbox, schema version {SCHEMA_VERSION}. The journal mode is kept in the file and cannot change inside a \
@@ -170,11 +172,12 @@ pub(crate) fn schema(config: &SqliteConfig) -> Schema {
     Schema::new(object, MIGRATIONS, MIGRATE)
 }
 
-/// Creates the file if there is none, switches it to WAL, and makes what is missing. Does nothing where nothing is
-/// missing; two processes may do it at once.
+/// Creates the file if there is none, switches it to WAL, and makes what is missing. Does nothing where
+/// nothing is missing; two processes may do it at once.
 ///
 /// # Errors
-/// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the schema is of a later release, which is left alone; else what SQLite says.
+/// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the schema is of a later release, which
+/// is left alone; else what SQLite says.
 pub fn migrate(config: &SqliteConfig) -> Result<(), StoreError> {
     let mut connection = open(config, OpenFlags::SQLITE_OPEN_CREATE)
         .doing(&format!("open {} to migrate it", config.path().display()))?;
@@ -202,8 +205,8 @@ pub(crate) fn recorded_version(
         .optional()
 }
 
-/// SQLite does not call its busy handler for the lock that this switch needs, so that two processes that migrate a
-/// new file at once meet `SQLITE_BUSY` at once: hence the loop, bounded by the busy timeout.
+/// SQLite does not call its busy handler for the lock that this switch needs, so that two processes that
+/// migrate a new file at once meet `SQLITE_BUSY` at once: hence the loop, bounded by the busy timeout.
 fn switch_to_wal(config: &SqliteConfig, connection: &Connection) -> Result<(), StoreError> {
     let tries = config.busy_timeout().as_millis() / WAL_RETRY.as_millis();
     for _ in 0..tries {

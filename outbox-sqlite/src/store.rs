@@ -26,8 +26,8 @@ use crate::{
 
 /// The outbox of one database file, as relays and operators use it. Cheap to clone.
 ///
-/// It has two connections, each on a thread of its own: one that writes, one that reads; each reader has another.
-/// They are opened when they are first used, and again after an error.
+/// It has two connections, each on a thread of its own: one that writes, one that reads; each reader has
+/// another. They are opened when they are first used, and again after an error.
 #[derive(Debug, Clone)]
 pub struct SqliteStore(Arc<Database>);
 

@@ -107,7 +107,7 @@ probe_mongodb() {
   }
   [ "$(mongodb_command admin '{"hello": 1}')" = primary ] || return 1
   [ -e "$DATA/mongodb/.account" ] || {
-    # The first account may be made by whoever is on the same machine.
+    # The first account may be made by any client on the same machine.
     [ -n "$(mongodb_command admin "{\"createUser\": \"$USER_\", \"pwd\": \"$PASSWORD\", \"roles\": [\"root\"]}")" ] &&
       touch "$DATA/mongodb/.account"
   }

@@ -1,4 +1,4 @@
-# NATS with JetStream that takes nothing but TLS and nobody without a certificate. Sourced by services.sh.
+# NATS with JetStream that takes nothing but TLS and no client without a certificate. Sourced by services.sh.
 PORT_natstls=$((SVC_PORT_BASE + 223))
 missing_natstls() {
   missing_nats

@@ -52,7 +52,7 @@ rabbitmq_env() { # rabbitmq_env NAME SCRIPTS PATH: the node and its tools see no
 run_rabbitmq() { rabbitmq_run rabbitmq "$RABBITMQ_SCRIPTS" "$RABBITMQ_PATH"; }
 rabbitmq_run() { # as rabbitmq_env
   rabbitmq_env "$@"
-  # Erlang's name server, which a node would start as a process that nobody ends.
+  # Erlang's name server, which a node would start as a process that is never ended.
   local epmd=${1/rabbitmq/epmd}
   alive "$epmd" || PATH=$3 launch "$epmd" epmd -port "$(port "$epmd")" -address "$HOST"
   launch "$1" "${RABBITMQ_ENV[@]}" "$2/rabbitmq-server"

@@ -49,7 +49,7 @@ async fn place(
     Json(new): Json<NewOrder>,
 ) -> Result<(StatusCode, Json<Uuid>), Failure> {
     let placed = OrderPlaced { id: Uuid::now_v7(), item: new.item, quantity: new.quantity };
-    // The trace of the request goes on in whoever consumes the event. With OpenTelemetry in the service, this
+    // The trace of the request goes on in the consumer of the event. With OpenTelemetry in the service, this
     // is `.trace_from_current()` (feature `otel`).
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let mut event = Event::of(&placed);
@@ -71,7 +71,7 @@ async fn place(
     Ok((StatusCode::CREATED, Json(placed.id)))
 }
 
-/// Whether this process can take orders and relay their events. A broker that is away is no reason to say no:
+/// Whether this process can take orders and relay their events. A broker that is away is not a reason to say no:
 /// orders are taken all the same, and their events wait.
 async fn ready(State(shop): State<Shop>) -> (StatusCode, String) {
     match shop.relay.ready() {

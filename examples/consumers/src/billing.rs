@@ -17,8 +17,8 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Who reads. The receipts are kept under this name, so it never changes.
 const CONSUMER: &str = "billing";
 
-/// How long receipts are kept: longer than the broker keeps messages, and longer than an event can wait in the shop's
-/// outbox.
+/// How long receipts are kept: longer than the broker keeps messages, and longer than an event can wait in
+/// the shop's outbox.
 const RECEIPTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Where the service finds what it needs.
@@ -111,8 +111,8 @@ impl Billing {
         Ok(billing)
     }
 
-    /// Begins, asks the inbox, makes the effect if the event is new, and commits. Only when this has returned may the
-    /// broker be told that the message at `place` is done with. After an error nothing has happened.
+    /// Begins, asks the inbox, makes the effect if the event is new, and commits. Only when this has returned
+    /// may the broker be told that the message at `place` is done with. After an error nothing has happened.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from Kafka.
+//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from
+//! Kafka.
 //!
 //! ```sh
 //! scripts/services.sh up postgres kafka
@@ -6,11 +7,12 @@
 //! cargo run -p consumers -- kafka orders
 //! ```
 //!
-//! It reads the topic `orders`, which must be there, until it is interrupted, and tells what it does. The order is what
-//! matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and only then let Kafka
-//! know. Killed at any point and started again, it writes each invoice once.
+//! It reads the topic `orders`, which must be there, until it is interrupted, and tells what it does. The
+//! order is what matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four),
+//! and only then let Kafka know. Killed at any point and started again, it writes each invoice once.
 //!
-//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
+//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes
+//! again.
 
 use outbox::{Receipt, ReceivedEvent};
 use rdkafka::{
@@ -34,8 +36,9 @@ pub async fn run(settings: &Settings, tell: impl AsyncFn(Step, &str, Receipt)) -
         // A process that is started again takes the place of the one that died, at once.
         .set("group.instance.id", format!("{}-1", settings.schema))
         .set("auto.offset.reset", "earliest")
-        // Offsets are stored below, after the commit. What is stored, Kafka is told from time to time: telling it
-        // after each message would be dear, and what it does not know when the process dies comes again, and is seen.
+        // Offsets are stored below, after the commit. What is stored, Kafka is told from time to time:
+        // telling it after each message would be dear, and what it does not know when the process dies comes
+        // again, and is seen.
         .set("enable.auto.offset.store", "false")
         .create()?;
     consumer.subscribe(&[&settings.topic])?;

@@ -1,4 +1,5 @@
-//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from NATS JetStream.
+//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from
+//! NATS JetStream.
 //!
 //! ```sh
 //! scripts/services.sh up postgres nats
@@ -6,11 +7,13 @@
 //! cargo run -p consumers -- nats orders
 //! ```
 //!
-//! It reads the subject `orders` of a stream, which it creates if there is none, until it is interrupted, and tells what
-//! it does. The order is what matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these
-//! four), and only then acknowledge. Killed at any point and started again, it writes each invoice once.
+//! It reads the subject `orders` of a stream, which it creates if there is none, until it is interrupted, and
+//! tells what it does. The order is what matters: begin, ask the inbox, make the effect, commit
+//! (`Billing::handle` does these four), and only then acknowledge. Killed at any point and started again, it
+//! writes each invoice once.
 //!
-//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
+//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes
+//! again.
 
 use std::time::Duration;
 
@@ -28,8 +31,8 @@ use outbox::{Receipt, ReceivedEvent};
 
 use crate::billing::{Billing, Error, Settings, Step};
 
-/// How long an effect may take. A message that is not acknowledged by then comes again, to this process or, if it has
-/// died, to the next.
+/// How long an effect may take. A message that is not acknowledged by then comes again, to this process or,
+/// if it has died, to the next.
 const ACK_WAIT: Duration = Duration::from_secs(5);
 
 /// Reads the subject without end, and tells how far each message has come.

@@ -1,4 +1,5 @@
-//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from RabbitMQ.
+//! A consumer that makes each effect once: a billing service with a PostgreSQL database reads orders from
+//! RabbitMQ.
 //!
 //! ```sh
 //! scripts/services.sh up postgres rabbitmq
@@ -6,14 +7,15 @@
 //! cargo run -p consumers -- rabbitmq orders
 //! ```
 //!
-//! It reads the queue `orders`, which it declares, until it is interrupted, and tells what it does. The order is what
-//! matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and only then acknowledge.
-//! Killed at any point and started again, it writes each invoice once.
+//! It reads the queue `orders`, which it declares, until it is interrupted, and tells what it does. The order
+//! is what matters: begin, ask the inbox, make the effect, commit (`Billing::handle` does these four), and
+//! only then acknowledge. Killed at any point and started again, it writes each invoice once.
 //!
-//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
+//! An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes
+//! again.
 //!
-//! Where several processes are to stand by, declare the queue with `x-single-active-consumer`: two that read beside each
-//! other would overtake each other.
+//! Where several processes are to stand by, declare the queue with `x-single-active-consumer`: two that read
+//! beside each other would overtake each other.
 
 use futures::StreamExt as _;
 use lapin::{
@@ -74,7 +76,7 @@ pub async fn run(settings: &Settings, tell: impl AsyncFn(Step, &str, Receipt)) -
 pub fn read(message: &Delivery) -> Result<ReceivedEvent, Error> {
     let properties = &message.properties;
     let headers = properties.headers().as_ref().ok_or("the message has no headers")?;
-    // What is no text is the broker's own, such as the number of deliveries.
+    // A value that is not text is the broker's own, such as the number of deliveries.
     let texts = headers.inner().iter().filter_map(|(name, value)| match value {
         AMQPValue::LongString(text) => Some((name.as_str(), text.as_bytes())),
         _ => None,

@@ -1,10 +1,10 @@
-//! A store of the outbox on [redb](https://docs.rs/redb), an embedded key-value library: written on public API only, by
-//! following `docs/write-your-own-store.md`.
+//! A store of the outbox on [redb](https://docs.rs/redb), an embedded key-value library: written on public
+//! API only, by following `docs/write-your-own-store.md`.
 //!
-//! redb opens a file in one process and has one writer at a time. So there is one partition, the clock is the host's, and
-//! everything that changes is one write transaction; leases still tell one relay of the process from the next, and one
-//! start from the last. A fetch walks over the pending events from the lowest one: fine for thousands that wait, and
-//! not for millions.
+//! redb opens a file in one process and has one writer at a time. So there is one partition, the clock is the
+//! host's, and everything that changes is one write transaction; leases still tell one relay of the process
+//! from the next, and one start from the last. A fetch walks over the pending events from the lowest one:
+//! fine for thousands that wait, and not for millions.
 
 mod admin;
 mod reader;
@@ -97,8 +97,8 @@ impl RedbStore {
     }
 }
 
-/// Events are written in the service's own write transaction, beside its change. These calls block, as all of redb does, and as the
-/// service's own writes in that transaction do.
+/// Events are written in the service's own write transaction, beside its change. These calls block, as all of
+/// redb does, and as the service's own writes in that transaction do.
 impl Enqueue<WriteTransaction> for RedbStore {
     async fn enqueue(
         &self,

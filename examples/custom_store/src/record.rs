@@ -102,7 +102,7 @@ impl Record {
         let content = Content::deserialize(&self.content).map_err(|error| error.to_string())?;
         check_headers(&content.headers).map_err(|error| error.to_string())?;
         Ok(StoredEvent::new(
-            Uuid::parse_str(&content.id).map_err(|error| format!("the id is no UUID: {error}"))?,
+            Uuid::parse_str(&content.id).map_err(|error| format!("the id is not a UUID: {error}"))?,
             content.event_type,
             Bytes::copy_from_slice(payload),
             utc(self.created_at),
@@ -160,7 +160,7 @@ impl From<KeptHold> for Hold {
     }
 }
 
-/// Microseconds as a duration; negative ones are none.
+/// Microseconds as a duration; negative ones are zero.
 pub(crate) fn micros(micros: i64) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or_default())
 }

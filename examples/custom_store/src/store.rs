@@ -193,7 +193,8 @@ impl OutboxStore for RedbStore {
             let oldest = pending.first()?.map(|(sequence, _)| event(&events, sequence.value()));
             let oldest = oldest.transpose()?.flatten().map(|record| record.created_at);
             stats.oldest_pending_age = oldest.map(|at| micros(now().saturating_sub(at)));
-            // The library keeps the length of a table; of what has failed it is counted, and no further than asked.
+            // The library keeps the length of a table; of what has failed it is counted, and no further than
+            // asked.
             stats.pending = Count::up_to_max(pending.len()?);
             let status = Status::Failed.code();
             let done = transaction.open_table(DONE)?;

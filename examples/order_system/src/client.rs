@@ -1,7 +1,7 @@
 //! A client that places orders, and remembers what it was told. What it was told is what must have happened.
 //!
-//! Its requests fail when the order service is killed, and some answers are lost on the way. It asks again then, with
-//! the same id, until it knows.
+//! Its requests fail when the order service is killed, and some answers are lost on the way. It asks again
+//! then, with the same id, until it knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,7 +53,8 @@ impl Client {
         Self { http, address, promises: Promises::default(), requests: 0 }
     }
 
-    /// Places so many orders, of which two thirds are paid and shipped and the others cancelled, and counts them.
+    /// Places so many orders, of which two thirds are paid and shipped and the others cancelled, and counts
+    /// them.
     pub(crate) async fn run(mut self, orders: u32, progress: watch::Sender<u32>) -> Result<Promises, Error> {
         for n in 0..orders {
             let (id, order) = (Uuid::now_v7(), order(n));

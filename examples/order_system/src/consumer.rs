@@ -11,8 +11,8 @@ use crate::{
     shop::{Order, Step},
 };
 
-/// How long receipts are kept: longer than the broker keeps messages, and longer than an event can wait in the order
-/// service's outbox.
+/// How long receipts are kept: longer than the broker keeps messages, and longer than an event can wait in
+/// the order service's outbox.
 pub(crate) const RECEIPTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a service says of an event that it has handled for the first time.
@@ -32,8 +32,8 @@ pub(crate) struct Consumer {
     pub(crate) database_url: String,
     #[command(flatten)]
     broker: Broker,
-    /// Stand still when the effect of the N-th new event has committed and the broker does not know it yet: the worst
-    /// moment to be killed.
+    /// Stand still when the effect of the N-th new event has committed and the broker does not know it yet:
+    /// the worst moment to be killed.
     #[arg(long, value_name = "N")]
     pause_before_acknowledgement: Option<u64>,
 }
@@ -49,14 +49,16 @@ pub(crate) trait Service: Sized {
     /// One transaction: ask the inbox, make the effect if the event is new, commit.
     async fn handle(&mut self, event: &ReceivedEvent, step: Step, order: &Order) -> Result<Receipt, Error>;
 
-    /// Keeps a message that cannot be handled, for somebody to look at.
+    /// Keeps a message that cannot be handled, for a person to look at.
     async fn set_aside(&mut self, message: &Message, reason: &str) -> Result<(), Error>;
 }
 
-/// Handles events until `ended`. The order is what matters: the effect commits together with the receipt, and only then
-/// does the broker hear of it. Killed at any point and started again, the service makes each effect once.
+/// Handles events until `ended`. The order is what matters: the effect commits together with the receipt, and
+/// only then does the broker hear of it. Killed at any point and started again, the service makes each effect
+/// once.
 ///
-/// An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes again.
+/// An error ends the process. Nothing was acknowledged then, and when it is started again, the message comes
+/// again.
 pub(crate) async fn run<S: Service>(
     arguments: &Consumer,
     ended: impl Future<Output = ()>,

@@ -175,7 +175,8 @@ async fn listening(orders: &mut Process) -> Result<SocketAddr, Error> {
     Ok(line.trim_start_matches("listening on ").parse()?)
 }
 
-/// Waits until all is as it was promised, or for as long as patience lasts: the report tells what is missing then.
+/// Waits until all is as it was promised, or for as long as patience lasts: the report tells what is missing
+/// then.
 async fn quiet(stage: &Stage, promises: &Promises, processes: &mut [Process]) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline && !reconcile(promises, &Books::read(stage).await?).is_empty() {

@@ -1,5 +1,5 @@
-//! The notification service: a letter for each step of an order. Its database is a SQLite file: a consumer's database
-//! is nobody's business but its own.
+//! The notification service: a letter for each step of an order. Its database is a SQLite file: a consumer's
+//! database is its own business.
 
 use outbox::{
     Receipt, ReceivedEvent, Severity,

@@ -1,13 +1,13 @@
-//! The order service: takes orders over HTTP, and writes each with its event in one PostgreSQL transaction. It knows
-//! no broker.
+//! The order service: takes orders over HTTP, and writes each with its event in one PostgreSQL transaction.
+//! It knows no broker.
 //!
 //! | request | what it does |
 //! |---|---|
 //! | `PUT /orders/{id}` with `{"customer", "item", "quantity"}` | places an order |
 //! | `PUT /orders/{id}/paid`, `…/shipped`, `…/cancelled` | the order's next step |
 //!
-//! The client chooses the id, so a request that is sent again does nothing twice: a client that hears no answer does
-//! not know whether its order was placed, and asks again until it knows.
+//! The client chooses the id, so a request that is sent again does nothing twice: a client that hears no
+//! answer does not know whether its order was placed, and asks again until it knows.
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
@@ -54,7 +54,8 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let pool = PgPoolOptions::new().max_connections(8).connect(database_url).await?;
     let config = PostgresConfig::builder().build()?;
-    // The tables of the outbox stand beside the service's own, in the same database: hence one transaction for both.
+    // The tables of the outbox stand beside the service's own, in the same database: hence one transaction
+    // for both.
     PostgresStore::new(pool.clone(), &config).migrate().await?;
     sqlx::raw_sql(TABLES).execute(&pool).await?;
     let shop = Arc::new(Shop { pool, outbox: PostgresOutbox::new(&config) });
@@ -121,8 +122,9 @@ async fn advance(
         Step::Shipped => Step::Paid,
     };
     let mut transaction = shop.pool.begin().await?;
-    // This locks the order until the commit, before its event is written: so the events of one order get their sequence
-    // in the order in which its changes commit, and that is the order in which they are delivered.
+    // This locks the order until the commit, before its event is written: so the events of one order get
+    // their sequence in the order in which its changes commit, and that is the order in which they are
+    // delivered.
     let update = "UPDATE orders SET step = $2 WHERE id = $1 AND step = $3";
     let updated = sqlx::query(update)
         .bind(id)
@@ -143,8 +145,8 @@ async fn advance(
     Ok(StatusCode::OK)
 }
 
-/// The order is the aggregate: events of one order stay in order, events of different orders need not wait for each
-/// other.
+/// The order is the aggregate: events of one order stay in order, events of different orders need not wait
+/// for each other.
 fn event(order: &Order, step: Step) -> Result<Event, Error> {
     Ok(Event::builder("order", order.id.to_string(), step.event_type()).json(order).build()?)
 }

@@ -28,7 +28,8 @@ impl PostgresConsumer {
         }
         sqlx::raw_sql(AssertSqlSafe(format!("{SET_ASIDE}{tables}"))).execute(&mut *connection).await?;
         drop(connection);
-        // A service that runs for long forgets old receipts from time to time, and goes on while there are more.
+        // A service that runs for long forgets old receipts from time to time, and goes on while there are
+        // more.
         let mut transaction = pool.begin().await?;
         inbox.purge(&mut transaction, RECEIPTS_KEPT, 1_000).await?;
         transaction.commit().await?;

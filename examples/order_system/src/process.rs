@@ -20,12 +20,13 @@ use crate::error::Error;
 /// How long anything is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ready when this process is to end: by SIGTERM, by SIGINT or, if it is attended, when its standard input ends.
+/// Ready when this process is to end: by SIGTERM, by SIGINT or, if it is attended, when its standard input
+/// ends.
 pub(crate) fn ended(attended: bool) -> impl Future<Output = ()> + Send + 'static {
     let (tell, left_alone) = oneshot::channel::<()>();
     let tell = if attended {
         std::thread::spawn(move || {
-            // Whether it ended or failed, nobody is there any more.
+            // Whether it ended or failed, no process is there any more.
             _ = io::stdin().read_to_end(&mut Vec::new());
             _ = tell.send(());
         });

@@ -1,5 +1,5 @@
-//! The relay: publishes what the order service has committed. It is the engine as a process of its own; the `outbox`
-//! program, with the same settings in a file, would do as well.
+//! The relay: publishes what the order service has committed. It is the engine as a process of its own; the
+//! `outbox` program, with the same settings in a file, would do as well.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -21,7 +21,8 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let store = PostgresStore::connect(&PostgresConfig::builder().url(database_url).build()?).await?;
     let relay = Relay::new(store, broker.publisher()?, config(broker)?)?;
-    // Whatever would break a promise is named here, with its remedy: a missing topic, an old schema, a read replica.
+    // Whatever would break a promise is named here, with its remedy: a missing topic, an old schema, a read
+    // replica.
     let findings = relay.check().await;
     findings.iter().for_each(|finding| println!("{finding}"));
     if findings.iter().any(|finding| finding.severity == Severity::Error) {

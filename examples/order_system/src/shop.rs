@@ -13,8 +13,8 @@ pub(crate) const ITEMS: [(&str, i64); 3] = [("lamp", 30), ("chair", 80), ("desk"
 /// What is on stock before the first order, of each item.
 pub(crate) const STOCK: i64 = 10_000;
 
-/// An order: the payload of every event. It has all that a consumer needs, so that nobody has to ask the order service,
-/// which may be down or know better by then.
+/// An order: the payload of every event. It has all that a consumer needs, so that no consumer has to ask the
+/// order service, which may be down or know better by then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: Uuid,

@@ -1,5 +1,5 @@
-//! Where the demo plays: a database for each service, and a topic, all with names of their own, on servers that may be
-//! used by others as well.
+//! Where the demo plays: a database for each service, and a topic, all with names of their own, on servers
+//! that may be used by others as well.
 
 use std::str::FromStr as _;
 
@@ -43,7 +43,7 @@ impl Stage {
         let (mut databases, mut urls) = (Vec::new(), Vec::new());
         for service in ["orders", Inventory::NAME, Billing::NAME] {
             let name = format!("{service}_{run}");
-            // Nobody is ever connected to template0, so that copying it is never refused.
+            // No client is ever connected to template0, so that copying it is never refused.
             let sql = format!("CREATE DATABASE {name} TEMPLATE template0");
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await?;
             urls.push(postgres.clone().database(&name).to_url_lossy().to_string());

@@ -1,6 +1,6 @@
-//! The order system on real servers, as its command runs it: with each broker, what was promised came of it, though a
-//! relay, the order service and a consumer were killed. That the reconciliation would notice if it had not is shown by
-//! the tests in `src/reconcile.rs`.
+//! The order system on real servers, as its command runs it: with each broker, what was promised came of it,
+//! though a relay, the order service and a consumer were killed. That the reconciliation would notice if it
+//! had not is shown by the tests in `src/reconcile.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, reason = "these are tests")]
 

@@ -6,9 +6,9 @@
 //! cargo run -p postgres_kafka
 //! ```
 //!
-//! Orders are placed in transactions, and one of them rolls back. A relay runs beside the shop; half-way it is asked
-//! to end, and another takes over while the shop goes on. A consumer reads the topic. At the end the program compares
-//! what was committed with what arrived, and exits with 1 if a guarantee did not hold.
+//! Orders are placed in transactions, and one of them rolls back. A relay runs beside the shop; half-way it
+//! is asked to end, and another takes over while the shop goes on. A consumer reads the topic. At the end the
+//! program compares what was committed with what arrived, and exits with 1 if a guarantee did not hold.
 //!
 //! It makes a schema and a topic of its own, and takes both away again.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
@@ -130,7 +130,8 @@ impl Shop {
     async fn place(&mut self, order: &str, states: &[&str], end: End) -> Result<(), Error> {
         let mut transaction = self.pool.begin().await?;
         for state in states {
-            // The row is locked from here on: whoever changes this order next writes its events after these.
+            // The row is locked from here on: the next transaction that changes this order writes its events
+            // after these.
             let upsert = "INSERT INTO orders VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET state = $2";
             sqlx::query(upsert).bind(order).bind(state).execute(&mut *transaction).await?;
             let event = Event::builder("order", order, format!("order.{state}"))

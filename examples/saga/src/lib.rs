@@ -58,7 +58,7 @@ pub async fn run(
     for service in &services {
         // Each event names its topic; one that did not would be a mistake.
         let mut config = RelayConfig::default()
-            .with_topic("nobody".parse()?)
+            .with_topic("unused".parse()?)
             .with_source(Arc::from(format!("/{}", service.name())));
         config.retry.delay_min = Duration::from_millis(5);
         let store = service.store()?;

@@ -84,7 +84,7 @@ pub(crate) fn effect(
     })
 }
 
-/// From one state to the next. A reply that does not fit the state is a mistake of somebody, and changes
+/// From one state to the next. A reply that does not fit the state is a mistake of its sender, and changes
 /// nothing.
 fn advance(
     transaction: &Transaction<'_>,

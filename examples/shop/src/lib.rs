@@ -1,4 +1,5 @@
-//! What the examples' shops have in common: how they talk to their reader, and how they check what was promised.
+//! What the examples' shops have in common: how they talk to their reader, and how they check what was
+//! promised.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its reader")]
 
@@ -15,13 +16,13 @@ pub fn chapter(title: &str) {
     println!("\n{title}");
 }
 
-/// A line of somebody who takes part: the shop, the relay, the broker.
+/// A line of one who takes part: the shop, the relay, the broker.
 pub fn say(who: &str, what: &str) {
     println!("  {who:>9} | {what}");
 }
 
-/// Compares by order: everything committed, nothing else, first arrivals in order, nothing left behind. Returns what
-/// was not as promised.
+/// Compares by order: everything committed, nothing else, first arrivals in order, nothing left behind.
+/// Returns what was not as promised.
 #[must_use]
 pub fn compare(promised: &Promises, arrived: &[(String, String)], pending: u64) -> Vec<String> {
     let mut first: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

@@ -69,7 +69,8 @@ impl WebhookConfigBuilder {
         self
     }
 
-    /// How long an answer may take, from 100 ms to 5 min; 4 s unless set. Keep it below the relay's publish time-out.
+    /// How long an answer may take, from 100 ms to 5 min; 4 s unless set. Keep it below the relay's publish
+    /// time-out.
     pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
         self.delivery_timeout = timeout;
         self

@@ -10,7 +10,7 @@ use outbox::publisher::{
 };
 use reqwest::StatusCode;
 
-/// The meaning of an answer that is no success.
+/// The meaning of an answer that is not a success.
 ///
 /// 4xx: the receiver refused, so it has stored nothing. 5xx: it may have failed after it stored.
 pub(crate) fn classify(status: StatusCode) -> (PublishErrorKind, PublishErrorScope, Stored) {
@@ -23,7 +23,7 @@ pub(crate) fn classify(status: StatusCode) -> (PublishErrorKind, PublishErrorSco
     }
 }
 
-/// An answer that is no success, with what it says about when to come back.
+/// An answer that is not a success, with what it says about when to come back.
 pub(crate) fn refusal(status: StatusCode, retry_after: Option<&str>) -> PublishError {
     let (kind, scope, stored) = classify(status);
     let mut detail = format!("the endpoint answered {status}");
@@ -59,7 +59,8 @@ pub(crate) fn unsendable(code: &'static str, detail: String) -> PublishError {
 
 /// A topic whose name makes no URL.
 pub(crate) fn bad_topic(topic: &str) -> PublishError {
-    let detail = format!("topic {topic:?} is no path of a URL: use segments that are neither empty nor dots");
+    let detail =
+        format!("topic {topic:?} is not a path of a URL: use segments that are neither empty nor dots");
     PublishError::unavailable("bad-topic", detail).scope(Destination).stored(No)
 }
 

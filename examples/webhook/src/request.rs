@@ -45,7 +45,8 @@ pub(crate) fn endpoint(base_url: &Url, topic: &str) -> Result<Url, PublishError>
 
 /// The headers of the HTTP binding's binary mode, the signature, and the event's own.
 ///
-/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>, section 3.1.
+/// See <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>,
+/// section 3.1.
 pub(crate) fn headers(
     message: &Message,
     key: &SigningKey,
@@ -87,7 +88,7 @@ fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), Publis
         }
         _ => Err(unsendable(
             "bad-header",
-            format!("header {name:?} of the event is none of HTTP: choose another"),
+            format!("header {name:?} of the event is not an HTTP header name: choose another"),
         )),
     }
 }

@@ -12,13 +12,13 @@ const PREFIX: &str = "whsec_";
 /// How many bytes the specification allows a secret to have.
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// A secret that is none. Does not hold it.
+/// A secret that is not valid. Does not hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SecretError;
 
 impl fmt::Display for SecretError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the secret is none: give whsec_ and 24 to 64 random bytes in base64")
+        f.write_str("the secret is not valid: give whsec_ and 24 to 64 random bytes in base64")
     }
 }
 

@@ -28,7 +28,7 @@ adapters! {
     "nats" => outbox_nats::NatsAdapter,
 }
 
-/// How much of the log of the adapters' clients is wanted unless somebody asks for more.
+/// How much of the log of the adapters' clients is wanted unless the user asks for more.
 pub(crate) fn log_default() -> String {
     let of_clients = PUBLISHERS
         .iter()

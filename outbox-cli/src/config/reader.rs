@@ -55,7 +55,7 @@ pub(super) struct Reader {
     origins: BTreeMap<String, Origin>,
     /// The values of the keys that were given.
     values: BTreeMap<String, String>,
-    /// Keys whose value was refused: what follows from their default is no finding of its own.
+    /// Keys whose value was refused: what follows from their default is not a finding of its own.
     refused: BTreeSet<String>,
     /// The keys whose values, if there were some, are in use.
     used: BTreeSet<String>,
@@ -315,7 +315,7 @@ impl Reader {
         }
     }
 
-    /// Everything that was wrong, with what nobody asked for.
+    /// Everything that was wrong, with what was not asked for.
     pub(super) fn finish(mut self) -> Read {
         for (key, given) in self.own.iter().chain(&self.file) {
             let is_empty_table = matches!(given.value, FileValue::Other("table"))

@@ -276,7 +276,7 @@ fn read_value(variable: &str, path: &Path) -> Result<String, Finding> {
 
 /// Kubernetes gives every container variables of every service beside it. A service with the name
 /// `outbox-relay` has `OUTBOX_RELAY_SERVICE_HOST`, `OUTBOX_RELAY_PORT` and `OUTBOX_RELAY_PORT_80_TCP_ADDR`,
-/// which nobody meant as settings.
+/// which were not meant as settings.
 fn is_service_link(name: &str) -> bool {
     let port = |rest: &str| {
         let mut parts = rest.split('_');

@@ -96,7 +96,8 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// A process that runs, and is killed when the test ends, or when it hangs on reading what the process writes.
+/// A process that runs, and is killed when the test ends, or when it hangs on reading what the process
+/// writes.
 pub struct Running {
     child: Arc<Mutex<Child>>,
     pub stdout: Option<ChildStdout>,
@@ -212,8 +213,8 @@ pub fn json_lines(path: &Path) -> Vec<Value> {
     whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The numbers `n` of the payloads, by the event's subject, in the order of arrival. An event that arrived again
-/// counts once, where it arrived first.
+/// The numbers `n` of the payloads, by the event's subject, in the order of arrival. An event that arrived
+/// again counts once, where it arrived first.
 pub fn arrivals(events: &[Value]) -> BTreeMap<String, Vec<u64>> {
     let mut arrivals: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     let mut seen = std::collections::BTreeSet::new();
@@ -226,7 +227,8 @@ pub fn arrivals(events: &[Value]) -> BTreeMap<String, Vec<u64>> {
     arrivals
 }
 
-/// Starts many migrations of an outbox that is not there, all at once. Each succeeds, and the outbox is whole.
+/// Starts many migrations of an outbox that is not there, all at once. Each succeeds, and the outbox is
+/// whole.
 pub fn migrate_at_once(folder: &Folder, variables: &[(&str, &str)]) {
     for _ in 0..2 {
         let migrations: Vec<_> =

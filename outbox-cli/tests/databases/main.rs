@@ -1,5 +1,5 @@
-//! The program on the databases that are servers: an operator's commands, several outboxes in one process, and migrations
-//! at once.
+//! The program on the databases that are servers: an operator's commands, several outboxes in one process,
+//! and migrations at once.
 #![cfg(any(feature = "postgres", feature = "mysql", feature = "mongo"))]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "these are tests")]
 
@@ -77,7 +77,7 @@ fn address(name: &str, service: &str) -> Option<String> {
     url
 }
 
-/// Names that nobody else has taken.
+/// Names that no other test has taken.
 fn new_names(count: usize) -> Vec<String> {
     let unique = Uuid::now_v7().simple().to_string();
     (0..count).map(|index| format!("cli_{}_{index}", &unique[..30])).collect()

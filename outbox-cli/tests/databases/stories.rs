@@ -72,7 +72,7 @@ pub(crate) fn an_operator<D: Databases>() {
     what_failed(&databases, &folder, &variables);
 }
 
-/// An event that is none fails alone, and an operator sees it, tries it once more and gives it up.
+/// An undecodable event fails alone, and an operator sees it, tries it once more and gives it up.
 fn what_failed(databases: &impl Databases, folder: &Folder, variables: &[(&str, &str)]) {
     assert_eq!(done(folder, &["discard", "--before", "0s"], variables), "0 events discarded\n");
     databases.insert_nonsense(0);
@@ -83,7 +83,7 @@ fn what_failed(databases: &impl Databases, folder: &Folder, variables: &[(&str, 
     let listed = done_json(folder, &["list", "--cause", "undecodable"], variables);
     let sequence = listed[0]["sequence"].to_string();
     assert_eq!(listed[0]["aggregate_id"], "1", "{listed}");
-    // Nobody reads a topic that is paused, but everybody a hold.
+    // A paused topic is not read from, but its holds are.
     assert_eq!(done(folder, &["pause", "--topic", "orders"], variables), "topic orders is paused\n");
     assert_eq!(done(folder, &["resume", "--topic", "orders"], variables), "topic orders goes on\n");
     relay.signal("TERM");

@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use outbox_core::{InboxError, Receipt, inbox::EventIdentity};
 
-/// One isolated database with inboxes, and what the suite cannot do through the trait: begin and end the driver's own
-/// transactions, and make an effect in them.
+/// One isolated database with inboxes, and what the suite cannot do through the trait: begin and end the
+/// driver's own transactions, and make an effect in them.
 ///
 /// Methods that answer no `Result` panic when the database fails them: the test that runs then fails.
 #[async_trait]
 pub trait InboxHarness: Send + Sync + 'static {
-    /// A new, empty, migrated place for inboxes that no other test sees. `None` where the server is not there, after
-    /// saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it panics instead.
+    /// A new, empty, migrated place for inboxes that no other test sees. `None` where the server is not
+    /// there, after saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it panics instead.
     async fn fresh() -> Option<Self>
     where
         Self: Sized;
@@ -26,8 +26,8 @@ pub trait InboxHarness: Send + Sync + 'static {
     /// Begins a transaction on a connection of its own.
     async fn begin(&self) -> Box<dyn InboxTransaction>;
 
-    /// Asks the inbox of `consumer` on a connection that is in no transaction. `None` where the driver's types rule
-    /// that out.
+    /// Asks the inbox of `consumer` on a connection that is in no transaction. `None` where the driver's
+    /// types rule that out.
     async fn receive_outside(
         &self,
         consumer: &str,
@@ -46,8 +46,8 @@ pub trait InboxHarness: Send + Sync + 'static {
 
 /// An open transaction. Dropped, it is rolled back.
 ///
-/// [`receive`](Self::receive) may block its thread while it waits for another transaction if it does so within
-/// `tokio::task::block_in_place`.
+/// [`receive`](Self::receive) may block its thread while it waits for another transaction if it does so
+/// within `tokio::task::block_in_place`.
 #[async_trait]
 pub trait InboxTransaction: Send {
     /// Asks the inbox of `consumer` in this transaction.
@@ -69,8 +69,8 @@ pub trait InboxTransaction: Send {
     /// Commits it.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict) where the database asks only now to run the
-    /// transaction again.
+    /// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict) where the database asks only now
+    /// to run the transaction again.
     async fn commit(self: Box<Self>) -> Result<(), InboxError>;
 
     /// Rolls it back.

@@ -1,4 +1,5 @@
-//! What every clause stands on: the harness, and short ways to receive, to purge and to do both beside each other.
+//! What every clause stands on: the harness, and short ways to receive, to purge and to do both beside each
+//! other.
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -81,8 +82,8 @@ impl<'a> Stage<'a> {
         Err(Violation::new("a purge", format!("{TRIES_MAX} conflicts")))
     }
 
-    /// Purges while another transaction is open: the number of receipts, or the purge that waits for that one's end. `None`
-    /// if it was asked to begin again.
+    /// Purges while another transaction is open: the number of receipts, or the purge that waits for that
+    /// one's end. `None` if it was asked to begin again.
     pub(crate) async fn purge_beside(&self, rows_max: u32) -> Verdict<Option<Result<u64, Purging>>> {
         let mut transaction = self.harness.begin().await;
         let mut task = tokio::spawn(async move {
@@ -113,8 +114,8 @@ impl<'a> Stage<'a> {
         answered(receipt, found, why)
     }
 
-    /// Starts to receive an event in a second transaction while a first one is open. Fails if the answer is one that
-    /// it cannot know yet.
+    /// Starts to receive an event in a second transaction while a first one is open. Fails if the answer is
+    /// one that it cannot know yet.
     pub(crate) async fn receive_beside(&self, event: &EventIdentity, allowed: &[Receipt]) -> Verdict<Beside> {
         let (mut transaction, event) = (self.harness.begin().await, event.clone());
         let mut task = tokio::spawn(async move {
@@ -214,7 +215,7 @@ pub(crate) fn answered(expected: Receipt, found: Receipt, why: &str) -> Verdict 
 /// The identity, which the suite knows to be a valid one.
 pub(crate) fn identity(source: &str, id: &str, time: Option<DateTime<Utc>>) -> EventIdentity {
     EventIdentity::new(source, id, time)
-        .unwrap_or_else(|error| panic!("the suite made an identity that is none: {error}"))
+        .unwrap_or_else(|error| panic!("the suite made an invalid identity: {error}"))
 }
 
 impl From<InboxError> for Violation {

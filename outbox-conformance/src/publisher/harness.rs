@@ -6,23 +6,24 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use outbox_core::Publisher;
 
-/// One publisher with a broker to itself, and what the suite cannot do through the trait: make destinations, read what
-/// the broker stored, and take the broker away.
+/// One publisher with a broker to itself, and what the suite cannot do through the trait: make destinations,
+/// read what the broker stored, and take the broker away.
 ///
-/// Methods that answer no `Result` panic when the broker fails them: the test that runs then fails. What has a default
-/// is what not every broker has; a clause that needs it is then *not asked*, and the table says so.
+/// Methods that answer no `Result` panic when the broker fails them: the test that runs then fails. What has
+/// a default is what not every broker has; a clause that needs it is then *not asked*, and the table says so.
 #[async_trait]
 pub trait PublisherHarness: Send + Sync + 'static {
-    /// A new publisher, connected through the [`outage`](Self::outage) if there is one. `None` where the server is not
-    /// there, after saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it panics instead.
+    /// A new publisher, connected through the [`outage`](Self::outage) if there is one. `None` where the
+    /// server is not there, after saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it panics
+    /// instead.
     ///
     /// Give it a delivery timeout of a few seconds: the clauses about outages wait for it to pass.
     async fn fresh() -> Option<Self>
     where
         Self: Sized;
 
-    /// Removes everything that [`fresh`](Self::fresh) and [`destination`](Self::destination) made. Called after every
-    /// clause, failed ones included; the broker may still be taken away then.
+    /// Removes everything that [`fresh`](Self::fresh) and [`destination`](Self::destination) made. Called
+    /// after every clause, failed ones included; the broker may still be taken away then.
     async fn cleanup(self)
     where
         Self: Sized;
@@ -33,23 +34,25 @@ pub trait PublisherHarness: Send + Sync + 'static {
     /// A new destination: it exists, is empty, and no other test knows it.
     async fn destination(&self) -> String;
 
-    /// Everything that the broker has stored at a destination since it was made, in the broker's order, where it has
-    /// one; in any case in order for each aggregate. Read past the outage, and by a consumer of the broker's own
-    /// kind. May be called several times, and answers all of it each time.
+    /// Everything that the broker has stored at a destination since it was made, in the broker's order, where
+    /// it has one; in any case in order for each aggregate. Read past the outage, and by a consumer of the
+    /// broker's own kind. May be called several times, and answers all of it each time.
     async fn stored(&self, destination: &str) -> Vec<StoredMessage>;
 
-    /// Whether the destination decides where a message is stored. False is for a publisher that has one place for
-    /// all, such as a file.
+    /// Whether the destination decides where a message is stored. False is for a publisher that has one place
+    /// for all, such as a file.
     fn routes(&self) -> bool {
         true
     }
 
-    /// What takes the broker away from the publisher: with a broker that is reached by TCP, a [`Proxy`](crate::Proxy).
+    /// What takes the broker away from the publisher: with a broker that is reached by TCP, a
+    /// [`Proxy`](crate::Proxy).
     fn outage(&self) -> Option<&dyn Outage> {
         None
     }
 
-    /// A destination that does not exist and that nobody creates, with a name that could exist. Another one each time.
+    /// A destination that does not exist and that is never created, with a name that could exist. Another one
+    /// each time.
     async fn unroutable(&self) -> Option<String> {
         None
     }
@@ -74,7 +77,8 @@ pub trait PublisherHarness: Send + Sync + 'static {
         true
     }
 
-    /// Passwords and keys in the publisher's configuration. Give it some, even where the broker asks for none.
+    /// Passwords and keys in the publisher's configuration. Give it some, even where the broker asks for
+    /// none.
     fn secrets(&self) -> Vec<String> {
         Vec::new()
     }
@@ -96,8 +100,8 @@ pub struct StoredMessage {
 }
 
 impl StoredMessage {
-    /// Sorts the headers of a CloudEvent in binary mode into attributes, which are those that start with `prefix`, the
-    /// content type, and others.
+    /// Sorts the headers of a CloudEvent in binary mode into attributes, which are those that start with
+    /// `prefix`, the content type, and others.
     pub fn binary_mode(
         prefix: &str,
         headers: impl IntoIterator<Item = (String, String)>,
@@ -131,10 +135,10 @@ pub struct Oversized {
     pub payload_bytes: usize,
 }
 
-/// Takes the broker away from the publisher under test, and from nobody else.
+/// Takes the broker away from the publisher under test alone.
 ///
-/// Each method returns once it is done. What was written into a connection while nothing passed is lost with that
-/// connection; it must not arrive when the broker comes back.
+/// Each method returns once it is done. What was written into a connection while nothing passed is lost with
+/// that connection; it must not arrive when the broker comes back.
 #[async_trait]
 pub trait Outage: Send + Sync {
     /// Closes all connections and refuses new ones.

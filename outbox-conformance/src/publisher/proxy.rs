@@ -25,15 +25,16 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// How long a change waits for bytes that are just passing. They are gone within microseconds, unless who is to get
-/// them does not read.
+/// How long a change waits for bytes that are just passing. They are gone within microseconds, unless who is
+/// to get them does not read.
 const PASSING_MAX: Duration = Duration::from_secs(1);
 
 /// How often a port that is not free yet is asked for, with [`PORT_PAUSE`] between.
 const PORT_ATTEMPTS_MAX: u32 = 100;
 const PORT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A TCP proxy on a loopback port of its own, which can cut, freeze and restore the connections that go through it.
+/// A TCP proxy on a loopback port of its own, which can cut, freeze and restore the connections that go
+/// through it.
 ///
 /// It lives in the runtime that it was started in, until it is dropped.
 #[derive(Debug)]
@@ -91,8 +92,9 @@ impl Proxy {
         self.address
     }
 
-    /// Replaces `from` by `to` in what the server answers, from now on. For a broker that tells its clients where to
-    /// connect, as Kafka does; both are as long, so that no frame changes its length. Found only in one piece.
+    /// Replaces `from` by `to` in what the server answers, from now on. For a broker that tells its clients
+    /// where to connect, as Kafka does; both are as long, so that no frame changes its length. Found only in
+    /// one piece.
     pub fn rewrite_answers(&self, from: impl Into<Vec<u8>>, to: impl Into<Vec<u8>>) {
         let (from, to) = (from.into(), to.into());
         assert_eq!(from.len(), to.len(), "what replaces something in a stream must be as long");

@@ -39,7 +39,8 @@ pub async fn check_publisher_clause(
 }
 
 /// Runs the clause `name` on a fresh publisher in a runtime of its own: what the tests of
-/// [`publisher_suite!`](crate::publisher_suite) call. `author` is the package that the publisher is in, for the table.
+/// [`publisher_suite!`](crate::publisher_suite) call. `author` is the package that the publisher is in, for
+/// the table.
 ///
 /// # Panics
 /// If the publisher breaks the clause, with a message that says how; if there is no such clause.

@@ -102,7 +102,7 @@ impl<'a> Stage<'a> {
         (0..count).map(|_| Arc::new(self.message(destination))).collect()
     }
 
-    /// The sequence of a stored message; 0 if it is none of this clause's.
+    /// The sequence of a stored message; 0 if it is not one of this clause's.
     pub(crate) fn sequence_of(&self, stored: &StoredMessage) -> Sequence {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.get(stored.id()).copied().unwrap_or(0)
@@ -153,8 +153,9 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Publishes messages as a relay does: what failed together with others is sent again, alone where the error
-    /// demands it. The last outcome of each; those in `innocent` must not be failed for good, and succeed in the end.
+    /// Publishes messages as a relay does: what failed together with others is sent again, alone where the
+    /// error demands it. The last outcome of each; those in `innocent` must not be failed for good, and
+    /// succeed in the end.
     pub(crate) async fn relay(
         &self,
         what: &str,
@@ -223,7 +224,8 @@ impl<'a> Stage<'a> {
         self.harness.stored(destination).await
     }
 
-    /// Holds if exactly these messages are at the destination, each once, in any order. Returned as they were given.
+    /// Holds if exactly these messages are at the destination, each once, in any order. Returned as they were
+    /// given.
     pub(crate) async fn expect_stored(
         &self,
         what: &str,

@@ -13,8 +13,9 @@ use uuid::Uuid;
 /// Methods that answer no `Result` panic when the database fails them: the test that runs then fails.
 #[async_trait]
 pub trait StoreHarness: Send + Sync + 'static {
-    /// A new, empty, migrated store that no other test sees: a schema or a database of its own. `None` where the
-    /// server is not there, after saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it panics instead.
+    /// A new, empty, migrated store that no other test sees: a schema or a database of its own. `None` where
+    /// the server is not there, after saying so in one line on stderr; with `OUTBOX_REQUIRE_SERVERS=1` it
+    /// panics instead.
     async fn fresh() -> Option<Self>
     where
         Self: Sized;
@@ -30,8 +31,8 @@ pub trait StoreHarness: Send + Sync + 'static {
     /// The operator's side of the same store.
     fn admin(&self) -> Arc<dyn OutboxAdmin>;
 
-    /// Writes the events in one transaction with `enqueue_all`, commits it, and returns their sequences in the order
-    /// given.
+    /// Writes the events in one transaction with `enqueue_all`, commits it, and returns their sequences in
+    /// the order given.
     ///
     /// # Errors
     /// What `enqueue_all` answered; the transaction was rolled back.
@@ -40,14 +41,14 @@ pub trait StoreHarness: Send + Sync + 'static {
     /// Writes the events in one transaction, each with `enqueue`, and leaves it open.
     async fn begin(&self, events: Vec<Event>) -> Box<dyn OpenTransaction>;
 
-    /// Whether two transactions can have written events at the same time. False is for stores with one writer, such
-    /// as SQLite; clauses about late commits are then not asked.
+    /// Whether two transactions can have written events at the same time. False is for stores with one
+    /// writer, such as SQLite; clauses about late commits are then not asked.
     fn concurrent_writers(&self) -> bool {
         true
     }
 
-    /// Commits a row of this aggregate that cannot be read as an event, such as one whose headers are no map, past
-    /// the library, and returns its sequence. `None` where the schema refuses every such row.
+    /// Commits a row of this aggregate that cannot be read as an event, such as one whose headers are not a
+    /// map, past the library, and returns its sequence. `None` where the schema refuses every such row.
     async fn insert_undecodable(&self, key: &AggregateKey) -> Option<Sequence>;
 
     /// The ids of the events in the archive, in any order.
@@ -56,8 +57,8 @@ pub trait StoreHarness: Send + Sync + 'static {
     /// Now, by the store's clock.
     async fn now(&self) -> DateTime<Utc>;
 
-    /// Returns once at least `duration` has passed by the store's clock: by waiting, or by moving a clock that the
-    /// harness controls. The suite asks for at most 300 ms at a time.
+    /// Returns once at least `duration` has passed by the store's clock: by waiting, or by moving a clock
+    /// that the harness controls. The suite asks for at most 300 ms at a time.
     async fn advance(&self, duration: Duration);
 }
 

@@ -1,4 +1,5 @@
-//! One aggregate as the rules of [`Hold`] have it, what can be done to it, and every step that those rules allow.
+//! One aggregate as the rules of [`Hold`] have it, what can be done to it, and every step that those rules
+//! allow.
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock, time::Duration};
 
@@ -9,9 +10,9 @@ use crate::store::{
     stage::{HOUR, SHORT, key},
 };
 
-/// Time since the clause began. It moves when the clause lets time pass and at no other time, so that every decision of
-/// the model is the same with every store; delays are so far apart that what a server's clock moves besides decides
-/// nothing.
+/// Time since the clause began. It moves when the clause lets time pass and at no other time, so that every
+/// decision of the model is the same with every store; delays are so far apart that what a server's clock
+/// moves besides decides nothing.
 pub(crate) type Time = Duration;
 
 /// When a clause begins: late enough that a hold can have become due before.
@@ -137,7 +138,8 @@ impl Aggregate {
         events.map(|(sequence, _)| *sequence)
     }
 
-    /// Does it, and returns the step that it was. The count is of the events that it changes, as an operator is told.
+    /// Does it, and returns the step that it was. The count is of the events that it changes, as an operator
+    /// is told.
     pub(crate) fn apply(&mut self, deed: &Deed, now: Time) -> (Step, u64) {
         let before = self.hold;
         let event = self.event_of(deed);
@@ -304,10 +306,12 @@ impl fmt::Display for Step {
     }
 }
 
-/// Every state of an aggregate, and every step from it: found by doing all that can be done to all that comes of it.
+/// Every state of an aggregate, and every step from it: found by doing all that can be done to all that comes
+/// of it.
 pub(crate) struct Chart {
     places: BTreeMap<Place, usize>,
-    /// For each place and each of its [`Aggregate::deeds`] the number of the step and the place that it leads to.
+    /// For each place and each of its [`Aggregate::deeds`] the number of the step and the place that it leads
+    /// to.
     ways: Vec<Vec<(usize, usize)>>,
     steps: BTreeMap<Step, usize>,
 }

@@ -129,8 +129,8 @@ impl<'a> Relay<'a> {
         self.fetch(10_000, 64 << 20).await
     }
 
-    /// Asks until all the rows have come, and a little longer, and returns them as the sequences were given. Any
-    /// other row and any due hold is a violation, and so is a descending order within an aggregate.
+    /// Asks until all the rows have come, and a little longer, and returns them as the sequences were given.
+    /// Any other row and any due hold is a violation, and so is a descending order within an aggregate.
     pub(crate) async fn expect_rows(&mut self, what: &str, sequences: &[Sequence]) -> Verdict<Vec<Row>> {
         let (mut rows, due) = self.poll(|rows, _| rows.len() >= sequences.len()).await?;
         let found: Vec<_> = rows.iter().map(|row| row.sequence).collect();
@@ -159,7 +159,8 @@ impl<'a> Relay<'a> {
         self.expect_rows(what, &[]).await.map(drop)
     }
 
-    /// Asks until the due hold of an aggregate has come, and a little longer. No row may come, and no other hold.
+    /// Asks until the due hold of an aggregate has come, and a little longer. No row may come, and no other
+    /// hold.
     pub(crate) async fn expect_due(&mut self, what: &str, key: &AggregateKey) -> Verdict<DueHold> {
         let (rows, mut due) = self.poll(|_, due| !due.is_empty()).await?;
         let found: Vec<_> = rows.iter().map(|row| row.sequence).collect();

@@ -114,5 +114,5 @@ pub(crate) fn event(id: &str) -> Event {
 
 /// The event, which the suite knows to be a valid one.
 pub(crate) fn build(builder: EventBuilder) -> Event {
-    builder.build().unwrap_or_else(|error| panic!("the suite built an event that is none: {error}"))
+    builder.build().unwrap_or_else(|error| panic!("the suite built an invalid event: {error}"))
 }

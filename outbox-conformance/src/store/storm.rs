@@ -1,5 +1,5 @@
-//! The relay of a storm: a small model of one, which checks the fetch contract itself after each fetch. What was returned
-//! is, with what it holds, closed under *earlier*.
+//! The relay of a storm: a small model of one, which checks the fetch contract itself after each fetch. What
+//! was returned is, with what it holds, closed under *earlier*.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -30,7 +30,8 @@ pub(crate) const KEYS: usize = 40;
 /// The versions that are scheduled, by aggregate: they join the order when they become due.
 pub(crate) type Scheduled = Mutex<HashSet<(AggregateKey, i32)>>;
 
-/// Events of these aggregates are discarded by the operator, so that their order cannot be known from outside.
+/// Events of these aggregates are discarded by the operator, so that their order cannot be known from
+/// outside.
 pub(crate) fn is_loose(key: &AggregateKey) -> bool {
     key.aggregate_id().ends_with('9')
 }
@@ -231,7 +232,7 @@ impl<'a> Storm<'a> {
         let (fetched, settled) = (fetched?, settled?);
         if !settled.fenced.is_empty() {
             return Err(self
-                .broken(&format!("partitions {:?} were fenced, which nobody else claims", settled.fenced)));
+                .broken(&format!("partitions {:?} were fenced, which no other relay claims", settled.fenced)));
         }
         self.fetches += 1;
         let held = self.apply(&settle);

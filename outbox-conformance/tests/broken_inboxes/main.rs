@@ -1,5 +1,5 @@
-//! The inbox half's own test: inboxes that are broken in one way each, and the clauses that must find it out. A clause
-//! that no broken inbox fails could not fail at all, and is a defect too.
+//! The inbox half's own test: inboxes that are broken in one way each, and the clauses that must find it out.
+//! A clause that no broken inbox fails could not fail at all, and is a defect too.
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 #[path = "../common/mod.rs"]

@@ -1,7 +1,8 @@
-//! The suite's own test: publishers that are broken in one way each, and the clauses that must find it out. A clause
-//! that no broken publisher fails could not fail at all, and is a defect too.
+//! The suite's own test: publishers that are broken in one way each, and the clauses that must find it out. A
+//! clause that no broken publisher fails could not fail at all, and is a defect too.
 //!
-//! Everything here waits by tokio's clock, which is paused and jumps to the next timer: hours of outages take seconds.
+//! Everything here waits by tokio's clock, which is paused and jumps to the next timer: hours of outages take
+//! seconds.
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 #[path = "../common/mod.rs"]

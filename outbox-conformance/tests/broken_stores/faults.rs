@@ -415,7 +415,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::CheckFindsSomething, &["a_fresh_store_has_no_findings"]),
 ];
 
-/// What every storm must find out, whatever else it meets: a bare read position, one that is shared, and holds and full
-/// aggregates that keep nothing back.
+/// What every storm must find out, whatever else it meets: a bare read position, one that is shared, and
+/// holds and full aggregates that keep nothing back.
 pub(crate) const STORM_FAULTS: &[Fault] =
     &[Fault::LateRowsLost, Fault::PositionShared, Fault::DueReturned, Fault::FullReturned];

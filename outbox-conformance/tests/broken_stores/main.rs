@@ -1,5 +1,5 @@
-//! The suite's own test: stores that are broken in one way each, and the clauses that must find it out. A clause that
-//! no broken store fails could not fail at all, and is a defect too.
+//! The suite's own test: stores that are broken in one way each, and the clauses that must find it out. A
+//! clause that no broken store fails could not fail at all, and is a defect too.
 #![allow(clippy::unwrap_used, reason = "a test program")]
 
 #[path = "../common/mod.rs"]
@@ -29,7 +29,8 @@ async fn fails(fault: Fault, clause: &StoreClause) -> bool {
     !matches!(verdict, Ok(Ok(())))
 }
 
-/// A storm brings everything about, so that chance decides which other faults it meets: it is asked about its own alone.
+/// A storm brings everything about, so that chance decides which other faults it meets: it is asked about its
+/// own alone.
 fn is_storm(clause: &StoreClause) -> bool {
     clause.name.starts_with("nothing_is_lost_or_overtaken")
 }

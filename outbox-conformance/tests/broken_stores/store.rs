@@ -82,7 +82,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Settles one event as the owner of its partition, whoever that is.
+    /// Settles one event as the owner of its partition, whichever relay that is.
     pub(crate) async fn settle_as_owner(
         &self,
         record: &EventRecord,

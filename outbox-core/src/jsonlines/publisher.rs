@@ -19,19 +19,20 @@ use crate::{
     publisher::{Message, PublishError, Reporter, Stored},
 };
 
-/// How many bytes of whole lines are written at once; the call's end is looked at in between. A page of a pipe, so
-/// that a reader which has stalled keeps at most this much of a call that has been given up.
+/// How many bytes of whole lines are written at once; the call's end is looked at in between. A page of a
+/// pipe, so that a reader which has stalled keeps at most this much of a call that has been given up.
 const CHUNK_BYTES: usize = 4096;
 
-/// Writes each message as one line in the CloudEvents JSON format ([`cloudevents::to_json`]), to the standard output, a
-/// file, or any writer. The destination of a message is not written: it belongs to no attribute of a CloudEvent.
+/// Writes each message as one line in the CloudEvents JSON format ([`cloudevents::to_json`]), to the standard
+/// output, a file, or any writer. The destination of a message is not written: it belongs to no attribute of
+/// a CloudEvent.
 ///
-/// A message counts as sent once its line has been written and flushed, and, of a file that asks for it, synced.
-/// A file survives the end of the process without a sync, and a power failure only with one.
+/// A message counts as sent once its line has been written and flushed, and, of a file that asks for it,
+/// synced. A file survives the end of the process without a sync, and a power failure only with one.
 ///
-/// A line that was cut short (a full disk, a killed process) is ended by a line feed before the next one, so that no
-/// good line is lost with it: a reader skips lines that are no JSON. A call that was given up stops after the lines
-/// that it is just writing; those count as unknown.
+/// A line that was cut short (a full disk, a killed process) is ended by a line feed before the next one, so
+/// that no good line is lost with it: a reader skips lines that are not JSON. A call that was given up stops
+/// after the lines that it is just writing; those count as unknown.
 pub struct JsonLinesPublisher {
     sink: Arc<Mutex<Sink>>,
 }
@@ -58,15 +59,15 @@ impl JsonLinesPublisher {
         Self::new(Out::Writer(Box::new(writer)), false)
     }
 
-    /// Appends to the file at `path`, which is created if need be. With `sync` the data is on the disk, as far as
-    /// the operating system knows, before success is reported; one sync for each call of `publish`.
+    /// Appends to the file at `path`, which is created if need be. With `sync` the data is on the disk, as
+    /// far as the operating system knows, before success is reported; one sync for each call of `publish`.
     ///
     /// # Errors
     /// What the operating system says when the file is opened.
     pub fn append(path: impl AsRef<Path>, sync: bool) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut torn = false;
-        // What is no regular file, such as a named pipe or /dev/stderr, has no last byte to look at.
+        // A file that is not regular, such as a named pipe or /dev/stderr, has no last byte to look at.
         if file.metadata()?.is_file() && file.seek(SeekFrom::End(0))? > 0 {
             let mut last = [0];
             file.seek(SeekFrom::End(-1))?;
@@ -104,7 +105,7 @@ impl Publisher for JsonLinesPublisher {
     }
 }
 
-/// Tells the writing thread, when it is dropped, that nobody waits any more.
+/// Tells the writing thread, when it is dropped, that no caller waits any more.
 #[derive(Default)]
 struct GivenUp(Arc<AtomicBool>);
 

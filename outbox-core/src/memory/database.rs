@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use super::{state::State, time::after};
 use crate::clock::Clock;
 
-/// What the store's clock says when the [`Clock`] behind it says zero: 2026-01-01T00:00:00Z. Fixed, so that a run
-/// under a simulated clock is the same every time.
+/// What the store's clock says when the [`Clock`] behind it says zero: 2026-01-01T00:00:00Z. Fixed, so that a
+/// run under a simulated clock is the same every time.
 const ORIGIN_SECONDS: i64 = 1_767_225_600;
 
 /// The tables behind their lock, and the clock that they go by.

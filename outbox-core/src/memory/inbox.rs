@@ -13,8 +13,8 @@ use crate::{
     inbox::{EventIdentity, check_consumer, check_purge_age},
 };
 
-/// The inbox of one consumer in a [`MemoryStore`]. It never waits: while another transaction has received the same
-/// event and is open, the answer is [`StoreErrorKind::Conflict`].
+/// The inbox of one consumer in a [`MemoryStore`]. It never waits: while another transaction has received the
+/// same event and is open, the answer is [`StoreErrorKind::Conflict`].
 #[derive(Debug, Clone)]
 pub struct MemoryInbox {
     store: MemoryStore,

@@ -1,10 +1,12 @@
-//! The reference store, inbox and publisher, in memory: [`MemoryStore`], [`MemoryInbox`] and [`MemoryPublisher`].
+//! The reference store, inbox and publisher, in memory: [`MemoryStore`], [`MemoryInbox`] and
+//! [`MemoryPublisher`].
 //!
-//! They keep the whole contract, and nothing survives the process. They are what an application tests its own code
-//! with, what the simulation runs on, and what an implementer reads where the prose of the contract leaves a doubt.
+//! They keep the whole contract, and nothing survives the process. They are what an application tests its own
+//! code with, what the simulation runs on, and what an implementer reads where the prose of the contract
+//! leaves a doubt.
 //!
-//! Nothing in here is random and nothing waits: the same calls in the same order give the same answers, relay ids
-//! and order of rows included, so that a simulation can replay a run exactly.
+//! Nothing in here is random and nothing waits: the same calls in the same order give the same answers, relay
+//! ids and order of rows included, so that a simulation can replay a run exactly.
 
 mod admin;
 mod database;

@@ -47,8 +47,8 @@ impl MemoryPublisher {
         self.lock().delivered.clone()
     }
 
-    /// Waits until at least `count` messages have been acknowledged, and returns all of them. Bound the wait with a
-    /// timeout of your own.
+    /// Waits until at least `count` messages have been acknowledged, and returns all of them. Bound the wait
+    /// with a timeout of your own.
     pub async fn delivered_at_least(&self, count: usize) -> Vec<Arc<Message>> {
         loop {
             let delivery = self.0.delivery.notified();
@@ -66,8 +66,8 @@ impl MemoryPublisher {
         self.fail_next_where(move |message| message.key == key, error, times);
     }
 
-    /// Refuses the next `times` messages for which `matches` is true with `error`. Of several that match, the one
-    /// that was added first counts.
+    /// Refuses the next `times` messages for which `matches` is true with `error`. Of several that match, the
+    /// one that was added first counts.
     pub fn fail_next_where(
         &self,
         matches: impl Fn(&Message) -> bool + Send + 'static,

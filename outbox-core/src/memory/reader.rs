@@ -17,8 +17,8 @@ use crate::{
 /// The most due holds of one fetch. Bounded so that one long outage, ended at once, does not fill the memory.
 const DUE_HOLDS_MAX: usize = 256;
 
-/// Scans from the lowest pending row each time, so that late rows, scheduled rows and new partitions need no memory.
-/// All it remembers is which due holds it has returned, so that the others get their turn.
+/// Scans from the lowest pending row each time, so that late rows, scheduled rows and new partitions need no
+/// memory. All it remembers is which due holds it has returned, so that the others get their turn.
 pub(super) struct MemoryReader {
     database: Database,
     leases: BTreeMap<Partition, Epoch>,
@@ -32,7 +32,8 @@ impl MemoryReader {
         Self { database, leases: BTreeMap::new(), holds_out: BTreeMap::new(), pauses_told }
     }
 
-    /// Takes note of what the relay owns and has dealt with. What it was given under another lease is forgotten.
+    /// Takes note of what the relay owns and has dealt with. What it was given under another lease is
+    /// forgotten.
     fn advance(&mut self, request: &FetchRequest) {
         let leases = request.leases.iter().map(|lease| (lease.partition, lease.epoch)).collect();
         let leases_before = std::mem::replace(&mut self.leases, leases);

@@ -226,8 +226,8 @@ pub(super) struct PartitionRow {
     pub(super) epoch: Epoch,
 }
 
-/// The partition of an aggregate: 64-bit FNV-1a (offset basis and prime from draft-eastlake-fnv), with a zero byte
-/// between the names, which neither can contain.
+/// The partition of an aggregate: 64-bit FNV-1a (offset basis and prime from draft-eastlake-fnv), with a zero
+/// byte between the names, which neither can contain.
 pub(super) fn partition_of(key: &AggregateKey) -> Partition {
     let bytes = key.aggregate_type().bytes().chain([0]).chain(key.aggregate_id().bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

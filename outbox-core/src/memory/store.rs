@@ -202,7 +202,8 @@ impl OutboxStore for MemoryStore {
         if !state.has_lease(relay, lease) {
             return Ok(false);
         }
-        // The lease holds, so this is not fenced, whether or not an operator has finished the event meanwhile.
+        // The lease holds, so this is not fenced, whether or not an operator has finished the event
+        // meanwhile.
         state.update(sequence, |row| {
             let applies = row.life == Life::Pending && row.partition == lease.partition;
             if applies {

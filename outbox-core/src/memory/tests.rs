@@ -1,5 +1,5 @@
-//! What the shared suite cannot see from outside, or what is peculiar to memory. The contract itself is proven by the
-//! conformance suite, which runs on this store.
+//! What the shared suite cannot see from outside, or what is peculiar to memory. The contract itself is
+//! proven by the conformance suite, which runs on this store.
 
 use std::{
     sync::{

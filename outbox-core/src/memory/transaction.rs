@@ -15,8 +15,8 @@ use crate::{
     store::{Sequence, StoredEvent},
 };
 
-/// A transaction of a [`MemoryStore`](super::MemoryStore). Nobody sees what it writes until [`commit`](Self::commit); dropping it rolls
-/// it back.
+/// A transaction of a [`MemoryStore`](super::MemoryStore). Its writes are invisible until
+/// [`commit`](Self::commit); dropping it rolls it back.
 ///
 /// A sequence is drawn when its event is enqueued, as from a database's sequence, so that a lower one can be
 /// committed after a higher one.
@@ -46,8 +46,8 @@ impl MemoryTransaction {
     /// Writes one event and returns its sequence.
     ///
     /// # Errors
-    /// A payload above [`PAYLOAD_BYTES_MAX_DEFAULT`], or an id that is in the store or in any open transaction:
-    /// nothing is written, and the transaction is still usable.
+    /// A payload above [`PAYLOAD_BYTES_MAX_DEFAULT`], or an id that is in the store or in any open
+    /// transaction: nothing is written, and the transaction is still usable.
     pub fn enqueue(&mut self, event: &Event) -> Result<Sequence, EnqueueError> {
         self.check(std::slice::from_ref(event))?;
         Ok(self.write(event))

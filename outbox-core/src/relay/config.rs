@@ -40,8 +40,8 @@ with!(Retention {
     with_batch_max batch_max: u32,
 });
 
-/// The settings of a relay. Every default suits a service of ordinary size; [`validate`](Self::validate) refuses what
-/// does not fit together, all of it at once.
+/// The settings of a relay. Every default suits a service of ordinary size; [`validate`](Self::validate)
+/// refuses what does not fit together, all of it at once.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RelayConfig {
@@ -53,8 +53,8 @@ pub struct RelayConfig {
     pub lease_ttl: Duration,
     /// How often the lease is renewed. Default 3 s.
     pub beat_interval: Duration,
-    /// How often the other relays are looked at: how soon a second relay takes over after a clean stop. Default
-    /// 250 ms.
+    /// How often the other relays are looked at: how soon a second relay takes over after a clean stop.
+    /// Default 250 ms.
     pub membership_interval: Duration,
     /// How long a publish may take before its outcome counts as unknown. Default 5 s.
     pub publish_timeout: Duration,
@@ -72,10 +72,11 @@ pub struct RelayConfig {
     pub fetch_events_max: usize,
     /// Outcomes recorded at once: as many as [`publish_max`](Self::publish_max), so that what was in flight
     /// together is recorded together. Default 2,000. A store may ask for fewer
-    /// ([`StoreCapabilities::settle_events_max`](crate::store::StoreCapabilities::settle_events_max)), and then has
-    /// fewer.
+    /// ([`StoreCapabilities::settle_events_max`](crate::store::StoreCapabilities::settle_events_max)), and
+    /// then has fewer.
     pub settle_events_max: usize,
-    /// The pause between two reads of a table that had something new within the last half second. Default 3 ms.
+    /// The pause between two reads of a table that had something new within the last half second. Default 3
+    /// ms.
     pub poll_min: Duration,
     /// The pause between two reads of a table that is idle. Default 100 ms.
     pub poll_max: Duration,
@@ -83,10 +84,11 @@ pub struct RelayConfig {
     pub retry: RetryPolicy,
     /// What happens to rows in a final state.
     pub retention: Retention,
-    /// How long events of a paused topic are held before the relay looks again. Resuming the topic ends the wait at
-    /// once. Default 30 s.
+    /// How long events of a paused topic are held before the relay looks again. Resuming the topic ends the
+    /// wait at once. Default 30 s.
     pub topic_recheck: Duration,
-    /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to 5 s.
+    /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to
+    /// 5 s.
     pub unavailable_delay: (Duration, Duration),
     /// How long a shutdown waits for what is in flight. Default 10 s.
     pub shutdown_timeout: Duration,

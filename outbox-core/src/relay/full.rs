@@ -1,9 +1,9 @@
 //! Which lanes are full: an aggregate with a long backlog must not take the room of the others.
 //!
-//! A lane publishes one event at a time, so a few dozen are enough to keep it busy while more are read. From its share
-//! of the buffer on it is full, and its aggregate is named in [`FetchRequest::full`](crate::store::FetchRequest::full) until it
-//! has drained to half. As many full lanes as can be named have half of the buffer, and the other half is left to the
-//! others.
+//! A lane publishes one event at a time, so a few dozen are enough to keep it busy while more are read. From
+//! its share of the buffer on it is full, and its aggregate is named in
+//! [`FetchRequest::full`](crate::store::FetchRequest::full) until it has drained to half. As many full lanes
+//! as can be named have half of the buffer, and the other half is left to the others.
 //!
 //! The set changes with the lanes: no fetch looks at all of them.
 

@@ -182,8 +182,8 @@ impl fmt::Debug for RelayHandle {
 }
 
 impl RelayHandle {
-    /// Tells the relay that there may be something new. Call it after a commit: it costs nothing, and saves the
-    /// rest of a poll interval.
+    /// Tells the relay that there may be something new. Call it after a commit: it costs nothing, and saves
+    /// the rest of a poll interval.
     pub fn wake(&self) {
         self.wake.notify_one();
     }

@@ -9,7 +9,8 @@
 //!          successors released         hold committed
 //! ```
 //!
-//! A lane never leaves `Settling` before the store has committed: releasing a successor first is what inverts order.
+//! A lane never leaves `Settling` before the store has committed: releasing a successor first is what inverts
+//! order.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -39,7 +40,7 @@ pub(crate) struct Item {
     /// The age by the store's clock at `fetched_at`.
     pub(crate) age: Duration,
     pub(crate) fetched_at: Monotonic,
-    /// The message, or why there can be none.
+    /// The message, or why it cannot be made.
     pub(crate) content: Result<Arc<Message>, String>,
 }
 
@@ -178,7 +179,8 @@ impl Lanes {
         }
     }
 
-    /// The event is no longer in memory. A fetch that is running may still return it, so it stays known until then.
+    /// The event is no longer in memory. A fetch that is running may still return it, so it stays known until
+    /// then.
     pub(crate) fn forget(&mut self, sequence: Sequence, bytes: usize) {
         self.free_bytes(bytes);
         if self.fetch.is_some() {
@@ -287,7 +289,8 @@ impl Lanes {
         lanes: &mut HashMap<AggregateKey, Lane>,
     ) -> Option<AggregateKey> {
         while let Some(key) = queue.pop_front() {
-            // A lane that was dropped and made anew may stand in the queue twice; only a queued, open one counts.
+            // A lane that was dropped and made anew may stand in the queue twice; only a queued, open one
+            // counts.
             if let Some(lane) = lanes.get_mut(&key)
                 && lane.queued
             {
@@ -313,7 +316,8 @@ impl Lanes {
         }
     }
 
-    /// Puts an event back at the head of its lane, which is open again. It was not settled and is still the first.
+    /// Puts an event back at the head of its lane, which is open again. It was not settled and is still the
+    /// first.
     pub(crate) fn restore(&mut self, item: Item, alone: bool) {
         let key = item.key.clone();
         let Some(lane) = self.lanes.get_mut(&key) else {
@@ -324,7 +328,7 @@ impl Lanes {
         lane.alone = alone;
         match &mut lane.hold {
             Some(hold) if hold.sequence == Some(item.sequence) => hold.item = Some(item),
-            // Somebody held the aggregate meanwhile: the event is read again after the hold.
+            // The aggregate was held meanwhile: the event is read again after the hold.
             Some(_) => self.forget(item.sequence, item.bytes),
             None => {
                 self.full.added(&key, &mut lane.load, item.bytes);
@@ -334,7 +338,8 @@ impl Lanes {
         self.offer(&key);
     }
 
-    /// A hold of the aggregate is committed: everything of it leaves memory. True if that ends a due hold that was in hand.
+    /// A hold of the aggregate is committed: everything of it leaves memory. True if that ends a due hold
+    /// that was in hand.
     pub(crate) fn hold_committed(&mut self, key: &AggregateKey) -> bool {
         let Some(lane) = self.lanes.get_mut(key) else { return false };
         let hold = lane.hold.take();
@@ -357,8 +362,8 @@ impl Lanes {
         ended
     }
 
-    /// An operator paused the aggregate: what waits in memory leaves it; what is in flight goes on. True if that
-    /// ends a due hold that was in hand.
+    /// An operator paused the aggregate: what waits in memory leaves it; what is in flight goes on. True if
+    /// that ends a due hold that was in hand.
     pub(crate) fn paused(&mut self, key: &AggregateKey) -> bool {
         let Some(lane) = self.lanes.get_mut(key) else { return false };
         let hold_waits = lane.hold.as_ref().is_some_and(|hold| hold.item.is_some());
@@ -374,8 +379,8 @@ impl Lanes {
         hold_waits
     }
 
-    /// Forgets everything of partitions that are no longer owned: what is still in flight or being settled of them is
-    /// nobody's any more, and is read anew should the partition come back.
+    /// Forgets everything of partitions that are no longer owned: what is still in flight or being settled of
+    /// them is ignored, and is read anew should the partition come back.
     pub(crate) fn lose_partitions(&mut self, gone: impl Fn(Partition) -> bool) {
         self.drop_waiting(false, &gone);
         self.known.retain(|_, partition| !gone(*partition));

@@ -1,7 +1,7 @@
 //! The relay: reads committed events, publishes them in order, settles them.
 //!
-//! [`Relay`] ties a store and a publisher together. Its decisions are in `engine` and the small pure modules beside
-//! it; `run` has the loops, `steward` the membership.
+//! [`Relay`] ties a store and a publisher together. Its decisions are in `engine` and the small pure modules
+//! beside it; `run` has the loops, `steward` the membership.
 
 mod account;
 mod config;
@@ -45,9 +45,10 @@ pub use crate::{
 /// Any number of relays, in one process or many, may share a table: they divide its partitions among them.
 ///
 /// # Several outboxes
-/// A process that serves several outboxes, such as one for each tenant, has a relay for each store, and one publisher
-/// for all of them where they go to one broker. Each relay has its own leases, lanes and memory
-/// ([`RelayConfig::buffer_bytes_max`] is of each), so that a store that is away keeps back its own events only.
+/// A process that serves several outboxes, such as one for each tenant, has a relay for each store, and one
+/// publisher for all of them where they go to one broker. Each relay has its own leases, lanes and memory
+/// ([`RelayConfig::buffer_bytes_max`] is of each), so that a store that is away keeps back its own events
+/// only.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

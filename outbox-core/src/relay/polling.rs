@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::clock::Monotonic;
 
-/// How long after the last event the table is read at the shortest interval: long enough that a steady hundred events a second are
-/// never met by a sleeping relay.
+/// How long after the last event the table is read at the shortest interval: long enough that a steady
+/// hundred events a second are never met by a sleeping relay.
 const BUSY: Duration = Duration::from_millis(500);
 
 /// Decides when to read next. Reads often while events come, and ever less often once they do not.

@@ -1,5 +1,5 @@
-//! The loops around the engine: one task each for reading, settling, membership and retention, one for every publish
-//! call, and the one that feeds the engine what happened and does what it says.
+//! The loops around the engine: one task each for reading, settling, membership and retention, one for every
+//! publish call, and the one that feeds the engine what happened and does what it says.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -107,7 +107,8 @@ impl Loop {
         }
     }
 
-    /// Runs until the handle asks for a shutdown, and then until what is in flight is settled or its time is up.
+    /// Runs until the handle asks for a shutdown, and then until what is in flight is settled or its time is
+    /// up.
     pub(crate) async fn run(mut self, signals: &mut Signals) -> RelayStatus {
         let retention = self.parts.clock.spawn(Box::pin(retain(self.parts.clone(), self.tell.clone())));
         self.tasks.push(retention);
@@ -335,8 +336,8 @@ async fn read(
     }
 }
 
-/// Writes as it is told, one thing after the other, each until it has succeeded: an outcome that is not recorded
-/// would be published again.
+/// Writes as it is told, one thing after the other, each until it has succeeded: an outcome that is not
+/// recorded would be published again.
 async fn write(
     parts: Parts,
     mut rng: fastrand::Rng,

@@ -117,8 +117,8 @@ struct Scope {
 }
 
 impl Scope {
-    /// How many messages may be sent now, `in_flight` being out: any number when all is well, none during a pause,
-    /// one at a time after it.
+    /// How many messages may be sent now, `in_flight` being out: any number when all is well, none during a
+    /// pause, one at a time after it.
     fn room(&self, now: Monotonic, in_flight: usize) -> usize {
         match self.failures {
             0 => usize::MAX,
@@ -127,7 +127,8 @@ impl Scope {
         }
     }
 
-    /// Something within the scope was unavailable. The many messages that were out at the time count as one failure.
+    /// Something within the scope was unavailable. The many messages that were out at the time count as one
+    /// failure.
     fn failed(&mut self, now: Monotonic, min: Duration, max: Duration, random: f64) {
         self.probing = false;
         if now < self.until {

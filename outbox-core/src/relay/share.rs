@@ -7,8 +7,8 @@ pub(crate) fn fair_share(partitions: usize, relays: u32) -> usize {
     partitions.div_ceil(relays.max(1) as usize)
 }
 
-/// The free partitions that a relay owning `owned` should try to claim, in an order that differs between relays, so
-/// that they do not all run for the same ones.
+/// The free partitions that a relay owning `owned` should try to claim, in an order that differs between
+/// relays, so that they do not all run for the same ones.
 pub(crate) fn wanted(
     membership: &Membership,
     owned: usize,

@@ -47,7 +47,7 @@ impl Steward {
     }
 
     fn say(&self, standing: Standing) {
-        // The receiver is gone only when the relay ends, and then nobody minds.
+        // The receiver is gone only when the relay ends, and then the message does not matter.
         let _ = self.tell.send(Happening::Standing(standing));
     }
 

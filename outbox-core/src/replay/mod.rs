@@ -1,20 +1,25 @@
 //! Sending events that were sent or archived once more: [`Replay`].
 //!
 //! # What a replay is
-//! A replay reads events of the past and publishes them again, in sequence order for each aggregate, with one message
-//! of an aggregate in flight, at most so many a second. It changes nothing in the store, needs no lease, and runs
-//! beside relays. Its messages have their events' own ids and sequences, and the header [`REPLAY_HEADER`].
+//! A replay reads events of the past and publishes them again, in sequence order for each aggregate, with one
+//! message of an aggregate in flight, at most so many a second. It changes nothing in the store, needs no
+//! lease, and runs beside relays. Its messages have their events' own ids and sequences, and the header
+//! [`REPLAY_HEADER`].
 //!
 //! # What to know before one
-//! - **A consumer that remembers ids takes no notice.** The id is the same, so an inbox, or a broker that deduplicates
-//!   by id, drops a replayed message like any duplicate. A replay is for another consumer: send it to a topic of its
-//!   own, or let the consumer forget what it is to get again, or let it look at [`REPLAY_HEADER`].
-//! - **On the topic that relays send to, the past arrives among the present**: the replayed events of an aggregate are
-//!   in order among themselves, and follow newer ones of the same aggregate that were sent before.
+//! - **A consumer that remembers ids takes no notice.** The id is the same, so an inbox, or a broker that
+//!   deduplicates by id, drops a replayed message like any duplicate. A replay is for another consumer: send
+//!   it to a topic of its own, or let the consumer forget what it is to get again, or let it look at
+//!   [`REPLAY_HEADER`].
+//! - **On the topic that relays send to, the past arrives among the present**: the replayed events of an
+//!   aggregate are in order among themselves, and follow newer ones of the same aggregate that were sent
+//!   before.
 //! - A replay follows the table to its end, and relays make it longer: bound it with
-//!   [`EventFilter::created_before`]. Events that are sent for the first time while it runs may or may not be part of it.
+//!   [`EventFilter::created_before`]. Events that are sent for the first time while it runs may or may not be
+//!   part of it.
 //! - Deliveries are at least once here as well: an unknown outcome is tried again.
-//! - A topic that an operator has paused keeps relays back, and not a replay, which an operator has asked for.
+//! - A topic that an operator has paused keeps relays back, and not a replay, which an operator has asked
+//!   for.
 
 mod handle;
 mod pace;
@@ -41,8 +46,8 @@ use crate::{
     with::with,
 };
 
-/// The header that every message of a replay has, and no other message: writers cannot set a header that starts with
-/// `outbox-`. Its value is the replay's id, the same for all of its messages.
+/// The header that every message of a replay has, and no other message: writers cannot set a header that
+/// starts with `outbox-`. Its value is the replay's id, the same for all of its messages.
 pub const REPLAY_HEADER: &str = "outbox-replay";
 
 /// The most topics that a [`ReplayPlan`] names.
@@ -51,8 +56,8 @@ const TOPICS_NAMED_MAX: usize = 100;
 /// The most refusals that a [`ReplayProgress`] keeps.
 const REFUSALS_KEPT_MAX: usize = 20;
 
-/// The rows of the first page, and the most of one. A page's size follows the size of the events before it, since a
-/// list is bounded by rows alone: at worst, small events are followed by a page of the largest.
+/// The rows of the first page, and the most of one. A page's size follows the size of the events before it,
+/// since a list is bounded by rows alone: at worst, small events are followed by a page of the largest.
 const PAGE_ROWS: (u32, u32) = (32, 256);
 
 /// The bytes of a page above which the next one is smaller.
@@ -62,17 +67,19 @@ const PAGE_BYTES: usize = 8 * 1024 * 1024;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ReplayConfig {
-    /// Which events. Without a status those that were sent; of the archive also those that failed can be asked for.
-    /// `after` is where to resume: the [`position`](ReplayProgress::position) of the replay that ended early.
+    /// Which events. Without a status those that were sent; of the archive also those that failed can be
+    /// asked for. `after` is where to resume: the [`position`](ReplayProgress::position) of the replay that
+    /// ended early.
     pub filter: EventFilter,
     /// Where they go.
     pub topic: TopicTemplate,
-    /// The topic that an event names itself wins over the template, as it does for a relay. Default false: everything
-    /// goes where the template says.
+    /// The topic that an event names itself wins over the template, as it does for a relay. Default false:
+    /// everything goes where the template says.
     pub own_topics: bool,
     /// The CloudEvents `source` of every message. Default `/outbox`.
     pub source: Arc<str>,
-    /// The most events that are begun in a second; `None` is as fast as the store and the broker go. Default `None`.
+    /// The most events that are begun in a second; `None` is as fast as the store and the broker go. Default
+    /// `None`.
     pub rate: Option<NonZeroU32>,
     /// Events that are with the broker and not yet acknowledged. Default 1,000.
     pub in_flight_max: usize,
@@ -82,7 +89,8 @@ pub struct ReplayConfig {
     /// an event that is given up is reported, and the replay continues. The age of an event is ignored as
     /// well.
     pub retry: RetryPolicy,
-    /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to 5 s.
+    /// The bounds of the pauses after which an unavailable store or broker is tried again. Default 100 ms to
+    /// 5 s.
     pub unavailable_delay: (Duration, Duration),
 }
 
@@ -250,8 +258,8 @@ impl Replay {
         self.id
     }
 
-    /// Counts what would be sent, and sends nothing. `progress` is called after every page, with what has been counted
-    /// so far.
+    /// Counts what would be sent, and sends nothing. `progress` is called after every page, with what has
+    /// been counted so far.
     ///
     /// # Errors
     /// What the store says.

@@ -4,7 +4,8 @@ use std::{num::NonZeroU32, time::Duration};
 
 use crate::clock::Monotonic;
 
-/// For how long what was not used may be made up for, so that a late wake-up costs nothing and a pause no burst.
+/// For how long what was not used may be made up for, so that a late wake-up costs nothing and a pause no
+/// burst.
 const MADE_UP_MAX: Duration = Duration::from_millis(100);
 
 /// A rate limit.

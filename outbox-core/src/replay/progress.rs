@@ -18,8 +18,9 @@ pub struct ReplayProgress {
     pub refusals: Vec<Refusal>,
     /// Attempts that failed and were repeated.
     pub retried: u64,
-    /// All that the filter means up to here has been sent or refused: [`EventFilter::after`](crate::EventFilter::after) of a replay that resumes
-    /// this one. `None` before the first.
+    /// All that the filter means up to here has been sent or refused:
+    /// [`EventFilter::after`](crate::EventFilter::after) of a replay that resumes this one. `None` before the
+    /// first.
     pub position: Option<Sequence>,
     /// What it is waiting for, while the store or the broker is unavailable.
     pub waiting_for: Option<String>,

@@ -1,5 +1,5 @@
-//! What has been read and not yet sent or refused: [`Queue`]. One event of an aggregate is in flight at a time, and its
-//! successors wait for its end.
+//! What has been read and not yet sent or refused: [`Queue`]. One event of an aggregate is in flight at a
+//! time, and its successors wait for its end.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},

@@ -26,7 +26,7 @@ pub struct Adapter {
     pub text: &'static str,
     /// Its settings beside the URL.
     pub settings: &'static [Setting],
-    /// How much of the log of its client is wanted unless somebody asks for more: targets and levels, such as
+    /// How much of the log of its client is wanted unless the user asks for more: targets and levels, such as
     /// `librdkafka=error`. While a broker is away, a client may warn several times a second of what the relay
     /// says once.
     pub log: Option<&'static str>,
@@ -97,7 +97,7 @@ pub trait ConfiguredStore: Debug + Send + Sync {
     /// What the database says.
     async fn migrate(&self) -> Result<(), StoreError>;
 
-    /// Opens it. A server that is away is no error yet.
+    /// Opens it. A server that is away is not an error yet.
     ///
     /// # Errors
     /// What keeps it from being opened.
@@ -143,7 +143,7 @@ pub trait ConfiguredPublisher: Debug + Send + Sync {
     /// Where it is, without a password.
     fn shown(&self) -> String;
 
-    /// Makes the publisher. A broker that is away is no error yet.
+    /// Makes the publisher. A broker that is away is not an error yet.
     ///
     /// # Errors
     /// What keeps it from being made, such as a file that may not be written.

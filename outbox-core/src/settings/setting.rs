@@ -73,7 +73,7 @@ pub enum Kind {
         /// Whether a text has the form.
         is_valid: fn(&str) -> bool,
     },
-    /// All other keys of the table, which are names of somebody else, such as a client library's own
+    /// All other keys of the table, which are names of another program, such as a client library's own
     /// settings. The key of such a setting is `*`.
     Rest {
         /// Names of it that end with `_file` where the environment has them, and are not files with the
@@ -84,7 +84,7 @@ pub enum Kind {
     },
 }
 
-/// A value as somebody gave it, with the type that it has there.
+/// A value as it was given, with the type that it has there.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Given<'a> {

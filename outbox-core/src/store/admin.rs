@@ -28,11 +28,11 @@ pub struct EventFilter {
     pub event_type: Option<String>,
     /// Only events written at this time or later: `created_at`, by the store's clock and in its resolution.
     pub created_from: Option<DateTime<Utc>>,
-    /// Only events written before this time. A range includes its start and not its end, so that ranges that follow
-    /// each other share no event.
+    /// Only events written before this time. A range includes its start and not its end, so that ranges that
+    /// follow each other share no event.
     pub created_before: Option<DateTime<Utc>>,
-    /// Events of the archive instead of those of the table. They can be listed and no more: `requeue` and `discard`
-    /// find none of them, nor any of the table.
+    /// Events of the archive instead of those of the table. They can be listed and no more: `requeue` and
+    /// `discard` find none of them, nor any of the table.
     pub archived: bool,
     /// Only events after this one, for the next page.
     pub after: Option<Sequence>,
@@ -118,8 +118,9 @@ impl EventFilter {
         }
     }
 
-    /// Whether an event is one of those meant, by everything but [`archived`](Self::archived), which says where events
-    /// are looked for. For a store that looks at its events one by one; one with a query language has it compare.
+    /// Whether an event is one of those meant, by everything but [`archived`](Self::archived), which says
+    /// where events are looked for. For a store that looks at its events one by one; one with a query
+    /// language has it compare.
     pub fn matches(&self, event: &EventRecord) -> bool {
         let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
         self.after.is_none_or(|after| event.sequence > after)
@@ -138,7 +139,7 @@ impl EventFilter {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct EventRecord {
-    /// The idempotency key; `None` where the row has none that can be read.
+    /// The idempotency key; `None` where the row's id cannot be read.
     pub id: Option<Uuid>,
     /// Its position.
     pub sequence: Sequence,
@@ -235,25 +236,27 @@ impl HoldRecord {
     }
 }
 
-/// What an operator does to events and aggregates. Every call is one transaction, takes effect within the relay's next
-/// polls, and needs no relay to be running.
+/// What an operator does to events and aggregates. Every call is one transaction, takes effect within the
+/// relay's next polls, and needs no relay to be running.
 #[async_trait]
 pub trait OutboxAdmin: Send + Sync + 'static {
-    /// Events of the table, or of the archive if the filter says so, in ascending sequence, at most `rows_max`.
+    /// Events of the table, or of the archive if the filter says so, in ascending sequence, at most
+    /// `rows_max`.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError>;
 
     /// Holds, in the order in which they become due, at most `rows_max`.
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError>;
 
-    /// Puts failed events back: pending, no attempts, `last_error` kept, and their aggregate held behind the first
-    /// of them with a time of now, so that it is delivered next. Returns how many; events that are not failed are
-    /// left alone. A hold of an event that is not among them keeps its own time, with the lower sequence; a pause
-    /// stays a pause.
+    /// Puts failed events back: pending, no attempts, `last_error` kept, and their aggregate held behind the
+    /// first of them with a time of now, so that it is delivered next. Returns how many; events that are not
+    /// failed are left alone. A hold of an event that is not among them keeps its own time, with the lower
+    /// sequence; a pause stays a pause.
     async fn requeue(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 
-    /// Gives events up: those that are failed get the cause `discarded`, and a hold that names one of them (it is
-    /// parked) becomes due; those that are pending and named by their aggregate's hold become failed with that cause,
-    /// and the hold becomes due. Other pending events are left alone, since one could be on its way. Returns how many.
+    /// Gives events up: those that are failed get the cause `discarded`, and a hold that names one of them
+    /// (it is parked) becomes due; those that are pending and named by their aggregate's hold become failed
+    /// with that cause, and the hold becomes due. Other pending events are left alone, since one could be on
+    /// its way. Returns how many.
     async fn discard(&self, filter: &EventFilter) -> Result<u64, StoreError>;
 
     /// Keeps an aggregate back until it is resumed. What is in flight still arrives.

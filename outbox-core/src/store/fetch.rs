@@ -12,16 +12,18 @@ pub const FULL_MAX: usize = 64;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct FetchRequest {
-    /// Every lease whose rows are wanted. A lease that the reader has not seen before is read from the beginning.
+    /// Every lease whose rows are wanted. A lease that the reader has not seen before is read from the
+    /// beginning.
     pub leases: Vec<Lease>,
-    /// The sequences that the relay holds: fetched, not yet settled, ascending. A hint for the reader, which need
-    /// not return them again and must not treat them as gone; the relay ignores those it gets twice.
+    /// The sequences that the relay holds: fetched, not yet settled, ascending. A hint for the reader, which
+    /// need not return them again and must not treat them as gone; the relay ignores those it gets twice.
     pub known: Vec<Sequence>,
     /// Due holds that the reader returned earlier and that have been dealt with: see [`HoldEnd`].
     pub ended_holds: Vec<HoldEnd>,
-    /// Aggregates of which the relay holds as much as it wants, at most [`FULL_MAX`]: none of their rows are to be
-    /// returned, so that a hot aggregate does not take the room of the others. Once an aggregate is not named any
-    /// more, it is read on from where it was left, what lies behind the read position first. Due holds are returned all the same.
+    /// Aggregates of which the relay holds as much as it wants, at most [`FULL_MAX`]: none of their rows are
+    /// to be returned, so that a hot aggregate does not take the room of the others. Once an aggregate is not
+    /// named any more, it is read on from where it was left, what lies behind the read position first. Due
+    /// holds are returned all the same.
     pub full: Vec<AggregateKey>,
     /// The most rows to return, held events included; at least 1.
     pub events_max: usize,
@@ -44,8 +46,9 @@ pub struct HoldEnd {
     pub key: AggregateKey,
     /// Its partition.
     pub partition: Partition,
-    /// True: the hold was removed by a settle that has committed, and everything of this aggregate that is pending must be returned
-    /// from now on, what lies behind the read position first. False: the aggregate is held again.
+    /// True: the hold was removed by a settle that has committed, and everything of this aggregate that is
+    /// pending must be returned from now on, what lies behind the read position first. False: the aggregate
+    /// is held again.
     pub removed: bool,
 }
 
@@ -66,7 +69,8 @@ pub struct DueHold {
     pub partition: Partition,
     /// The event that is held, as the hold's row names it; `None` for a plain pause.
     pub sequence: Option<Sequence>,
-    /// That event, if it is still pending and its time has come; else the hold holds nothing and is to be removed.
+    /// That event, if it is still pending and its time has come; else the hold holds nothing and is to be
+    /// removed.
     pub row: Option<Row>,
 }
 
@@ -90,8 +94,9 @@ pub struct Fetched {
     pub rows: Vec<Row>,
     /// Holds whose time has come, at most a bounded number at a time, the longest due first.
     pub due_holds: Vec<DueHold>,
-    /// Aggregates that an operator has paused since this reader's previous fetch. May repeat while the pause lasts,
-    /// and may lag by a second. Rows of theirs in the same answer were read before, and are dropped with the others.
+    /// Aggregates that an operator has paused since this reader's previous fetch. May repeat while the pause
+    /// lasts, and may lag by a second. Rows of theirs in the same answer were read before, and are dropped
+    /// with the others.
     pub paused: Vec<AggregateKey>,
     /// A limit was hit: ask again at once.
     pub more: bool,

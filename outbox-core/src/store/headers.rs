@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::event::check_headers;
 
-/// The headers of a row that is read as an event. JSON's null is none.
+/// The headers of a row that is read as an event. JSON's null stands for an empty map.
 ///
 /// # Errors
 /// What is wrong with them, for people: they are not an object of texts, or no broker could carry them
@@ -20,7 +20,8 @@ pub fn decode_headers(json: &[u8]) -> Result<BTreeMap<String, String>, String> {
     Ok(headers)
 }
 
-/// The headers that can be read, for [`EventRecord::headers`](super::EventRecord::headers): those whose value is a text.
+/// The headers that can be read, for [`EventRecord::headers`](super::EventRecord::headers): those whose value
+/// is a text.
 pub fn readable_headers(json: &[u8]) -> BTreeMap<String, String> {
     let headers: BTreeMap<String, Value> = serde_json::from_slice(json).unwrap_or_default();
     let text = |(name, value)| match value {

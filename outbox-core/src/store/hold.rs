@@ -1,19 +1,20 @@
 //! Holds: what keeps one aggregate back, and the rules by which that changes.
 //!
-//! A back-off, a park, a pause and a requeue are one thing: a [`Hold`], the one row that an aggregate has while it
-//! waits. The rules are functions from the hold before to the hold after, without a database, so that a store that can
-//! read, change and write a hold in one transaction calls them. A store that keeps the rules in SQL is compared with
-//! them by the conformance suite.
+//! A back-off, a park, a pause and a requeue are one thing: a [`Hold`], the one row that an aggregate has
+//! while it waits. The rules are functions from the hold before to the hold after, without a database, so
+//! that a store that can read, change and write a hold in one transaction calls them. A store that keeps the
+//! rules in SQL is compared with them by the conformance suite.
 
 use std::time::Duration;
 
 use super::{HoldReason, Outcome, Sequence, Settlement, Successors, Unhold};
 
-/// The hold of one aggregate. `T` is a time as the store keeps it: only the store's own clock is compared with it.
+/// The hold of one aggregate. `T` is a time as the store keeps it: only the store's own clock is compared
+/// with it.
 ///
-/// A pause lies over what is held: the event and the reason beneath it stay, and change by the same rules. A paused hold
-/// has no time, since resuming it makes it due whatever it waited for before. So `until` is `None` for a pause and for a
-/// park, and neither is ever due.
+/// A pause lies over what is held: the event and the reason beneath it stay, and change by the same rules. A
+/// paused hold has no time, since resuming it makes it due whatever it waited for before. So `until` is
+/// `None` for a pause and for a park, and neither is ever due.
 ///
 /// Each rule takes the hold before, if there is one, and returns the hold after, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,15 +72,15 @@ impl<T: Copy + Ord> Hold<T> {
 
     /// An event is to be tried again at a time.
     ///
-    /// The hold of the same event takes the new time and reason. Of two events the lower sequence is held, and the later
-    /// time counts; the reason goes with the time, since it says what the aggregate waits for. A pause stays a pause,
-    /// without a time.
+    /// The hold of the same event takes the new time and reason. Of two events the lower sequence is held,
+    /// and the later time counts; the reason goes with the time, since it says what the aggregate waits for.
+    /// A pause stays a pause, without a time.
     pub fn retried(before: Option<Self>, sequence: Sequence, until: T, reason: HoldReason) -> Self {
         Self::put(before, sequence, Some(until), reason)
     }
 
-    /// An event was given up, and its successors wait for an operator: as [`retried`](Self::retried) with a time without
-    /// end.
+    /// An event was given up, and its successors wait for an operator: as [`retried`](Self::retried) with a
+    /// time without end.
     pub fn parked(before: Option<Self>, sequence: Sequence) -> Self {
         Self::put(before, sequence, None, HoldReason::Parked)
     }
@@ -97,8 +98,8 @@ impl<T: Copy + Ord> Hold<T> {
         }
     }
 
-    /// An event has come to its end. A hold of that event is removed, or goes on as a plain pause; a hold of another one
-    /// stays as it is.
+    /// An event has come to its end. A hold of that event is removed, or goes on as a plain pause; a hold of
+    /// another one stays as it is.
     pub fn ended(self, sequence: Sequence) -> Option<Self> {
         if self.sequence != Some(sequence) {
             return Some(self);
@@ -108,8 +109,9 @@ impl<T: Copy + Ord> Hold<T> {
 
     /// An operator puts failed events of the aggregate back, which are `sequences`, one at least.
     ///
-    /// The first of them is held with a time of now. A hold of one of them, or of none, waits for nothing else than
-    /// this; a hold of another event keeps its own time and reason, with the lower sequence. A pause stays a pause.
+    /// The first of them is held with a time of now. A hold of one of them, or of none, waits for nothing
+    /// else than this; a hold of another event keeps its own time and reason, with the lower sequence. A
+    /// pause stays a pause.
     pub fn requeued(before: Option<Self>, sequences: &[Sequence], now: T) -> Option<Self> {
         let Some(first) = sequences.iter().copied().min() else { return before };
         let Some(hold) = before else {
@@ -124,8 +126,8 @@ impl<T: Copy + Ord> Hold<T> {
         })
     }
 
-    /// An operator gives an event up: a hold of it, which may be a park, becomes due, and its successors go on. A pause
-    /// stays a pause.
+    /// An operator gives an event up: a hold of it, which may be a park, becomes due, and its successors go
+    /// on. A pause stays a pause.
     #[must_use]
     pub fn discarded(self, sequence: Sequence, now: T) -> Self {
         if self.sequence == Some(sequence) { self.made_due(now) } else { self }
@@ -146,14 +148,16 @@ impl<T: Copy + Ord> Hold<T> {
         Self { until: Some(now), paused_at: None, ..self }
     }
 
-    /// An operator ends the pause of a topic: a hold for the sake of a topic becomes due now. A pause stays a pause.
+    /// An operator ends the pause of a topic: a hold for the sake of a topic becomes due now. A pause stays a
+    /// pause.
     #[must_use]
     pub fn topic_resumed(self, now: T) -> Self {
         if self.reason == HoldReason::Topic { self.made_due(now) } else { self }
     }
 
-    /// A relay found that the hold holds nothing. It is removed if it has not changed since it was read, is due, and the
-    /// event that it names is not `pending`: still to be delivered, with its scheduled time come.
+    /// A relay found that the hold holds nothing. It is removed if it has not changed since it was read, is
+    /// due, and the event that it names is not `pending`: still to be delivered, with its scheduled time
+    /// come.
     pub fn unheld(self, unhold: &Unhold, now: T, pending: impl FnOnce(Sequence) -> bool) -> Option<Self> {
         let is_same = self.sequence == unhold.sequence && self.is_due(now);
         let removed = is_same && !self.sequence.is_some_and(pending);

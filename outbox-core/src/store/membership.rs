@@ -7,7 +7,7 @@ use crate::with::with;
 /// The share of the table an event belongs to: `hash(aggregate) mod PARTITIONS`, computed by the store.
 pub type Partition = u16;
 
-/// How many partitions a store with several relays has. A constant, so that nobody can set it differently in
+/// How many partitions a store with several relays has. A constant, so that it cannot be set differently in
 /// two processes; SQLite, which has one writer, has one partition.
 pub const PARTITIONS: u16 = 64;
 
@@ -34,7 +34,7 @@ pub enum Owner {
     Mine,
     /// Another relay whose row has not expired.
     Other,
-    /// Nobody, or a relay that has expired or is gone.
+    /// No relay, or one that has expired or is gone.
     Free,
 }
 

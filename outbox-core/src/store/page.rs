@@ -2,11 +2,12 @@
 
 use super::FetchRequest;
 
-/// How much one fetch may still return: the meaning of [`FetchRequest::events_max`] and [`FetchRequest::bytes_max`],
-/// counted once for every store. Held events count like all others.
+/// How much one fetch may still return: the meaning of [`FetchRequest::events_max`] and
+/// [`FetchRequest::bytes_max`], counted once for every store. Held events count like all others.
 ///
-/// The first row always fits, however large it is, so that a large one cannot keep a relay from ever reading it. A page
-/// is full once its events or its bytes are reached; the row that reaches the bytes is the last of it.
+/// The first row always fits, however large it is, so that a large one cannot keep a relay from ever reading
+/// it. A page is full once its events or its bytes are reached; the row that reaches the bytes is the last of
+/// it.
 #[derive(Debug, Clone)]
 pub struct Page {
     events_max: usize,

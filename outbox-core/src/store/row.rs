@@ -28,7 +28,7 @@ pub struct Row {
     pub attempts: u32,
     /// Now less `created_at`, both by the database's clock, at the time of the read. Zero if in the future.
     pub age: Duration,
-    /// The event, or why the row is none.
+    /// The event, or why the row cannot be decoded.
     pub content: Result<StoredEvent, String>,
 }
 
@@ -43,7 +43,8 @@ impl Row {
         Self { sequence, partition, key, attempts: 0, age: Duration::ZERO, content }
     }
 
-    /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer count.
+    /// The memory this row holds, roughly, in bytes; what `bytes_max` of a fetch and of the relay's buffer
+    /// count.
     pub fn bytes(&self) -> usize {
         let content = match &self.content {
             Ok(event) => {

@@ -2,11 +2,12 @@
 
 use crate::{Finding, StoreError, StoreErrorKind};
 
-/// What this program knows of one set of tables or collections, to be compared with the version that they say.
+/// What this program knows of one set of tables or collections, to be compared with the version that they
+/// say.
 ///
-/// Each release of a store lists what every version brought, the first one first, so that its number is the length of
-/// the list. Tables of an older version lack migrations; those of a newer one were made by a later release, and are left
-/// alone.
+/// Each release of a store lists what every version brought, the first one first, so that its number is the
+/// length of the list. Tables of an older version lack migrations; those of a newer one were made by a later
+/// release, and are left alone.
 ///
 /// ```
 /// use outbox_core::store::Schema;
@@ -30,8 +31,8 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// The tables called `object` in texts, what each of their versions brought, and how to migrate them: what a user of
-    /// the command line types, and what a program calls.
+    /// The tables called `object` in texts, what each of their versions brought, and how to migrate them:
+    /// what a user of the command line types, and what a program calls.
     pub fn new(
         object: impl Into<String>,
         migrations: &'static [&'static str],
@@ -45,8 +46,8 @@ impl Schema {
         i64::try_from(self.migrations.len()).unwrap_or(i64::MAX)
     }
 
-    /// What is wrong with tables that say the version `found`: `schema-older` or `schema-newer`. Tables that say no version
-    /// are older than any.
+    /// What is wrong with tables that say the version `found`: `schema-older` or `schema-newer`. Tables that
+    /// say no version are older than any.
     pub fn check(&self, found: Option<i64>) -> Option<Finding> {
         let (object, version) = (&self.object, self.version());
         match found {

@@ -42,15 +42,15 @@ impl Outcome {
     }
 }
 
-/// The longest `last_error` that is kept, in bytes: a page of text, more than any driver's message, and little enough that
-/// a hundred thousand failed events stay below half a gigabyte.
+/// The longest `last_error` that is kept, in bytes: a page of text, more than any driver's message, and
+/// little enough that a hundred thousand failed events stay below half a gigabyte.
 pub const ERROR_BYTES_MAX: usize = 4096;
 
-/// The text of an error as every store can keep it: at most [`ERROR_BYTES_MAX`] bytes, cut between characters, and without
-/// NUL, which PostgreSQL cannot store.
+/// The text of an error as every store can keep it: at most [`ERROR_BYTES_MAX`] bytes, cut between
+/// characters, and without NUL, which PostgreSQL cannot store.
 ///
-/// [`Outcome::retry`] and [`Outcome::failed`] have done so already. A store calls it for outcomes that were built by hand
-/// if its database would refuse the text.
+/// [`Outcome::retry`] and [`Outcome::failed`] have done so already. A store calls it for outcomes that were
+/// built by hand if its database would refuse the text.
 pub fn storable_error(error: &str) -> Cow<'_, str> {
     let error =
         if error.contains('\0') { Cow::Owned(error.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(error) };
@@ -162,8 +162,8 @@ impl SettleRequest {
         partitions
     }
 
-    /// The partitions that are fenced, in ascending order: those that the request names without a lease that is `held`,
-    /// by owner and epoch.
+    /// The partitions that are fenced, in ascending order: those that the request names without a lease that
+    /// is `held`, by owner and epoch.
     pub fn fenced(&self, held: impl Fn(Lease) -> bool) -> Vec<Partition> {
         let mut ours: Vec<Partition> =
             self.leases.iter().filter(|lease| held(**lease)).map(|lease| lease.partition).collect();
@@ -173,8 +173,8 @@ impl SettleRequest {
         fenced
     }
 
-    /// The settlements of partitions that are not `fenced`, in the order in which they apply: ascending, so that a retry
-    /// that comes after the end of the held event leaves its own hold behind.
+    /// The settlements of partitions that are not `fenced`, in the order in which they apply: ascending, so
+    /// that a retry that comes after the end of the held event leaves its own hold behind.
     pub fn settlements_in_order(&self, fenced: &[Partition]) -> Vec<&Settlement> {
         let ours = |settlement: &&Settlement| !fenced.contains(&settlement.partition);
         let mut settlements: Vec<&Settlement> = self.settlements.iter().filter(ours).collect();

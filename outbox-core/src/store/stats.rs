@@ -1,9 +1,9 @@
-//! Numbers of a store: [`QuickStats`] for whoever asks often, [`StoreStats`] for whoever asks once.
+//! Numbers of a store: [`QuickStats`] to be asked often, [`StoreStats`] to be asked once.
 
 use std::{fmt, time::Duration};
 
-/// How far the numbers of [`QuickStats`] are counted: a hundred thousand waiting events are as clear an answer as a
-/// million, and take a database a few hundredths of a second to count.
+/// How far the numbers of [`QuickStats`] are counted: a hundred thousand waiting events are as clear an
+/// answer as a million, and take a database a few hundredths of a second to count.
 pub const COUNT_MAX: u64 = 100_000;
 
 /// A number that is counted only so far, so that asking for it stays cheap.
@@ -40,8 +40,8 @@ impl fmt::Display for Count {
     }
 }
 
-/// Numbers that cost little: the cost does not grow with the rows that were sent. For a metric that is refreshed every
-/// few seconds, a probe, a page.
+/// Numbers that cost little: the cost does not grow with the rows that were sent. For a metric that is
+/// refreshed every few seconds, a probe, a page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QuickStats {

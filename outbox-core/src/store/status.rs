@@ -1,5 +1,5 @@
-//! What a store keeps of an event and of a hold in a word: where an event is in its life, why it failed, why its aggregate
-//! is held.
+//! What a store keeps of an event and of a hold in a word: where an event is in its life, why it failed, why
+//! its aggregate is held.
 
 use serde::{Deserialize, Serialize};
 
@@ -117,8 +117,8 @@ impl HoldReason {
             .find(|reason| reason.as_str() == word)
     }
 
-    /// The reason of a stored word. A word that this release does not know was written by a person or a later release,
-    /// so the aggregate counts as paused.
+    /// The reason of a stored word. A word that this release does not know was written by a person or a later
+    /// release, so the aggregate counts as paused.
     pub fn of(word: &str) -> Self {
         Self::parse(word).unwrap_or(Self::Paused)
     }

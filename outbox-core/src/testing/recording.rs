@@ -21,8 +21,8 @@ use crate::{Enqueue, EnqueueError, Event, event::PAYLOAD_BYTES_MAX_DEFAULT, stor
 ///
 /// It does not see whether a transaction commits: [`take`](Self::take) what one enqueued before the next
 /// begins. For the same reason [`new`](Self::new) does not refuse an id that it has seen;
-/// [`fail_next`](Self::fail_next) does, where that is tested. A [`MemoryStore`](crate::memory::MemoryStore) knows
-/// both.
+/// [`fail_next`](Self::fail_next) does, where that is tested. A [`MemoryStore`](crate::memory::MemoryStore)
+/// knows both.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), outbox_core::EnqueueError> {

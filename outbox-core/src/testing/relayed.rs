@@ -64,6 +64,7 @@ pub async fn relayed(
     patience: Duration,
 ) -> Result<(), NotRelayed> {
     let mut ids: Vec<Uuid> = ids.into_iter().collect();
+    #[expect(clippy::disallowed_methods, reason = "a test's patience is not the engine's time")]
     let waited = tokio::time::timeout(patience, all_sent(admin, handle, &mut ids)).await;
     if let Ok(sent) = waited {
         return sent;

@@ -1,4 +1,4 @@
-//! From a document to an event, or to the reason why it is none.
+//! From a document to an event, or to the reason why it cannot be decoded.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,8 +25,8 @@ pub(crate) fn pending() -> Document {
     doc! { "status": { "$in": [0, Bson::Null] } }
 }
 
-/// The partition of an aggregate: the first byte of the MD5 of `aggregate_type/aggregate_id` modulo 64, as in the
-/// other stores, since every language has MD5. Nothing here is a secret.
+/// The partition of an aggregate: the first byte of the MD5 of `aggregate_type/aggregate_id` modulo 64, as in
+/// the other stores, since every language has MD5. Nothing here is a secret.
 pub(crate) fn partition_of(key: &AggregateKey) -> Partition {
     let mut hash = Md5::new();
     hash.update(key.aggregate_type());
@@ -54,8 +54,8 @@ pub(crate) fn spellings_of(id: Uuid) -> Vec<Bson> {
     spellings
 }
 
-/// What stands in the middle of a UUID that is made of an ObjectId: the version 8 and the variant of RFC 9562, section
-/// 5.8, and zeros.
+/// What stands in the middle of a UUID that is made of an ObjectId: the version 8 and the variant of RFC
+/// 9562, section 5.8, and zeros.
 const OBJECT_ID_MARK: [u8; 4] = [0x80, 0, 0x80, 0];
 
 /// The id of an event whose `_id` the driver has made up.
@@ -135,7 +135,8 @@ impl<'a> Stored<'a> {
         self.sequence
     }
 
-    /// Whether its time has come. A time that is none never would: such an event is due at once, and undecodable.
+    /// Whether its time has come. A value that is not a time never would: such an event is due at once, and
+    /// undecodable.
     pub(crate) fn is_due(&self, now: BsonDateTime) -> bool {
         !matches!(self.available_at, Some(RawBsonRef::DateTime(at)) if at > now)
     }
@@ -145,14 +146,15 @@ impl<'a> Stored<'a> {
         if let Some(RawBsonRef::DateTime(at)) = self.available_at { Some(at) } else { None }
     }
 
-    /// The aggregate, and whether its names are valid. Those that are not equal no key that a hold could have, so such
-    /// an event is an aggregate of its own.
+    /// The aggregate, and whether its names are valid. Those that are not equal no key that a hold could
+    /// have, so such an event is an aggregate of its own.
     pub(crate) fn key(&self) -> (AggregateKey, bool) {
         let valid = text(self.aggregate_type).is_ok() && text(self.aggregate_id).is_ok();
         (AggregateKey::new(&lossy(self.aggregate_type), &lossy(self.aggregate_id)), valid)
     }
 
-    /// The partition by which it is read and settled: that of the document, or, where it has none, of its aggregate.
+    /// The partition by which it is read and settled: that of the document, or, where it has none, of its
+    /// aggregate.
     pub(crate) fn partition(&self, key: &AggregateKey) -> Partition {
         let given = self.partition.and_then(whole).and_then(|number| Partition::try_from(number).ok());
         given.filter(|partition| *partition < PARTITIONS).unwrap_or_else(|| partition_of(key))
@@ -192,7 +194,7 @@ impl<'a> Stored<'a> {
 
     fn status(&self) -> Status {
         let Some(status) = self.status else { return Status::Pending };
-        // A status that nobody knows is not pending, and nothing that was sent.
+        // An unknown status is neither pending nor sent.
         let code = whole(status).and_then(|code| i16::try_from(code).ok());
         code.and_then(Status::from_code).unwrap_or(Status::Failed)
     }
@@ -287,10 +289,10 @@ fn optional_name(field: &str, value: Option<RawBsonRef<'_>>) -> Result<Option<St
 fn uuid(value: Option<RawBsonRef<'_>>) -> Result<Uuid, String> {
     match value {
         Some(RawBsonRef::Binary(binary)) => {
-            Uuid::from_slice(binary.bytes).map_err(|error| format!("_id is no UUID: {error}"))
+            Uuid::from_slice(binary.bytes).map_err(|error| format!("_id is not a UUID: {error}"))
         }
         Some(RawBsonRef::String(text)) => {
-            Uuid::try_parse(text).map_err(|error| format!("_id {text:?} is no UUID: {error}"))
+            Uuid::try_parse(text).map_err(|error| format!("_id {text:?} is not a UUID: {error}"))
         }
         Some(RawBsonRef::ObjectId(object)) => Ok(uuid_of(object)),
         Some(other) => Err(format!("_id is of type {:?}, not a UUID or an ObjectId", other.element_type())),

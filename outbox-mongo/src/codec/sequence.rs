@@ -1,17 +1,17 @@
-//! The position of an event. The server gives it: it fills a top-level `Timestamp(0, 0)` of a document that is
-//! inserted, in a transaction too, with the next moment of the replica set's clock, which is unique, ascends, and is
-//! handed on at an election.
+//! The position of an event. The server gives it: it fills a top-level `Timestamp(0, 0)` of a document that
+//! is inserted, in a transaction too, with the next moment of the replica set's clock, which is unique,
+//! ascends, and is handed on at an election.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use mongodb::bson::{Document, Timestamp, doc};
 use outbox_core::store::Sequence;
 
-/// The bits of a sequence below those of the seconds. One less than a timestamp has, so that a sequence stays positive
-/// until the seconds end in 2106; two thousand million events in one second are none too few.
+/// The bits of a sequence below those of the seconds. One less than a timestamp has, so that a sequence stays
+/// positive until the seconds end in 2106; two thousand million events in one second are enough.
 const COUNT_BITS: u32 = 31;
 const COUNT_MASK: i64 = (1 << COUNT_BITS) - 1;
 
-/// The sequence of a timestamp; `None` where the server has not filled it, or somebody else has.
+/// The sequence of a timestamp; `None` where the server has not filled it, or another writer has.
 pub(crate) fn sequence_of(timestamp: Timestamp) -> Option<Sequence> {
     let count = i64::from(timestamp.increment);
     let is_filled = timestamp.time > 0 && count <= COUNT_MASK;
@@ -31,8 +31,8 @@ pub(crate) fn first_of(second: i64) -> Sequence {
     second.clamp(0, i64::from(u32::MAX)) << COUNT_BITS
 }
 
-/// When the event was written. The sequence has the second, by the database's clock; what is below that is the writer's,
-/// as far as it is of that second.
+/// When the event was written. The sequence has the second, by the database's clock; what is below that is
+/// the writer's, as far as it is of that second.
 pub(crate) fn created_at(sequence: Sequence, of_writer: Option<DateTime<Utc>>) -> DateTime<Utc> {
     let second = DateTime::from_timestamp(sequence >> COUNT_BITS, 0).unwrap_or_default();
     of_writer.map_or(second, |at| at.clamp(second, second + LAST_OF_SECOND))

@@ -22,11 +22,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// What a transaction does: a function of a context that it borrows, because it may be run more than once.
 pub(crate) type Work<C, T> = for<'a> fn(&'a mut ClientSession, &'a C) -> BoxFuture<'a, Result<T, Fault>>;
 
-/// Runs `work` in a transaction with a snapshot of what a majority has, committed to a majority. It is run again after a
-/// conflict; in the end that is what the error says.
+/// Runs `work` in a transaction with a snapshot of what a majority has, committed to a majority. It is run
+/// again after a conflict; in the end that is what the error says.
 ///
-/// It runs in a task of its own, and to its end when the caller no longer waits: the driver does not end a transaction
-/// whose first statement was dropped while it was under way, and its locks would stay until the server ends it.
+/// It runs in a task of its own, and to its end when the caller no longer waits: the driver does not end a
+/// transaction whose first statement was dropped while it was under way, and its locks would stay until the
+/// server ends it.
 pub(crate) async fn transact<C: Send + Sync + 'static, T: Send + 'static>(
     client: &Client,
     what: &'static str,
@@ -81,7 +82,7 @@ async fn run_once<C: Sync, T: Send>(
     }
 }
 
-/// Commits, and asks again while nobody knows whether it was done, which is safe.
+/// Commits, and asks again while the outcome is unknown, which is safe.
 async fn commit(session: &mut ClientSession) -> Result<(), Fault> {
     for attempt in 1.. {
         match session.commit_transaction().await {
@@ -106,7 +107,8 @@ async fn pause(attempt: u32) {
     tokio::time::sleep(most.mul_f64(random)).await;
 }
 
-/// Whether the session is in a transaction. The driver does not say so, but it begins none beside one. Nothing is sent.
+/// Whether the session is in a transaction. The driver does not say so, but it begins none beside one.
+/// Nothing is sent.
 pub(crate) async fn is_open(session: &mut ClientSession) -> Result<bool, Error> {
     match session.start_transaction().await {
         Ok(()) => session.abort_transaction().await.map(|()| false),
@@ -117,7 +119,8 @@ pub(crate) async fn is_open(session: &mut ClientSession) -> Result<bool, Error> 
     }
 }
 
-/// Runs many writes of one collection as one command, in the session's transaction; fails with the first that fails.
+/// Runs many writes of one collection as one command, in the session's transaction; fails with the first that
+/// fails.
 pub(crate) async fn write(
     database: &Database,
     session: &mut ClientSession,

@@ -27,8 +27,8 @@ pub(super) const TIME: &str = "time";
 
 const MIGRATE: &str = "run `MongoInbox::migrate`, or the script of `inbox_migration_script`";
 
-/// The commands that create the inbox's collections, for one's own migration tool: a script for `mongosh`. They may be run
-/// again at any time and change nothing then. They need none of the outbox's collections.
+/// The commands that create the inbox's collections, for one's own migration tool: a script for `mongosh`.
+/// They may be run again at any time and change nothing then. They need none of the outbox's collections.
 ///
 /// ```
 /// let config = outbox_mongo::MongoConfig::builder().database("billing").build()?;

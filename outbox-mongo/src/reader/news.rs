@@ -1,4 +1,5 @@
-//! All that a fetch has to know before it reads events, by one statement: an idle relay has one more, the scan.
+//! All that a fetch has to know before it reads events, by one statement: an idle relay has one more, the
+//! scan.
 
 use std::collections::HashMap;
 
@@ -20,8 +21,8 @@ use crate::{
     schema::VERSION_ID,
 };
 
-/// How far back pauses are looked for beyond the last fetch, in milliseconds: a pause is visible a moment after its
-/// time.
+/// How far back pauses are looked for beyond the last fetch, in milliseconds: a pause is visible a moment
+/// after its time.
 const PAUSES_BACK_MS: i64 = 10_000;
 
 /// The most pauses that one fetch takes note of.
@@ -95,7 +96,7 @@ pub(super) fn pipeline(database: &Database, position: &Position, due_max: usize)
         doc! { "$lookup": { "from": from, "as": name, "pipeline": pipeline } }
     };
     let in_time = |name: &str, compare: &str| doc! { compare: [format!("${name}"), "$$NOW"] };
-    // A null sorts before all dates and is none.
+    // A null sorts before all dates and is not a date.
     let hold_until = |compare: &str| {
         let mut filter = position.of_partitions();
         filter.extend(doc! { "paused_at": Bson::Null, "until": { "$gt": BsonDateTime::MIN } });

@@ -1,4 +1,5 @@
-//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge collection.
+//! The plans of the relay's statements, on the real server: the same on an empty, a small and a huge
+//! collection.
 #![allow(clippy::print_stderr, reason = "a server that is not there is never passed by in silence")]
 
 use mongodb::bson::{Bson, DateTime as BsonDateTime, Document, doc};

@@ -26,8 +26,8 @@ pub(super) const SCHEDULED_ROWS_MAX: usize = 1_000;
 /// No more events that became due are taken note of while this many aggregates are to be caught up with.
 const CATCH_UP_MAX: usize = 1_000;
 
-/// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked events takes a few
-/// hundred milliseconds, and this keeps it near one per cent.
+/// How often a reader that has read everything starts again: 30 seconds. A scan of 100,000 parked events
+/// takes a few hundred milliseconds, and this keeps it near one per cent.
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
 
 /// Where a reader is.
@@ -86,8 +86,8 @@ impl Position {
         self.leases.contains_key(&partition)
     }
 
-    /// What belongs to the relay, as a condition that an index can answer. What has no partition belongs to all; its
-    /// owner finds out by its aggregate.
+    /// What belongs to the relay, as a condition that an index can answer. What has no partition belongs to
+    /// all; its owner finds out by its aggregate.
     pub(super) fn of_partitions(&self) -> Document {
         let others = (0..PARTITIONS).filter(|partition| !self.owns(*partition));
         let others: Vec<Bson> = others.map(|partition| Bson::Int32(partition.into())).collect();
@@ -98,8 +98,8 @@ impl Position {
         }
     }
 
-    /// Puts an aggregate on the list of those to be caught up with after a sequence; never beyond the bound, since an event
-    /// that becomes visible late can be before those that were read.
+    /// Puts an aggregate on the list of those to be caught up with after a sequence; never beyond the bound,
+    /// since an event that becomes visible late can be before those that were read.
     pub(super) fn catch_up_after(&mut self, key: &AggregateKey, after: Sequence) {
         let after = after.min(self.bound);
         let known = self.catch_up.get_mut(key).map(|position| *position = after.min(*position));
@@ -109,8 +109,8 @@ impl Position {
         }
     }
 
-    /// Takes note of what the relay owns. A lease that is new is read from the beginning, and so is everything else: it
-    /// costs no more than once what the relay has in hand.
+    /// Takes note of what the relay owns. A lease that is new is read from the beginning, and so is
+    /// everything else: it costs no more than once what the relay has in hand.
     pub(super) fn lease(&mut self, request: &FetchRequest) {
         let leases = request.leases.iter().map(|lease| (lease.partition, lease.epoch)).collect();
         let before = std::mem::replace(&mut self.leases, leases);
@@ -165,7 +165,8 @@ impl Position {
         }
     }
 
-    /// Takes note of the aggregates of events behind the read position whose time has come. False: there may be more.
+    /// Takes note of the aggregates of events behind the read position whose time has come. False: there may
+    /// be more.
     pub(super) fn note_scheduled(
         &mut self,
         now: BsonDateTime,
@@ -181,7 +182,8 @@ impl Position {
                 continue;
             }
             self.due = (at, sequence);
-            // What is before the read position is for the scan, and what is held comes with the end of the hold.
+            // What is before the read position is for the scan, and what is held comes with the end of the
+            // hold.
             let is_held = self.waiting.contains(&key) || self.given.contains(&key);
             if sequence <= self.read && !is_held && self.owns(partition_of(&key)) {
                 self.catch_up_after(&key, sequence - 1);
@@ -193,9 +195,9 @@ impl Position {
         all
     }
 
-    /// Nothing can become visible any more that was inserted twice the life of a transaction ago. What has become visible
-    /// since the last scan is behind the bound only once a scan has come so far: none had its turn where others filled the
-    /// page, and one that met more than the page takes has ended sooner.
+    /// Nothing can become visible any more that was inserted twice the life of a transaction ago. What has
+    /// become visible since the last scan is behind the bound only once a scan has come so far: none had its
+    /// turn where others filled the page, and one that met more than the page takes has ended sooner.
     pub(super) fn move_bound(&mut self, database: &Database, now: BsonDateTime, scanned: Sequence) {
         let lifetime = i64::try_from(database.config.transaction_lifetime.as_secs()).unwrap_or(i64::MAX);
         let second = now.timestamp_millis().div_euclid(1000).saturating_sub(lifetime.saturating_mul(2));

@@ -19,7 +19,8 @@ use crate::{
     schema::PENDING,
 };
 
-/// The most events that one fetch passes by, so that a parked aggregate with a long backlog does not make it slow.
+/// The most events that one fetch passes by, so that a parked aggregate with a long backlog does not make it
+/// slow.
 const SCAN_ROWS_MAX: usize = 10_000;
 
 /// What a statement asks for at the most, in bytes: as much as the server puts into one answer.
@@ -33,7 +34,8 @@ struct Chunk {
 }
 
 impl Position {
-    /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that was.
+    /// Reads what is late and what is new, in one order, until the page is full. Returns up to where that
+    /// was.
     pub(super) async fn scan(&mut self, at: &mut Snapshot<'_>, found: &mut Rows) -> Result<Sequence, Fault> {
         let mut rows_left = SCAN_ROWS_MAX.max(found.page.events_left());
         let mut position = self.bound;
@@ -57,7 +59,7 @@ impl Position {
                 rows_left = rows_left.saturating_sub(1);
                 position = row.sequence;
                 self.read = self.read.max(position);
-                // An aggregate that is none has no hold.
+                // A key that cannot be read has no hold.
                 if self.owns(row.partition) && (!valid || !self.passes_by(&row.key, &held)) {
                     found.add(row);
                 } else {
@@ -138,8 +140,8 @@ impl Position {
         is_held
     }
 
-    /// How many events to ask for at once, at most `rows_max`: as many as fit into the page by the size of those that
-    /// have been seen.
+    /// How many events to ask for at once, at most `rows_max`: as many as fit into the page by the size of
+    /// those that have been seen.
     pub(super) fn rows_at_once(&self, page: &Page, rows_max: usize) -> u32 {
         let fit = page.bytes_left().min(BATCH_BYTES_MAX) / self.row_bytes.max(1) + 1;
         u32::try_from(fit.min(rows_max).max(1)).unwrap_or(u32::MAX)

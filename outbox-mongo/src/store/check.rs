@@ -56,7 +56,8 @@ async fn command(database: &Database, command: Document) -> Result<Document, Err
     database.client.database("admin").run_command(command).await
 }
 
-/// What the url says of reads and writes. The relay does not heed it, but a service that uses the same url does.
+/// What the url says of reads and writes. The relay does not heed it, but a service that uses the same url
+/// does.
 fn client(database: &Database, findings: &mut Vec<Finding>) {
     let Some(options) = &database.options else { return };
     let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);

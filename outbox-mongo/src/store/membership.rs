@@ -16,8 +16,8 @@ use crate::{
     schema,
 };
 
-/// A relay is alive. One whose expiry is further ahead than it can have been set is left over from before the server's
-/// clock was set back.
+/// A relay is alive. One whose expiry is further ahead than it can have been set is left over from before the
+/// server's clock was set back.
 pub(super) fn alive() -> Document {
     let latest = doc! { "$add": ["$$NOW", { "$multiply": [2, "$ttl_ms"] }] };
     doc! { "$and": [{ "$gt": ["$expires_at", "$$NOW"] }, { "$lte": ["$expires_at", latest] }] }
@@ -31,7 +31,8 @@ fn renew(ttl: Duration) -> Vec<Document> {
 
 pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "enter a relay";
-    // MongoDB makes any collection by itself when it is written to, and only this says that it is the right one.
+    // MongoDB makes any collection by itself when it is written to, and only this says that it is the right
+    // one.
     let found = within(what, schema::version(&database.majority, &database.names().meta)).await?;
     let found = found.ok_or_else(|| database.not_migrated(what))?;
     schema::schema(database.names()).refuse_newer(Some(found))?;
@@ -65,7 +66,8 @@ struct View {
 }
 
 impl View {
-    /// Partitions first and relays second: an owner that is not alive by then was not when the partition was read.
+    /// Partitions first and relays second: an owner that is not alive by then was not when the partition was
+    /// read.
     async fn read(database: &Database, what: &str) -> Result<Self, StoreError> {
         let (partitions, relays) = (database.partitions(), database.relays());
         let partitions = partitions.find(doc! {}).sort(doc! { "_id": 1 });
@@ -132,7 +134,7 @@ pub(super) async fn claim(
         return Ok(Vec::new());
     }
     let seen: HashMap<Partition, Epoch> = seen.iter().copied().collect();
-    // A relay that is not alive never will be again, so what is free here stays free until somebody claims it.
+    // A relay that is not alive never will be again, so what is free here stays free until a relay claims it.
     let is_free = |row: &&PartitionRow| {
         seen.get(&row.partition) == Some(&row.epoch) && row.owner.is_none_or(|owner| !view.is_alive(owner))
     };

@@ -35,8 +35,8 @@ pub(super) async fn purge(database: &Arc<Database>, request: PurgeRequest) -> Re
     Ok(purged)
 }
 
-/// Removes a batch of events of a final state. The condition is repeated by the statement that removes, so that one that
-/// is put back meanwhile stays.
+/// Removes a batch of events of a final state. The condition is repeated by the statement that removes, so
+/// that one that is put back meanwhile stays.
 async fn remove(
     database: &Arc<Database>,
     status: Status,
@@ -51,7 +51,8 @@ async fn remove(
     let now = database.now(what).await?;
     let latest = BsonDateTime::from_millis(now.timestamp_millis().saturating_sub(millis(age)));
     let mut old = match status {
-        // A sent event is found by its sequence: one that was written later than that cannot have been sent sooner.
+        // A sent event is found by its sequence: one that was written later than that cannot have been sent
+        // sooner.
         Status::Sent => {
             let second = latest.timestamp_millis().div_euclid(1000) + 1;
             doc! {

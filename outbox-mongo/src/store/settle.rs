@@ -1,7 +1,7 @@
 //! Recording what became of events.
 //!
-//! The first write of each transaction is to the documents of the leases: a claim that comes meanwhile is in its way,
-//! and waits or is waited for. Reading them would not do, since a snapshot goes on showing what is no longer so.
+//! The first write of each transaction is to the documents of the leases: a claim that comes meanwhile is in
+//! its way, and waits or is waited for. Reading them would not do, since a snapshot may be stale.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -322,7 +322,8 @@ pub(crate) async fn server_now(
     now.ok_or_else(|| Fault::Write { code: 26, message: "there is no partition 0".to_owned() })
 }
 
-/// Moves events to the archive. Documents of that id, which only a restored backup can have left there, are replaced.
+/// Moves events to the archive. Documents of that id, which only a restored backup can have left there, are
+/// replaced.
 pub(super) async fn archive(
     database: &Database,
     session: &mut ClientSession,

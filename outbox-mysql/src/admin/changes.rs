@@ -1,4 +1,5 @@
-//! What an operator changes: events that failed, events that wait, and holds. Each in the caller's transaction.
+//! What an operator changes: events that failed, events that wait, and holds. Each in the caller's
+//! transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,8 +112,8 @@ pub(super) async fn requeue(
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
     let (mut count, mut after) = (0, filter.after.unwrap_or_default());
-    // The hold of each aggregate as it was, and the events that are requeued: the rule takes all of them at once, and the
-    // locks of this transaction keep what was read true.
+    // The hold of each aggregate as it was, and the events that are requeued: the rule takes all of them at
+    // once, and the locks of this transaction keep what was read true.
     let mut requeued: BTreeMap<HeldKey, (Option<Hold>, Vec<Sequence>)> = BTreeMap::new();
     loop {
         let found = find(database, connection, (FAILED, filter), after).await?;

@@ -26,8 +26,8 @@ const TABLES: [Wanted; 3] = [
 
 const MIGRATE: &str = "run `MysqlInbox::migrate`, or the statements of `inbox_migration_sql`";
 
-/// The statements that create the inbox's tables, for one's own migration tool. They may be run again at any time and
-/// change nothing then. They need none of the outbox's tables.
+/// The statements that create the inbox's tables, for one's own migration tool. They may be run again at any
+/// time and change nothing then. They need none of the outbox's tables.
 ///
 /// ```
 /// let config = outbox_mysql::MysqlConfig::builder().schema("billing").build()?;
@@ -47,8 +47,8 @@ fn tables_sql(tables: &Tables) -> String {
     tables.text(include_str!("schema.sql")).replace("{version}", &SCHEMA_VERSION.to_string())
 }
 
-/// Applies the migration. A named lock lets two processes do it at once: the second finds it done. Refuses tables of a
-/// newer version.
+/// Applies the migration. A named lock lets two processes do it at once: the second finds it done. Refuses
+/// tables of a newer version.
 pub(super) async fn migrate(connection: &mut MySqlConnection, tables: &Tables) -> Result<(), StoreError> {
     let what = format!("migrate {}", tables.text("{inbox}"));
     let name = format!("{}_inbox", tables.prefix());

@@ -1,4 +1,4 @@
--- What consumers have handled: one row an event. Nobody but the inbox writes here. Names are bytes, because collations
+-- What consumers have handled: one row an event. Only the inbox writes here. Names are bytes, because collations
 -- merge distinct ones; times are UTC, whatever the session's time zone.
 CREATE TABLE IF NOT EXISTS {inbox} (
     consumer    VARBINARY(255) NOT NULL,

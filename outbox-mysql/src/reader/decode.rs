@@ -1,5 +1,5 @@
-//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event
-//! fails alone.
+//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable
+//! event fails alone.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use crate::codec::{duration, micros_of};
 
-/// The columns of a read, in the order in which [`decode`] takes them. Times as numbers, which can be read whatever
-/// stands there, and the age by the server's clock.
+/// The columns of a read, in the order in which [`decode`] takes them. Times as numbers, which can be read
+/// whatever stands there, and the age by the server's clock.
 pub(super) fn columns() -> String {
     format!(
         "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, o.event_type, o.version, o.payload, \
@@ -68,7 +68,7 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
             Bytes::copy_from_slice(payload.unwrap_or_default()),
             created_at
                 .and_then(DateTime::from_timestamp_micros)
-                .ok_or("created_at is no time: leave it to its default")?,
+                .ok_or("created_at is not a time: leave it to its default")?,
         )
         .with_version(version)
         .with_content_type(text("content_type", content_type)?)

@@ -69,7 +69,8 @@ impl MysqlReader {
         for row in &rows {
             let key = key(row, 1)?;
             let sequence: Option<Sequence> = row.try_get(3)?;
-            // A relay that still holds the event would not know this one for another attempt, and never answer.
+            // A relay that still holds the event would not know this one for another attempt, and never
+            // answer.
             let is_out = self.holds_out.contains_key(&key) || sequence.is_some_and(|s| is_known(known, s));
             if !is_out && found.len() <= max {
                 let partition = Partition::from(row.try_get::<u8, _>(0)?);

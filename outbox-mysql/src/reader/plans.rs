@@ -1,5 +1,5 @@
-//! The plans of the relay's statements, on real servers: the same on an empty, a small and a large table, with
-//! statistics or without.
+//! The plans of the relay's statements, on real servers: the same on an empty, a small and a large table,
+//! with statistics or without.
 
 use outbox_core::WhenSent;
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _, mysql::MySqlArguments, query::Query};

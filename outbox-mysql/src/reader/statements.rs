@@ -1,5 +1,5 @@
-//! The statements of the reader, each of constant text, and each with one right plan that the statements themselves
-//! prescribe, since statistics of an empty or a stale table would mislead the planner.
+//! The statements of the reader, each of constant text, and each with one right plan that the statements
+//! themselves prescribe, since statistics of an empty or a stale table would mislead the planner.
 
 use std::sync::Arc;
 
@@ -84,10 +84,11 @@ impl Statements {
     }
 }
 
-/// Parameters: the owned partitions; the bitmap of what the relay holds, as its base, its bits, and its base twice; the
-/// aggregates that are left out, if any; the most rows; the bytes of payloads once reached.
+/// Parameters: the owned partitions; the bitmap of what the relay holds, as its base, its bits, and its base
+/// twice; the aggregates that are left out, if any; the most rows; the bytes of payloads once reached.
 ///
-/// The inner statement touches the index alone; the next sums up payloads; only rows that are returned are read.
+/// The inner statement touches the index alone; the next sums up payloads; only rows that are returned are
+/// read.
 fn scan(without: &str) -> String {
     format!(
         "SELECT {columns} FROM ( \

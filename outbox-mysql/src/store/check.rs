@@ -1,4 +1,5 @@
-//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes nothing.
+//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes
+//! nothing.
 
 mod server;
 mod tables;
@@ -46,8 +47,8 @@ fn few_connections(error: &sqlx::Error) -> Finding {
     )
 }
 
-/// The driver calls it a wrong configuration when it will not authenticate without TLS, and invalid data when it does
-/// not accept a certificate.
+/// The driver calls it a wrong configuration when it will not authenticate without TLS, and invalid data when
+/// it does not accept a certificate.
 fn is_encryption(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => true,

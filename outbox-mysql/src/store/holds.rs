@@ -1,7 +1,7 @@
 //! Holds: how they are read, changed by the core's rules, and written.
 //!
-//! A transaction that changes a hold has locked the row of its partition, so that holds can be read, changed here and
-//! written back without another one coming between.
+//! A transaction that changes a hold has locked the row of its partition, so that holds can be read, changed
+//! here and written back without another one coming between.
 
 use std::collections::{BTreeMap, BTreeSet};
 

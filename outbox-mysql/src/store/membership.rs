@@ -15,8 +15,8 @@ use crate::{
     error::{again, within},
 };
 
-/// A row that says it is alive. One that expires later than any beat can have set is a clock's that has stepped back
-/// since, and counts as expired.
+/// A row that says it is alive. One that expires later than any beat can have set is a clock's that has
+/// stepped back since, and counts as expired.
 pub(super) const ALIVE: &str = "(r.expires_at > UTC_TIMESTAMP(6) \
      AND r.expires_at <= UTC_TIMESTAMP(6) + INTERVAL 2 * r.ttl_ms * 1000 MICROSECOND)";
 
@@ -105,7 +105,8 @@ pub(super) async fn claim(
     .await
 }
 
-/// The rows are locked in one order by everybody, and compared after the lock; who is alive is read after that.
+/// The rows are locked in one order by everybody, and compared after the lock; who is alive is read after
+/// that.
 async fn claim_locked(
     database: &Database,
     connection: &mut MySqlConnection,

@@ -16,8 +16,9 @@ use crate::{
     schema::ARCHIVED,
 };
 
-/// The most rows that one purge looks at for each row that it may remove, and at all, from the lowest sequence on. An
-/// event that was sent or given up long after it was written keeps those behind it for as long as it is kept itself.
+/// The most rows that one purge looks at for each row that it may remove, and at all, from the lowest
+/// sequence on. An event that was sent or given up long after it was written keeps those behind it for as
+/// long as it is kept itself.
 const LOOKED_AT_PER_ROW: u32 = 10;
 const LOOKED_AT_MIN: u32 = 1_000;
 const LOOKED_AT_MAX: u32 = 50_000;

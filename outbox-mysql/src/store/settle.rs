@@ -99,8 +99,8 @@ async fn settle_on(
     Ok(settled)
 }
 
-/// The number of attempts, if everything was sent after the same number of them, nothing else is asked (not even of a
-/// lease that no event needs), and the rows stay in their table or go.
+/// The number of attempts, if everything was sent after the same number of them, nothing else is asked (not
+/// even of a lease that no event needs), and the rows stay in their table or go.
 fn all_sent(request: &SettleRequest) -> Option<u32> {
     let attempts = request.settlements.first()?.attempts;
     let alike = |s: &Settlement| s.outcome == Outcome::Sent && s.attempts == attempts;
@@ -111,8 +111,8 @@ fn all_sent(request: &SettleRequest) -> Option<u32> {
     (plain && request.settlements.iter().all(alike)).then_some(attempts)
 }
 
-/// Settles sent events in one statement; true if it found every one of them pending, under its lease and without a
-/// hold. What it did not find is left to the general way, which finds what it did find done.
+/// Settles sent events in one statement; true if it found every one of them pending, under its lease and
+/// without a hold. What it did not find is left to the general way, which finds what it did find done.
 ///
 /// A hold that names an event in flight was there before the event was read, so that looking for one in this
 /// statement is enough.
@@ -133,7 +133,8 @@ async fn settle_sent(
     Ok(done.rows_affected() == u64::try_from(request.settlements.len()).unwrap_or(u64::MAX))
 }
 
-/// The events as the parameters of [`sent_sql`]: the lowest sequence, and for each lease how far its events are above it.
+/// The events as the parameters of [`sent_sql`]: the lowest sequence, and for each lease how far its events
+/// are above it.
 fn sent_rows(request: &SettleRequest) -> (Sequence, String) {
     let leases = leases(request);
     let base = request.settlements.iter().map(|settlement| settlement.sequence).min().unwrap_or_default();
@@ -149,15 +150,15 @@ fn sent_rows(request: &SettleRequest) -> (Sequence, String) {
     (base, json(&sent))
 }
 
-/// Parameters: a sequence; the leases, each with how far its events are above that; the relay, and the attempts where
-/// rows are kept. The rows of partitions are locked by it, as those of every table that an update or a delete of several
-/// tables reads.
+/// Parameters: a sequence; the leases, each with how far its events are above that; the relay, and the
+/// attempts where rows are kept. The rows of partitions are locked by it, as those of every table that an
+/// update or a delete of several tables reads.
 ///
-/// So written, a thousand events are a few kilobytes, whatever their sequences: sqlx 0.9.0 leaves TCP's delay on, and a
-/// message of more than the 16 KiB of a TLS record would wait 40 ms for it.
+/// So written, a thousand events are a few kilobytes, whatever their sequences: sqlx 0.9.0 leaves TCP's delay
+/// on, and a message of more than the 16 KiB of a TLS record would wait 40 ms for it.
 ///
-/// That there is no hold is asked of a column that may be empty: MariaDB 10.11 takes `IS NULL` of any other for
-/// impossible when it explains the statement a second time, outer join or not.
+/// That there is no hold is asked of a column that may be empty: MariaDB 10.11 takes `IS NULL` of any other
+/// for impossible when it explains the statement a second time, outer join or not.
 pub(crate) fn sent_sql(when: WhenSent) -> String {
     let from = format!(
         "(SELECT j.part, j.epoch, ? + j.above AS sequence FROM JSON_TABLE(?, '$[*]' COLUMNS ( \
@@ -324,7 +325,8 @@ fn attempts_code(attempts: u32) -> i32 {
 mod tests {
     use super::*;
 
-    /// So much fits into one record of TLS; what does not waits 40 ms. The rest is left to what stands around the rows.
+    /// So much fits into one record of TLS; what does not waits 40 ms. The rest is left to what stands around
+    /// the rows.
     const TLS_RECORD_BYTES: usize = 16 * 1024;
 
     #[test]

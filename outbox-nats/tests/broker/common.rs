@@ -34,8 +34,8 @@ pub(crate) fn publisher(config: NatsConfigBuilder) -> Arc<NatsPublisher> {
     Arc::new(NatsPublisher::new(config.build().unwrap()))
 }
 
-/// A connection beside the publisher's. The streams that it has made, and those that bear its names, are deleted at
-/// its end.
+/// A connection beside the publisher's. The streams that it has made, and those that bear its names, are
+/// deleted at its end.
 pub(crate) struct Nats {
     url: String,
     pub(crate) jetstream: jetstream::Context,
@@ -79,8 +79,8 @@ impl Nats {
 }
 
 impl Drop for Nats {
-    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing to delete,
-    /// and a name may not have been used.
+    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing
+    /// to delete, and a name may not have been used.
     fn drop(&mut self) {
         let (url, made) = (std::mem::take(&mut self.url), std::mem::take(self.made.get_mut().unwrap()));
         let deleting = async move {

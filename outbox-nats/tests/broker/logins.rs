@@ -56,7 +56,8 @@ impl Server {
         config(&self.address).stream(NatsStream::new("all", ["allowed.>", "denied.>"]))
     }
 
-    /// With the one configuration messages arrive, with the other it is the login that is refused, and not shown.
+    /// With the one configuration messages arrive, with the other it is the login that is refused, and not
+    /// shown.
     async fn takes(&self, right: NatsConfigBuilder, wrong: NatsConfigBuilder, secret: &str) {
         let right = publisher(right);
         assert_eq!(publish_one(&right, message("allowed.1", "1", "{}")).await, Ok(()));
@@ -150,7 +151,8 @@ async fn a_subject_that_the_user_may_not_send_to_fails_alone_and_at_once() {
     let publisher = publisher(server.config().user_and_password("u", "p"));
     let denied = ("PermissionsViolation".to_owned(), Unavailable, Scope::Destination, Stored::Unknown);
     for _ in 0..2 {
-        // Had the denial to be waited for, it would take as long as the call may, and be called something else.
+        // Had the denial to be waited for, it would take as long as the call may, and be called something
+        // else.
         let topics = ["denied.1", "allowed.1", "denied.2", "denied.1", "allowed.2"];
         let messages = topics.map(|topic| message(topic, topic, "{}"));
         let results = publish(&publisher, messages.into(), TIMEOUT).await;

@@ -39,7 +39,7 @@ async fn messages_go_to_a_server_that_demands_a_certificate() {
 async fn without_trust_or_without_a_certificate_there_is_no_connection() {
     let Some((url, certificates)) = server() else { return };
     for (config, why) in [
-        (config(&url), "nobody to trust"),
+        (config(&url), "no authority to trust"),
         (config(&url.replace("tls://", "nats://")), "TLS is demanded by the server"),
         (config(&url).ca_file(certificates.join("ca.pem")), "no certificate of one's own"),
     ] {

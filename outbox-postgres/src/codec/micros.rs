@@ -24,7 +24,7 @@ impl Micros {
         self.0.checked_add(Self::EPOCH).and_then(DateTime::from_timestamp_micros)
     }
 
-    /// From the earlier to this; zero if it is none.
+    /// Time elapsed since `earlier`; zero if `earlier` is later.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or_default())
     }

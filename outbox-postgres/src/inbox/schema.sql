@@ -1,4 +1,4 @@
--- What consumers have handled: one row an event. Nobody but the inbox writes here.
+-- What consumers have handled: one row an event. Only the inbox writes here.
 CREATE TABLE IF NOT EXISTS {inbox} (
     consumer    text COLLATE "C" NOT NULL,
     source      text COLLATE "C" NOT NULL,

@@ -1,14 +1,14 @@
 //! The visibility bound: below which sequence no writer can still commit.
 //!
-//! A sequence is drawn before its row commits, so a row with a low number may become visible after rows with higher
-//! ones. Every writer of the table holds a lock on it from before it draws its first number until after its commit
-//! is visible. So: read the last number drawn (F), *then* the writers that are open (C). A writer that C shows for
-//! the first time has drawn nothing up to the F of the probe before; one that has gone has committed, visibly to
-//! every later snapshot, or never will. The bound (V) is the least of the floors of the open writers, or F without
-//! any.
+//! A sequence is drawn before its row commits, so a row with a low number may become visible after rows with
+//! higher ones. Every writer of the table holds a lock on it from before it draws its first number until
+//! after its commit is visible. So: read the last number drawn (F), *then* the writers that are open (C). A
+//! writer that C shows for the first time has drawn nothing up to the F of the probe before; one that has
+//! gone has committed, visibly to every later snapshot, or never will. The bound (V) is the least of the
+//! floors of the open writers, or F without any.
 //!
-//! Rows are read up to a position (R). Each fetch reads what is new above R and whatever has become visible between
-//! V and R, in one statement, and only then moves V.
+//! Rows are read up to a position (R). Each fetch reads what is new above R and whatever has become visible
+//! between V and R, in one statement, and only then moves V.
 
 use std::collections::HashMap;
 
@@ -43,7 +43,8 @@ impl Bound {
         let Some(writers) = writers else { return self.visible };
         let floor = |writer: &String| match self.writers.get(writer) {
             Some(floor) => *floor,
-            // PREPARE TRANSACTION passes the locks on to another owner, which may be any of the writers known so far.
+            // PREPARE TRANSACTION passes the locks on to another owner, which may be any of the writers known
+            // so far.
             None if is_prepared(writer) => self.visible,
             None => self.drawn,
         };

@@ -1,5 +1,5 @@
-//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable event
-//! fails alone.
+//! From a row of the table to a [`Row`]: whatever stands in it, and never an error, so that an undecodable
+//! event fails alone.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -21,7 +21,7 @@ pub(super) const COLUMNS: &str = "o.sequence, o.part, o.aggregate_type, o.aggreg
      o.event_type, o.version, CASE WHEN octet_length(o.payload) <= 8192 THEN o.payload END AS payload, \
      octet_length(o.payload) AS payload_bytes, o.content_type, o.headers, o.topic, o.created_at";
 
-/// The same columns, of a row that is none.
+/// Placeholders for the same columns, for a result row that carries no event.
 pub(super) const NO_COLUMNS: &str = "0::bigint, 0::smallint, NULL::text, NULL::text, NULL::integer, NULL::uuid, \
      NULL::text, NULL::integer, NULL::bytea, NULL::integer, NULL::text, NULL::jsonb, NULL::text, NULL::timestamptz";
 
@@ -45,7 +45,8 @@ impl Read {
 
 /// The row, whatever stands in it. `now` is the server's.
 ///
-/// Numbers are taken from the bytes on the wire, which are big-endian: asking sqlx for a value compares its type each time.
+/// Numbers are taken from the bytes on the wire, which are big-endian: asking sqlx for a value compares its
+/// type each time.
 pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
     let aggregate_type = String::from_utf8_lossy(bytes(row, 2)?.unwrap_or_default());
     let aggregate_id = String::from_utf8_lossy(bytes(row, 3)?.unwrap_or_default());

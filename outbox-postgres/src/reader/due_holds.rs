@@ -33,7 +33,7 @@ impl PostgresReader {
             }
             let from = match self.keys.get(&end.key) {
                 Some(state) if keys::is_held(state.phase) => state.from,
-                // Removed by somebody else's word: the floor has been lowered to below what waits.
+                // Removed by an operator: the floor has been lowered to below what waits.
                 _ => self.stored_floor(end.partition).await? + 1,
             };
             self.keys.wait(&end.key, lease, from);
@@ -88,7 +88,8 @@ impl PostgresReader {
             batch.more_if(true);
             return Ok(());
         }
-        // An aggregate that is full, or is being read, may have been held anew: then it waits for that hold first.
+        // An aggregate that is full, or is being read, may have been held anew: then it waits for that hold
+        // first.
         let (types, ids) = self.keys.arrays(|phase| phase == keys::Phase::Outstanding);
         let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.holds)))
             .bind(probe.now)

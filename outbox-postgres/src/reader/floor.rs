@@ -1,10 +1,10 @@
 //! The persisted floors: below the floor of a partition nothing waits, unless it has a hold or is scheduled.
 //!
-//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold. It
-//! need not be exact, only never too high, so it is written every two seconds: often enough for passes to be short,
-//! and seldom enough that the versions of these rows stay few while some other transaction keeps them from being
-//! removed. Who removes a hold lowers it (see the settle), and the reader, which has returned that hold, does not
-//! raise it again before everything behind the hold has been returned.
+//! It is where the next owner begins to read, and where the pass begins that reads what waited behind a hold.
+//! It need not be exact, only never too high, so it is written every two seconds: often enough for passes to
+//! be short, and seldom enough that the versions of these rows stay few while some other transaction keeps
+//! them from being removed. Who removes a hold lowers it (see the settle), and the reader, which has returned
+//! that hold, does not raise it again before everything behind the hold has been returned.
 
 //!
 //! An aggregate with a long backlog holds back the floor of its own partition, and no other.
@@ -27,7 +27,8 @@ use crate::{codec::partition_code, error::classify};
 const EVERY: Duration = Duration::from_secs(2);
 
 impl PostgresReader {
-    /// Raises the floors that have moved. `known` is what the relay holds, of all that was ever returned to it.
+    /// Raises the floors that have moved. `known` is what the relay holds, of all that was ever returned to
+    /// it.
     pub(super) async fn raise_floors(
         &mut self,
         bound: &Bound,
@@ -81,8 +82,8 @@ impl PostgresReader {
         self.returned.extend(rows.map(|row| (row.sequence, row.partition)));
     }
 
-    /// The first sequence that the relay holds of each partition, and of those that an earlier reader has returned,
-    /// whose partitions are not known here.
+    /// The first sequence that the relay holds of each partition, and of those that an earlier reader has
+    /// returned, whose partitions are not known here.
     fn first_known(&mut self, known: &[Sequence]) -> (BTreeMap<Partition, Sequence>, Sequence) {
         self.returned.retain(|sequence, _| known.binary_search(sequence).is_ok());
         let (mut firsts, mut rest) = (BTreeMap::new(), Sequence::MAX);

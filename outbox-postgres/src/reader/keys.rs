@@ -1,5 +1,5 @@
-//! Aggregates that are read by key: from a due hold until everything that waited behind it has been returned, and from
-//! when the relay has enough of one until it has been caught up with.
+//! Aggregates that are read by key: from a due hold until everything that waited behind it has been returned,
+//! and from when the relay has enough of one until it has been caught up with.
 //!
 //! ```text
 //!  due hold returned          hold removed            a lane begins          all read up to R
@@ -10,9 +10,9 @@
 //!  ─────────────► Full ───────────────────────────► Hot ─────────────────► (as any other)
 //!                   └◄────────── named again ────────┘
 //! ```
-//! An aggregate in any of these states contributes nothing to the main scan. One that waits or passes and is named as
-//! full leaves its lane, which goes on without it; when it is named no more, it is read from where it was left, beside the
-//! lanes, so that it keeps nobody back there.
+//! An aggregate in any of these states contributes nothing to the main scan. One that waits or passes and is
+//! named as full leaves its lane, which goes on without it; when it is named no more, it is read from where
+//! it was left, beside the lanes, so that it keeps no other back there.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,8 +24,8 @@ use outbox_core::{
 use super::progress::Progress;
 use crate::database::Inherited;
 
-/// Two passes may run side by side, so that a short back-off need not wait for an aggregate that was parked a week
-/// ago.
+/// Two passes may run side by side, so that a short back-off need not wait for an aggregate that was parked a
+/// week ago.
 pub(super) const LANES: usize = 2;
 /// A hold that began within this many numbers of the read position goes into the short lane.
 const SHORT: Sequence = 100_000;
@@ -98,16 +98,17 @@ impl Keys {
         *state = KeyState { from: state.from.min(from), phase: Phase::Waiting, ..*state };
     }
 
-    /// The aggregate is held again. One that is being read already is not forgotten: its rows have to be returned.
+    /// The aggregate is held again. One that is being read already is not forgotten: its rows have to be
+    /// returned.
     pub(super) fn held_again(&mut self, key: &AggregateKey) {
         if self.keys.get(key).is_some_and(|s| matches!(s.phase, Phase::Outstanding | Phase::Inherited)) {
             self.keys.remove(key);
         }
     }
 
-    /// Takes note of the leases that are asked for: what belongs to an older epoch is forgotten. What belongs to a
-    /// partition that is not asked for is put away if it has a hold, since its lease may come back; else the
-    /// partition will be read from its floor, which is not above.
+    /// Takes note of the leases that are asked for: what belongs to an older epoch is forgotten. What belongs
+    /// to a partition that is not asked for is put away if it has a hold, since its lease may come back; else
+    /// the partition will be read from its floor, which is not above.
     pub(super) fn adopt(&mut self, epoch: impl Fn(Partition) -> Option<Epoch>) {
         self.keys.retain(|_, state| match epoch(state.lease.partition) {
             Some(epoch) => epoch == state.lease.epoch,
@@ -122,8 +123,8 @@ impl Keys {
         }
     }
 
-    /// Takes note of the aggregates that are full, as far as they are known here, and returns those that are so no
-    /// more.
+    /// Takes note of the aggregates that are full, as far as they are known here, and returns those that are
+    /// so no more.
     pub(super) fn set_full(&mut self, full: &[AggregateKey]) -> Vec<AggregateKey> {
         let full: HashSet<&AggregateKey> = full.iter().collect();
         let mut relieved = Vec::new();
@@ -152,8 +153,8 @@ impl Keys {
         self.keys.insert(key, KeyState::full(lease, position));
     }
 
-    /// Where the pass over those that were full is: at the one that is furthest behind. There are two such passes, so
-    /// that one which is `near` R need not wait for one with a long backlog.
+    /// Where the pass over those that were full is: at the one that is furthest behind. There are two such
+    /// passes, so that one which is `near` R need not wait for one with a long backlog.
     pub(super) fn hot(&self, near: bool, read: Sequence) -> Option<Progress> {
         let hot = self.keys.values().filter_map(|state| match state.phase {
             Phase::Hot(at) if is_near(at, read) == near => Some(at),
@@ -190,7 +191,7 @@ impl Keys {
         self.keys.values().any(|state| matches!(state.phase, Phase::Hot(_)))
     }
 
-    /// A lane that nobody is in is free, and one whose aggregates are all ahead of it goes there.
+    /// An empty lane is free, and one whose aggregates are all ahead of it goes there.
     fn tidy_lanes(&mut self) {
         for (lane, position) in self.lanes.iter_mut().enumerate() {
             let passing = self.keys.values().filter(|state| state.phase == Phase::Passing(lane));
@@ -212,8 +213,8 @@ impl Keys {
         chosen.map(|key| (key.aggregate_type().to_owned(), key.aggregate_id().to_owned())).unzip()
     }
 
-    /// Gives waiting aggregates to the lanes: those that an idle lane can begin with, and those that a running one
-    /// has not come to. Returns them.
+    /// Gives waiting aggregates to the lanes: those that an idle lane can begin with, and those that a
+    /// running one has not come to. Returns them.
     pub(super) fn start(&mut self, read: Sequence) -> Vec<AggregateKey> {
         let mut started = Vec::new();
         for (lane, position) in self.lanes.iter_mut().enumerate() {
@@ -256,8 +257,8 @@ impl Keys {
             .collect()
     }
 
-    /// Below which number everything of the partition that is read by key has been returned; `None` if there is
-    /// nothing.
+    /// Below which number everything of the partition that is read by key has been returned; `None` if there
+    /// is nothing.
     pub(super) fn floor(&self, partition: Partition) -> Option<Sequence> {
         let states = self.keys.values().filter(|state| state.lease.partition == partition);
         states

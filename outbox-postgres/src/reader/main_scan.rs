@@ -15,9 +15,11 @@ use super::{
     statements::{KIND_FEW_HOLDS, KIND_LATE, KIND_MANY_HOLDS},
 };
 
-/// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200 ms.
+/// The most numbers that the main scan passes in one fetch, rows of others and sent ones included: 100 to 200
+/// ms.
 const SPAN_MAX: Sequence = 500_000;
-/// A scan that goes over more numbers for late rows than this, and takes longer than that, is followed by a rest.
+/// A scan that goes over more numbers for late rows than this, and takes longer than that, is followed by a
+/// rest.
 const LATE_LONG: Sequence = 50_000;
 const SCAN_LONG: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_secs(1);
@@ -36,8 +38,8 @@ struct Scan {
 }
 
 impl PostgresReader {
-    /// Reads what has become visible late and what is new, and moves R and V. `due` are the places in the batch of
-    /// scheduled events, which must not be returned unless all late rows are.
+    /// Reads what has become visible late and what is new, and moves R and V. `due` are the places in the
+    /// batch of scheduled events, which must not be returned unless all late rows are.
     pub(super) async fn read_main(
         &mut self,
         bound: &mut Bound,

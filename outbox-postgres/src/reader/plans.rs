@@ -62,7 +62,7 @@ async fn run(connection: &mut PgConnection, sql: &str) {
 
 /// The plan of a statement that the session has prepared before, as the relay has.
 async fn plan(session: &mut Session, name: &str, arguments: &str) -> String {
-    // An argument of EXECUTE may be no sub-select.
+    // An argument of EXECUTE may not be a sub-select.
     let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
     let arguments = arguments.replace(PARTS, &format!("'{{{}}}'", parts.join(",")));
     let sql = format!("EXPLAIN (COSTS OFF) EXECUTE {name}({arguments})");

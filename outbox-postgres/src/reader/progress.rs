@@ -8,8 +8,9 @@ use super::Bound;
 pub(super) struct Progress {
     /// Everything that was visible up to here has been returned.
     pub(super) read: Sequence,
-    /// Nothing more can become visible up to here: V at the last step of this pass, or `read`, whichever is lower. A pass
-    /// has its turns, and V moves between them; what became visible late meanwhile is still to be returned.
+    /// Nothing more can become visible up to here: V at the last step of this pass, or `read`, whichever is
+    /// lower. A pass has its turns, and V moves between them; what became visible late meanwhile is still to
+    /// be returned.
     pub(super) visible: Sequence,
 }
 

@@ -1,8 +1,8 @@
 //! Scheduled events behind the read position.
 //!
-//! The main scan passes over an event whose time has not come. It is found again by its time: the numbers of all
-//! that have become due since the last look are collected, and their rows returned in ascending order, before
-//! anything newer. The clock is the server's, and goes only as far as has been collected.
+//! The main scan passes over an event whose time has not come. It is found again by its time: the numbers of
+//! all that have become due since the last look are collected, and their rows returned in ascending order,
+//! before anything newer. The clock is the server's, and goes only as far as has been collected.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -60,8 +60,8 @@ impl Schedule {
         if self.again { (Micros::MIN, 0) } else { self.collected }
     }
 
-    /// Until when the main scan takes an event for due. A look from the beginning that hit its limit turns this back,
-    /// which is harmless: what the scan passes over then is collected by the next look.
+    /// Until when the main scan takes an event for due. A look from the beginning that hit its limit turns
+    /// this back, which is harmless: what the scan passes over then is collected by the next look.
     pub(super) fn due_until(&self) -> Micros {
         self.collected.0
     }

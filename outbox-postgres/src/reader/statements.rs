@@ -1,7 +1,7 @@
-//! The statements of the reader, each with one right plan: an index scan in the order of the primary key, stopped
-//! by its limit. The sub-selects that filter rows are written so that the planner cannot turn them into joins,
-//! which would read and sort a whole backlog before the limit: `OFFSET 0` inside `EXISTS`, and `NOT IN` or `IN … IS
-//! TRUE` over arrays, which are hashed once.
+//! The statements of the reader, each with one right plan: an index scan in the order of the primary key,
+//! stopped by its limit. The sub-selects that filter rows are written so that the planner cannot turn them
+//! into joins, which would read and sort a whole backlog before the limit: `OFFSET 0` inside `EXISTS`, and
+//! `NOT IN` or `IN … IS TRUE` over arrays, which are hashed once.
 
 use std::sync::Arc;
 
@@ -16,13 +16,14 @@ pub(super) const KIND_FEW_HOLDS: i32 = 0;
 pub(super) const KIND_MANY_HOLDS: i32 = 1;
 pub(super) const KIND_LATE: i32 = 2;
 
-/// Up to so many holds are hashed by each main statement, in half a millisecond, which makes passing a row three times as
-/// fast as looking for its hold: 0.3 µs instead of 0.9.
+/// Up to so many holds are hashed by each main statement, in half a millisecond, which makes passing a row
+/// three times as fast as looking for its hold: 0.3 µs instead of 0.9.
 pub(super) const HOLDS_HASHED_MAX: usize = 1_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Statements {
-    /// F, the server's clock, the open writers if they matter, and whether holds or scheduled events want a look.
+    /// F, the server's clock, the open writers if they matter, and whether holds or scheduled events want a
+    /// look.
     pub(crate) probe: Arc<str>,
     /// Late and new rows of aggregates without a hold; nothing but a mark where there are many holds.
     pub(crate) main: Arc<str>,
@@ -118,8 +119,8 @@ impl Statements {
     }
 }
 
-/// One statement. That F is read before the writers is not left to the planner: the writers' sub-select needs F. Both
-/// are functions that look at the present, whatever the snapshot of the statement.
+/// One statement. That F is read before the writers is not left to the planner: the writers' sub-select needs
+/// F. Both are functions that look at the present, whatever the snapshot of the statement.
 fn probe() -> String {
     format!(
         "WITH p AS MATERIALIZED ( \
@@ -142,8 +143,9 @@ fn probe() -> String {
     )
 }
 
-/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most, `$9` and
-/// `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one snapshot.
+/// `$1` V, `$2` R, `$3` F, `$4` partitions, `$5` due until, `$6` known, `$7` late at most, `$8` new at most,
+/// `$9` and `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one
+/// snapshot.
 fn main(many_holds: bool) -> String {
     let holds = "FROM {holds} WHERE part = ANY ($4::smallint[])";
     let keys = "SELECT type, id FROM unnest($9::text[], $10::text[]) k (type, id)";
@@ -176,8 +178,8 @@ fn main(many_holds: bool) -> String {
     )
 }
 
-/// `$1` from, `$2` to, `$3` the aggregates' types, `$4` their ids, `$5` due until, `$6` known, `$7` partitions,
-/// `$8` at most.
+/// `$1` from, `$2` to, `$3` the aggregates' types, `$4` their ids, `$5` due until, `$6` known, `$7`
+/// partitions, `$8` at most.
 fn pass(within: &str, end: &str) -> String {
     format!(
         "SELECT {COLUMNS} FROM {{outbox}} o WHERE o.sequence > $1 AND o.sequence <= $2 AND {READY} \

@@ -1,4 +1,5 @@
-//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes nothing.
+//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes
+//! nothing.
 
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use sqlx::{
@@ -13,7 +14,8 @@ use crate::{
     schema::{MIGRATE, schema, version},
 };
 
-/// The columns that are read or written, by table, and the privileges that a relay and its operator need there.
+/// The columns that are read or written, by table, and the privileges that a relay and its operator need
+/// there.
 const TABLES: [(&str, &str, &str); 8] = [
     (
         "{outbox}",
@@ -230,7 +232,7 @@ async fn main_table(
     let Some(row) = row else {
         findings.push(Finding::error(
             "sequence",
-            format!("the column sequence of {table} is no identity"),
+            format!("the column sequence of {table} is not an identity"),
             "create the table by the migration",
         ));
         return Ok(());

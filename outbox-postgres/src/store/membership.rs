@@ -15,8 +15,8 @@ use crate::{
     error::within,
 };
 
-/// A row that says it is alive. One that expires later than any beat can have set is a clock's that has stepped back
-/// since, and counts as expired.
+/// A row that says it is alive. One that expires later than any beat can have set is a clock's that has
+/// stepped back since, and counts as expired.
 pub(super) const ALIVE: &str =
     "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.ttl";
 
@@ -39,7 +39,8 @@ pub(super) async fn beat(database: &Database, relay: RelayId, ttl: Duration) -> 
     );
     let query = sqlx::query(database.tables().sql(&sql)).bind(relay.0).bind(millis(ttl));
     let alive = within(what, query.execute(&mut *connection)).await?.rows_affected() == 1;
-    // Skipping rows that are locked, since whoever holds the lock is removing or prolonging that row.
+    // Skipping rows that are locked, since the transaction that holds the lock is removing or prolonging that
+    // row.
     let bury = format!(
         "DELETE FROM {{relays}} WHERE relay_id IN \
          (SELECT r.relay_id FROM {{relays}} r WHERE NOT ({ALIVE}) FOR UPDATE SKIP LOCKED)"
@@ -94,8 +95,8 @@ pub(super) async fn claim(
     let what = "claim partitions";
     let parts: Vec<i16> = seen.iter().map(|(part, _)| partition_code(*part)).collect();
     let epochs: Vec<Epoch> = seen.iter().map(|(_, epoch)| *epoch).collect();
-    // The rows are locked in one order by everybody, so that two claims cannot deadlock; after the wait for a lock
-    // the epoch is compared again, with the newest version of the row.
+    // The rows are locked in one order by everybody, so that two claims cannot deadlock; after the wait for a
+    // lock the epoch is compared again, with the newest version of the row.
     let sql = format!(
         "WITH alive AS MATERIALIZED (SELECT r.relay_id FROM {{relays}} r WHERE {ALIVE}), \
          free AS MATERIALIZED ( \

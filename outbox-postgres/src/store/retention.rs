@@ -36,8 +36,8 @@ pub(super) async fn purge(database: &Database, request: PurgeRequest) -> Result<
     Ok(purged)
 }
 
-/// Walks the table in the order of the sequence, from where the previous purge stopped, round and round. The place
-/// is kept in the database, so that the low end, where the dead rows are, is not read again each time.
+/// Walks the table in the order of the sequence, from where the previous purge stopped, round and round. The
+/// place is kept in the database, so that the low end, where the dead rows are, is not read again each time.
 async fn purge_sent(
     database: &Database,
     connection: &mut PgConnection,
@@ -87,8 +87,8 @@ async fn purge_step(
     walk: &mut Walk,
     (start, age, disposal, rows_max): (Sequence, Duration, Disposal, i64),
 ) -> Result<bool, sqlx::Error> {
-    // The condition is repeated on the statement that removes. The walk goes on after the last row that it looked at,
-    // or after the last that it removed, if there are more than it may remove.
+    // The condition is repeated on the statement that removes. The walk goes on after the last row that it
+    // looked at, or after the last that it removed, if there are more than it may remove.
     let which = "o.sequence = ANY (ARRAY(SELECT sequence FROM old)) AND o.status = 1";
     let remove = match disposal {
         Disposal::Delete => format!("gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.sequence)"),
@@ -165,8 +165,9 @@ async fn purge_failed(
 }
 
 /// No index names the status, since every settle would have to touch it. So pending rows are counted in three
-/// stretches of at most so many rows each: from where the first of them can be, in the order of the table; what is
-/// scheduled for later; and what was scheduled and became due lately, which may lie below the first stretch.
+/// stretches of at most so many rows each: from where the first of them can be, in the order of the table;
+/// what is scheduled for later; and what was scheduled and became due lately, which may lie below the first
+/// stretch.
 pub(super) async fn quick_stats(database: &Database) -> Result<QuickStats, StoreError> {
     let what = "count what waits";
     let within_bounds = |rows: &str| format!("(SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT $1) n)");

@@ -1,7 +1,8 @@
 //! Recording what became of events, under the leases of their partitions.
 //!
-//! The usual case, everything sent and nothing held, is one statement. Whatever touches a hold is a transaction that
-//! locks the lease rows more strongly, since it may have to lower the floor of a partition: see [`general`].
+//! The usual case, everything sent and nothing held, is one statement. Whatever touches a hold is a
+//! transaction that locks the lease rows more strongly, since it may have to lower the floor of a partition:
+//! see [`general`].
 //!
 //! Everybody takes locks in this order: lease rows by partition, failed rows, events, holds.
 
@@ -22,8 +23,8 @@ use crate::{
     schema::ARCHIVED,
 };
 
-/// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to write
-/// stale rows.
+/// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to
+/// write stale rows.
 const LEASES: &str = "l AS MATERIALIZED ( \
       SELECT p.part FROM {partitions} p JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
       WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR SHARE OF p)";
@@ -72,8 +73,8 @@ pub(super) async fn settle(database: &Database, request: &SettleRequest) -> Resu
     Ok(settled)
 }
 
-/// While a settle runs, its server process is known to the reader, which must not take it for a writer. Only then: an
-/// idle connection may have died unseen, and the system may have given its number to a writer.
+/// While a settle runs, its server process is known to the reader, which must not take it for a writer. Only
+/// then: an idle connection may have died unseen, and the system may have given its number to a writer.
 struct Running<'a>(&'a AtomicI32);
 
 impl<'a> Running<'a> {
@@ -110,11 +111,11 @@ fn all_sent(request: &SettleRequest) -> Option<u32> {
     (request.unholds.is_empty() && request.settlements.iter().all(alike)).then_some(attempts)
 }
 
-/// Settles sent events in one statement and returns the partitions whose lease is held; `None`, having changed
-/// nothing, if one of the events has a hold.
+/// Settles sent events in one statement and returns the partitions whose lease is held; `None`, having
+/// changed nothing, if one of the events has a hold.
 ///
-/// A hold that names an event in flight was there before the event was read, so that looking for one in the same
-/// snapshot is enough.
+/// A hold that names an event in flight was there before the event was read, so that looking for one in the
+/// same snapshot is enough.
 async fn settle_sent(
     database: &Database,
     connection: &mut PgConnection,
@@ -139,10 +140,11 @@ async fn settle_sent(
     Ok(Some(held.into_iter().map(partition_of).collect()))
 }
 
-/// `$1` and `$2` the leases, `$3` the relay, `$4` the sequences, `$5` the attempts, of which a deletion keeps nothing.
+/// `$1` and `$2` the leases, `$3` the relay, `$4` the sequences, `$5` the attempts, of which a deletion keeps
+/// nothing.
 ///
-/// What is done for each row is what counts: partitions as the bits of a number instead of an array of up to 64, and
-/// no `RETURNING` that nobody reads, took a fifth off the server's time.
+/// What is done for each row is what counts: partitions as the bits of a number instead of an array of up to
+/// 64, and no `RETURNING` whose rows are not read, took a fifth off the server's time.
 pub(crate) fn sent_sql(when: WhenSent) -> String {
     // `= ANY` and never a join: a join planned with the statistics of an empty table stalls on a full one.
     let which = "o.sequence = ANY ($4::bigint[]) AND o.status = 0 AND NOT (SELECT found FROM h) \

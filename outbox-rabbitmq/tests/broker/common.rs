@@ -102,7 +102,8 @@ impl Rabbit {
 }
 
 impl Drop for Rabbit {
-    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing to delete.
+    /// By a connection of its own, since a test may have failed anywhere. A server that is gone has nothing
+    /// to delete.
     fn drop(&mut self) {
         let (url, made) = (std::mem::take(&mut self.url), std::mem::take(self.made.get_mut().unwrap()));
         let deleting = async move {

@@ -1,4 +1,4 @@
-//! Who somebody is by a certificate alone, and what a user may not do.
+//! A login by certificate alone, and what a user may not do.
 
 use outbox_core::{
     Publisher,
@@ -25,7 +25,7 @@ async fn a_certificate_is_a_login_and_an_exchange_that_a_user_may_not_write_to_f
     let well = format!("/{queue}");
     let by_certificate = publisher(with_certificate(&(server.tls_url() + "?auth_mechanism=external")));
     assert_eq!(publish_one(&by_certificate, message(&well, "1", "{}")).await, Ok(()));
-    // Without the mechanism it is a login by name and password, which nobody gave.
+    // Without the mechanism it is a login by name and password, which were not given.
     let findings = publisher(with_certificate(&server.tls_url())).check(&[]).await;
     assert_eq!(findings[0].code, "login-refused", "{findings:?}");
 

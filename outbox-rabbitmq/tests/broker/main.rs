@@ -78,8 +78,8 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
     publisher.close().await;
 }
 
-/// lapin hands a message that came back to whatever is confirmed next, in particular where several are confirmed at
-/// once: here many calls share a channel, and every third message has no queue.
+/// lapin hands a message that came back to whatever is confirmed next, in particular where several are
+/// confirmed at once: here many calls share a channel, and every third message has no queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_that_comes_back_is_known_and_no_other_is_taken_for_it() {
     let Some(url) = url() else { return };
@@ -154,7 +154,7 @@ async fn a_message_that_the_broker_finds_too_large_is_known_when_it_is_alone() {
     // The test's broker takes 16 MiB.
     let large = message(&queue, "large", vec![b'x'; 16 * 1024 * 1024 + 1]);
     let refused = ("PRECONDITION_FAILED".to_owned(), Permanent, Scope::Batch, Stored::Unknown);
-    // Together with others, nobody knows which one it was.
+    // Together with others, it is not known which one it was.
     let others = [message(&queue, "1", "{}"), message(&queue, "2", "{}")];
     let together = vec![others[0].clone(), large.clone(), others[1].clone()];
     let mut results = publish(&publisher, together, TIMEOUT).await;

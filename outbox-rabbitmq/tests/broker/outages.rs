@@ -15,8 +15,8 @@ use crate::{
     own::Own,
 };
 
-/// Publishes until it succeeds, each time for as long as a relay would: a broker that is just coming back may leave one
-/// attempt without an answer.
+/// Publishes until it succeeds, each time for as long as a relay would: a broker that is just coming back may
+/// leave one attempt without an answer.
 async fn publish_at_last(publisher: &RabbitMqPublisher, message: &Message) {
     let publishing = async {
         loop {

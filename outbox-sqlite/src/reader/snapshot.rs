@@ -44,8 +44,8 @@ impl Snapshot<'_> {
         Ok(row.optional()?.flatten())
     }
 
-    /// Adds the rows of one aggregate after and up to a sequence, at most `events_max`. The answer is where to go on,
-    /// if there may be more.
+    /// Adds the rows of one aggregate after and up to a sequence, at most `events_max`. The answer is where
+    /// to go on, if there may be more.
     pub(super) fn rows_of(
         &self,
         key: &AggregateKey,
@@ -79,7 +79,7 @@ impl Snapshot<'_> {
             let mut statement = self.transaction.prepare_cached(&self.config.sql(sql))?;
             statement.query_row(params![self.now, i64::MAX], |row| row.get(0)).optional()
         };
-        // The upper bound leaves out what is no number, which sorts after all numbers.
+        // The upper bound leaves out values that are not numbers, which sort after all numbers.
         let hold = first(
             "SELECT until FROM {p}_holds INDEXED BY {p}_holds_due \
              WHERE paused_at IS NULL AND until IS NOT NULL AND until > ?1 AND until < ?2 ORDER BY until LIMIT 1",

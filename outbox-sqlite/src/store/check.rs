@@ -1,4 +1,5 @@
-//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes nothing.
+//! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes
+//! nothing.
 
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -108,7 +109,7 @@ fn inspect_schema(
         }
     }
     for suffix in INDEXES {
-        // An index of a table that is missing is no news.
+        // A missing index of a missing table is not worth a finding.
         let table = if suffix.starts_with("_holds") { format!("{prefix}_holds") } else { prefix.to_owned() };
         if exists(connection, "table", &table)? && !exists(connection, "index", &format!("{prefix}{suffix}"))?
         {

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use crate::{SqliteConfig, codec::to_micros, database::Database, error::Context};
 
-/// A relay's row `r` is alive. One whose expiry is further ahead than it can have been set is left over from before the
-/// clock was set back.
+/// A relay's row `r` is alive. One whose expiry is further ahead than it can have been set is left over from
+/// before the clock was set back.
 const ALIVE: &str = "r.expires_at > {now} AND r.expires_at <= {now} + 2 * r.ttl";
 
 pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {

@@ -17,8 +17,8 @@ use crate::{
     schema::columns,
 };
 
-/// Whether the lease is the relay's. The caller's transaction is `IMMEDIATE`: it has the write lock of the whole
-/// database, which includes the lease row, so that reading the row is enough here.
+/// Whether the lease is the relay's. The caller's transaction is `IMMEDIATE`: it has the write lock of the
+/// whole database, which includes the lease row, so that reading the row is enough here.
 fn holds_lease(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
@@ -81,8 +81,8 @@ fn record(
     Ok(Settled::default().with_fenced(fenced))
 }
 
-/// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can have
-/// left there, is replaced.
+/// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can
+/// have left there, is replaced.
 pub(super) fn copy_to_archive(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
@@ -201,9 +201,9 @@ impl<'a> Settling<'a> {
         reason: HoldReason,
     ) -> rusqlite::Result<()> {
         self.any_hold = true;
-        // The rule of `Hold::retried` and `Hold::parked`: the hold of the same event takes the new time and reason. Of two
-        // events the lower one is held and the later time counts, with its reason. A pause has no time, and so what is
-        // beneath it takes none, nor the reason of another event.
+        // The rule of `Hold::retried` and `Hold::parked`: the hold of the same event takes the new time and
+        // reason. Of two events the lower one is held and the later time counts, with its reason. A pause has
+        // no time, and so what is beneath it takes none, nor the reason of another event.
         let sql = "INSERT INTO {p}_holds AS h (aggregate_type, aggregate_id, sequence, until, reason) \
              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (aggregate_type, aggregate_id) DO UPDATE SET \
              sequence = min(coalesce(h.sequence, excluded.sequence), excluded.sequence), \
@@ -219,7 +219,8 @@ impl<'a> Settling<'a> {
         Ok(())
     }
 
-    /// Removes a hold that holds nothing: it has not changed since it was read, and its event is not one to deliver.
+    /// Removes a hold that holds nothing: it has not changed since it was read, and its event is not one to
+    /// deliver.
     fn unhold(&self, unhold: &Unhold) -> rusqlite::Result<()> {
         let sql = "DELETE FROM {p}_holds AS h WHERE aggregate_type = ?1 AND aggregate_id = ?2 AND sequence IS ?3 \
              AND paused_at IS NULL AND until <= ?4 AND NOT EXISTS (SELECT 1 FROM {p} AS o WHERE \

@@ -1,8 +1,8 @@
 //! The fetch contract under random operations, checked against the table after every fetch.
 //!
-//! A small relay keeps one event of an aggregate in flight, as the engine does; beside it, events are written and
-//! scheduled, operators pause, resume, requeue and discard, and leases change hands. A seed repeats the choices; the clock
-//! is SQLite's own, so that what is due when may differ.
+//! A small relay keeps one event of an aggregate in flight, as the engine does; beside it, events are written
+//! and scheduled, operators pause, resume, requeue and discard, and leases change hands. A seed repeats the
+//! choices; the clock is SQLite's own, so that what is due when may differ.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -40,7 +40,7 @@ async fn random_operations_keep_the_fetch_contract_and_lose_nothing() {
     for seed in 0..SEEDS {
         let database = TestDatabase::new();
         let connection = database.connect();
-        // Nobody pulls the plug on the writer here, and its flushes would be most of the test.
+        // The power of the writer's machine does not fail here, and its flushes would be most of the test.
         connection.pragma_update(None, "synchronous", "OFF").unwrap();
         let relay = TestRelay::new(database.store()).await;
         let random = fastrand::Rng::with_seed(seed);
@@ -250,8 +250,8 @@ impl World {
         for id in 0..AGGREGATES {
             self.relay.store.resume(&key(&id.to_string())).await.unwrap();
         }
-        // Ten times the rounds that are ever needed, and well below the time after which a reader starts again from
-        // the beginning, which would hide a row that its position has lost.
+        // Ten times the rounds that are ever needed, and well below the time after which a reader starts
+        // again from the beginning, which would hide a row that its position has lost.
         for _ in 0..1_000 {
             self.fetch().await;
             self.settle_some(true).await;

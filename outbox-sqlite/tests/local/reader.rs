@@ -32,8 +32,8 @@ async fn a_removed_hold_gives_back_what_lies_behind_the_position_in_order() {
     let [hold] = &held.due_holds[..] else { panic!("{held:?}") };
     assert_eq!((&hold.key, hold.sequence, hold.row.as_ref().unwrap().attempts), (&key("a"), Some(1), 1));
 
-    // The settle that ends the hold has committed, but the reader is told only by the next request: nothing of
-    // the aggregate may overtake what lies behind the position.
+    // The settle that ends the hold has committed, but the reader is told only by the next request: nothing
+    // of the aggregate may overtake what lies behind the position.
     relay.settle(std::slice::from_ref(hold.row.as_ref().unwrap()), Outcome::Sent).await;
     enqueue(&database, &["a"]);
     let request = relay.request().with_known(vec![6]);
@@ -60,7 +60,8 @@ async fn a_scheduled_event_joins_its_aggregate_before_later_ones() {
     assert_eq!(sequences(&fetched.rows), [2, 3]);
     let next_due = fetched.next_due.unwrap();
     assert!(next_due <= Duration::from_secs(3_600) && next_due > Duration::from_secs(3_000), "{next_due:?}");
-    // Its time comes: an hour cannot be waited for, so the row is moved instead, to a time that no reader has passed.
+    // Its time comes: an hour cannot be waited for, so the row is moved instead, to a time that no reader has
+    // passed.
     let past = "UPDATE outbox SET available_at = (CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000) + 2000 \
                 WHERE sequence = 1 RETURNING available_at";
     let _: i64 = connection.query_row(past, [], |row| row.get(0)).unwrap();

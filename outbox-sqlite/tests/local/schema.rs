@@ -195,8 +195,8 @@ async fn nonsense_fails_alone_and_says_why() {
         ("aggregate_id", "printf('%.256c', 'x')", "aggregate_id has 256 bytes"),
         ("event_type", "''", "event_type is empty"),
         ("event_type", "char(10)", "control character"),
-        ("id", "'nonsense'", "id \"nonsense\" is no UUID"),
-        ("id", "x'00'", "id is no UUID"),
+        ("id", "'nonsense'", "id \"nonsense\" is not a UUID"),
+        ("id", "x'00'", "id is not a UUID"),
         ("version", "0", "version is 0"),
         ("version", "'two'", "version is of type Text"),
         ("payload", "NULL", "payload is null"),
@@ -208,7 +208,7 @@ async fn nonsense_fails_alone_and_says_why() {
         ("headers", "'{\"a b\": \"\"}'", "header \"a b\""),
         ("topic", "''", "topic is empty"),
         ("created_at", "'yesterday'", "created_at is of type Text"),
-        ("created_at", "9223372036854775807", "which is no time"),
+        ("created_at", "9223372036854775807", "which is not a time"),
         ("available_at", "'2030-01-01 00:00:00'", "available_at is of type Text"),
     ];
     let columns = ["aggregate_type", "aggregate_id", "event_type", "payload"];

@@ -69,7 +69,7 @@ async fn an_older_version_is_told_which_migration_is_missing_and_a_newer_one_is_
     migrate(&database.config).unwrap();
     assert_eq!(database.store().check().await.unwrap(), [], "and the migration says that it is there");
     set(9);
-    // The text of this release, run by somebody's own tool.
+    // The text of this release, run by a user's own tool.
     database.connect().execute_batch(&outbox_sqlite::migration_sql(&database.config)).unwrap();
     let findings = database.store().check().await.unwrap();
     let said = findings.iter().find(|finding| finding.code == "schema-newer").unwrap().to_string();

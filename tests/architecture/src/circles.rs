@@ -1,8 +1,8 @@
 //! Which file of a crate takes names from which other, and the circles among them.
 //!
-//! A file takes from the file that *defines* what it names: a re-export is followed to its end. A module that declares
-//! another, or that hands its names on, does not take from it by that alone. What is called as a method has no path, so a
-//! call of it is not seen. Code under `cfg(test)` is left out.
+//! A file takes from the file that *defines* what it names: a re-export is followed to its end. A module that
+//! declares another, or that hands its names on, does not take from it by that alone. What is called as a
+//! method has no path, so a call of it is not seen. Code under `cfg(test)` is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,6 +1,6 @@
-//! The direction of dependencies, read from `cargo metadata`: adapters depend on the core, never on each other, and
-//! the core knows no database and no broker. Within a crate no two files import each other, by way of others or at
-//! once, read from the sources.
+//! The direction of dependencies, read from `cargo metadata`: adapters depend on the core, never on each
+//! other, and the core knows no database and no broker. Within a crate no two files import each other, by way
+//! of others or at once, read from the sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use circles::{Sources, describe, graph};
 
-/// Packages that speak to a database or a broker. Of each, packages that merely start with the name count as well.
+/// Packages that speak to a database or a broker. Of each, packages that merely start with the name count as
+/// well.
 const DRIVERS: [&str; 18] = [
     "sqlx",
     "rusqlite",
@@ -55,7 +56,7 @@ const COMPOSITION: [&str; 12] = [
     "webhook",
 ];
 
-/// Packages of the workspace that are no adapter.
+/// Packages of the workspace that are not adapters.
 const SHARED: [&str; 3] = ["outbox-core", "outbox-conformance", "outbox-derive"];
 
 /// The packages of the workspace, as cargo tells of them.
@@ -71,7 +72,8 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// The workspace: each package with what it depends on, by kind (`normal`, `dev`, `build`), optional ones included.
+/// The workspace: each package with what it depends on, by kind (`normal`, `dev`, `build`), optional ones
+/// included.
 fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
     let text = |value: &Value| value.as_str().unwrap_or("normal").to_owned();
     let dependencies = |package: &Value| {

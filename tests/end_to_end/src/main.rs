@@ -1,9 +1,9 @@
 //! The main job end to end, on real servers and with real processes: `scripts/services.sh up all`.
 //!
-//! Relays are processes of their own, which are killed, frozen, cut off and restarted while writers commit, roll back
-//! and keep transactions open. After each scenario the topic is read from its beginning and compared with what the
-//! service's own table says was committed: nothing lost, nothing invented, first deliveries in sequence order, and no
-//! more duplicates than the scenario explains.
+//! Relays are processes of their own, which are killed, frozen, cut off and restarted while writers commit,
+//! roll back and keep transactions open. After each scenario the topic is read from its beginning and
+//! compared with what the service's own table says was committed: nothing lost, nothing invented, first
+//! deliveries in sequence order, and no more duplicates than the scenario explains.
 
 #![allow(
     clippy::unwrap_used,

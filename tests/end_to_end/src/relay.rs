@@ -125,8 +125,8 @@ impl RelayProcess {
     }
 }
 
-/// Waits until the relays own all partitions, in equal shares if there are several, and returns one that owns some:
-/// in turns, by the round.
+/// Waits until the relays own all partitions, in equal shares if there are several, and returns one that owns
+/// some: in turns, by the round.
 pub(crate) async fn share_out(relays: &mut [RelayProcess; 2], partitions: usize, round: usize) -> usize {
     if partitions > 1 {
         for relay in relays {

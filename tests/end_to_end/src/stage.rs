@@ -1,4 +1,5 @@
-//! A place of its own for each scenario: a fresh database with the outbox and the service's tables, and a topic.
+//! A place of its own for each scenario: a fresh database with the outbox and the service's tables, and a
+//! topic.
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -2,8 +2,8 @@
 
 use std::{fs::File, path::Path};
 
-/// A test's turn with the servers: shared by those that only use them, exclusive for those that stop them. A lock on
-/// a file, since tests may be threads or processes.
+/// A test's turn with the servers: shared by those that only use them, exclusive for those that stop them. A
+/// lock on a file, since tests may be threads or processes.
 #[derive(Debug)]
 pub(crate) struct Turn {
     _lock: File,

@@ -122,8 +122,8 @@ pub(crate) async fn commit(stage: &Stage, changes: &[Change]) {
 
 /// A sudden heap of work: so many events for every account, ten accounts in a transaction.
 pub(crate) async fn burst(stage: &Stage, events_each: usize) {
-    // In one order, and the writers hold one account at a time: no deadlock. All at once would be in somebody's way
-    // for ever where a database does not wait for locks.
+    // In one order, and the writers hold one account at a time: no deadlock. All at once would be in
+    // another's way for ever where a database does not wait for locks.
     for accounts in (0..ACCOUNTS).collect::<Vec<_>>().chunks(10) {
         let change = |account: &u32| {
             let account = format!("account-{account}");

@@ -1,7 +1,9 @@
-//! The engine, unchanged, in a simulated world: thousands of seeds, each a run of a quarter of a minute in which processes
-//! die and freeze, statements and messages fail, hang and lose their answers, clocks jump and operators interfere.
+//! The engine, unchanged, in a simulated world: thousands of seeds, each a run of a quarter of a minute in
+//! which processes die and freeze, statements and messages fail, hang and lose their answers, clocks jump and
+//! operators interfere.
 //!
-//! `OUTBOX_SEEDS=n` runs that many seeds instead of 2,000; `OUTBOX_SEED=s` runs that one and prints its schedule.
+//! `OUTBOX_SEEDS=n` runs that many seeds instead of 2,000; `OUTBOX_SEED=s` runs that one and prints its
+//! schedule.
 #![allow(
     clippy::expect_used,
     clippy::print_stdout,
@@ -25,7 +27,7 @@ const FIRST_SEED: u64 = 1;
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
 }
 
 /// The first of the seeds that breaks this guarantee (any, if empty), found on all cores.

@@ -40,7 +40,8 @@ pub(crate) struct SimPublisher {
     pub unknown_is_success: bool,
 }
 
-/// A message on its way. Called back when its publish call is dropped, unless the whole process died: then it travels on.
+/// A message on its way. Called back when its publish call is dropped, unless the whole process died: then it
+/// travels on.
 struct Wire {
     sim: Sim,
     process: Process,

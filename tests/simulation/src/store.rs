@@ -95,11 +95,12 @@ impl Database {
         })
     }
 
-    /// Settles, and tells the checker what became of whom. The lease is looked at by the store, and here again.
+    /// Settles, and tells the checker what became of whom. The lease is looked at by the store, and here
+    /// again.
     async fn settle(&self, process: Process, request: &SettleRequest) -> Result<Settled, StoreError> {
         let before: Vec<_> =
             request.settlements.iter().map(|settlement| self.record(settlement.sequence)).collect();
-        // Whoever claims a partition raises its epoch; an owner that merely expired still has its lease.
+        // A claim of a partition raises its epoch; an owner that merely expired still has its lease.
         let views = self.memory.membership(request.relay).await?.partitions;
         let epochs: BTreeSet<Lease> =
             views.iter().map(|view| Lease { partition: view.partition, epoch: view.epoch }).collect();

@@ -31,10 +31,11 @@ const TROUBLE: Duration = Duration::from_secs(15);
 /// By when everything must have been dealt with once nothing goes wrong any more.
 const END: Duration = Duration::from_secs(120);
 const PUBLISH_MAX: usize = 8;
-/// How long after the end of all trouble its last traces are gone: frozen relays, their leases, holds of topics.
+/// How long after the end of all trouble its last traces are gone: frozen relays, their leases, holds of
+/// topics.
 const TRACES: Duration = Duration::from_secs(8);
-/// What is written at once of one aggregate then, and by when others that were written after it must be delivered. The
-/// one alone takes at least three times as long.
+/// What is written at once of one aggregate then, and by when others that were written after it must be
+/// delivered. The one alone takes at least three times as long.
 const CROWD: u128 = 400;
 const CROWDED: Duration = Duration::from_secs(2);
 
@@ -265,7 +266,8 @@ impl World {
         *self.writers_left.lock().expect("writers") -= 1;
     }
 
-    /// Once all is well, much is written of one aggregate, and then a little of others, which must not wait for it.
+    /// Once all is well, much is written of one aggregate, and then a little of others, which must not wait
+    /// for it.
     async fn crowd(&self) {
         while !self.healed.load(Ordering::Relaxed) {
             self.sim.sleep(Duration::from_millis(200)).await;

@@ -24,7 +24,8 @@ fn missing(text: &str) {
     eprintln!("{text}");
 }
 
-/// A server that `scripts/services.sh` has started. Up again when this is dropped, whatever became of the test.
+/// A server that `scripts/services.sh` has started. Up again when this is dropped, whatever became of the
+/// test.
 #[derive(Debug)]
 pub struct Managed(&'static str);
 

@@ -10,8 +10,8 @@ use crate::{
 /// How many orders the shop has for one such test.
 pub(crate) const ORDERS: u32 = 60;
 
-/// Lets the consumer process `test` work off what the shop has published at the broker, and kills it before commits,
-/// and between commits and acknowledgements. Then each order must have been invoiced once.
+/// Lets the consumer process `test` work off what the shop has published at the broker, and kills it before
+/// commits, and between commits and acknowledgements. Then each order must have been invoiced once.
 pub(crate) async fn each_order_is_invoiced_once(shop: &Shop, test: &str, broker: &str) {
     let settings = shop.settings(broker);
     let mut told = Vec::new();

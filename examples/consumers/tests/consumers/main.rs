@@ -1,6 +1,6 @@
-//! The consumers on real servers: a consumer is killed (SIGKILL) before its commit, and between its commit and
-//! its acknowledgement, and the business effect of each event happens exactly once all the same. Trace context and
-//! CloudEvents attributes arrive as the shop wrote them.
+//! The consumers on real servers: a consumer is killed (SIGKILL) before its commit, and between its commit
+//! and its acknowledgement, and the business effect of each event happens exactly once all the same. Trace
+//! context and CloudEvents attributes arrive as the shop wrote them.
 
 #![allow(
     clippy::unwrap_used,

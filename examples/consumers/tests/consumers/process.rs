@@ -97,8 +97,8 @@ impl ConsumerProcess {
     }
 }
 
-/// In the process that was started: runs the consumer, tells what it does, and stands still where it was told to.
-/// Without orders there is nothing to do.
+/// In the process that was started: runs the consumer, tells what it does, and stands still where it was told
+/// to. Without orders there is nothing to do.
 pub(crate) fn serve<S: DeserializeOwned>(
     consumer: impl AsyncFnOnce(S, &Teller) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
 ) {

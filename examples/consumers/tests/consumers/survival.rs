@@ -1,4 +1,5 @@
-//! What is the same for every broker: events with all that an event may have, and what a consumer reads of them.
+//! What is the same for every broker: events with all that an event may have, and what a consumer reads of
+//! them.
 
 use std::{collections::BTreeMap, sync::Arc};
 

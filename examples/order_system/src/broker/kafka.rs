@@ -63,12 +63,13 @@ impl Kafka {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("group.id", &group)
-            // A process that is started again takes the place of the one that was killed, at once. Each of several
-            // instances would have its own.
+            // A process that is started again takes the place of the one that was killed, at once. Each of
+            // several instances would have its own.
             .set("group.instance.id", format!("{group}-1"))
             .set("auto.offset.reset", "earliest")
-            // Offsets are stored by `acknowledge`. What is stored, Kafka is told from time to time: telling it after
-            // each message would be dear, and what it does not know when the process dies comes again, and is seen.
+            // Offsets are stored by `acknowledge`. What is stored, Kafka is told from time to time: telling
+            // it after each message would be dear, and what it does not know when the process dies comes
+            // again, and is seen.
             .set("enable.auto.offset.store", "false")
             .create()?;
         consumer.subscribe(&[topic])?;

@@ -27,7 +27,7 @@ impl Message {
         ReceivedEvent::from_headers(self.headers.iter().map(|(name, value)| (name, value)))
     }
 
-    /// For somebody to look at.
+    /// For a person to look at.
     pub(crate) fn headers_text(&self) -> String {
         let lines =
             self.headers.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)));

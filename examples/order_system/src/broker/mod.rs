@@ -1,5 +1,5 @@
-//! The broker: where the relay publishes to, and how a service reads from it. Of all this example, this alone differs
-//! from broker to broker.
+//! The broker: where the relay publishes to, and how a service reads from it. Of all this example, this alone
+//! differs from broker to broker.
 
 mod kafka;
 pub(crate) mod message;
@@ -36,7 +36,8 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Makes the topic, and where it needs one, a place for each of these services: what a deployment would do.
+    /// Makes the topic, and where it needs one, a place for each of these services: what a deployment would
+    /// do.
     pub(crate) async fn create(&self, services: &[&str]) -> Result<(), Error> {
         match self.kind {
             Kind::Kafka => kafka::create(&self.url, &self.topic).await,

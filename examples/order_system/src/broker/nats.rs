@@ -21,8 +21,8 @@ use outbox::{
 use super::message::{Message, Subscription};
 use crate::error::Error;
 
-/// When a message that was not acknowledged comes again: how long a service that was killed is waited for. A message
-/// that takes longer than this would come while it is still being handled.
+/// When a message that was not acknowledged comes again: how long a service that was killed is waited for. A
+/// message that takes longer than this would come while it is still being handled.
 const ACK_WAIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn create(url: &str, topic: &str, services: &[&str]) -> Result<(), Error> {
@@ -37,8 +37,9 @@ pub(super) async fn create(url: &str, topic: &str, services: &[&str]) -> Result<
             durable_name: Some((*service).to_owned()),
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            // NATS goes on with the next message while one is not acknowledged, and brings that one later. One at a
-            // time keeps the order; a service that needs more speed takes a consumer for each part of the subjects.
+            // NATS goes on with the next message while one is not acknowledged, and brings that one later.
+            // One at a time keeps the order; a service that needs more speed takes a consumer for each part
+            // of the subjects.
             max_ack_pending: 1,
             ..pull::Config::default()
         };

@@ -20,8 +20,8 @@ use outbox::{
 use super::message::{Message, Subscription};
 use crate::error::Error;
 
-/// How many messages a service has at a time. After a kill, those that were not acknowledged return to where they were
-/// in the queue, so more than one do not break the order.
+/// How many messages a service has at a time. After a kill, those that were not acknowledged return to where
+/// they were in the queue, so more than one do not break the order.
 const PREFETCH: u16 = 16;
 
 pub(super) async fn create(url: &str, topic: &str, services: &[&str]) -> Result<(), Error> {

@@ -157,7 +157,7 @@ fn all_problems_are_named_at_once_with_their_origin() {
         ("OUTBOX_RELAY_LEASE_TLL", "1s"),
         ("OUTBOX_RELAY_NONSENSE", "1"),
         ("OUTBOX_STOREURL", "sqlite:x"),
-        ("OUTBOX_TEST_POSTGRES_URL", "is nobody's setting"),
+        ("OUTBOX_TEST_POSTGRES_URL", "is not a setting"),
         ("OUTBOX_RELAY_SERVICE_HOST", "10.0.0.1"),
         ("OUTBOX_RELAY_PORT_80_TCP_ADDR", "10.0.0.1"),
     ];

@@ -16,8 +16,8 @@ macro_rules! inbox_clauses {
             },)+
         ];
 
-        /// One `#[test]` for each of [`INBOX_CLAUSES`], on the [`InboxHarness`](crate::InboxHarness) that is named:
-        /// `inbox_suite!(MyHarness);`.
+        /// One `#[test]` for each of [`INBOX_CLAUSES`], on the [`InboxHarness`](crate::InboxHarness) that is
+        /// named: `inbox_suite!(MyHarness);`.
         #[macro_export]
         macro_rules! inbox_suite {
             ($d harness:ty) => {
@@ -68,7 +68,7 @@ inbox_clauses! { $
     purging::a_purged_event_is_too_old
         "an event of which the receipt was purged is too old, however often it comes";
     purging::an_event_before_the_horizon_is_too_old
-        "an event that is as old as a purged one, or older, is too old though nobody received it";
+        "an event that is as old as a purged one, or older, is too old although it was never received";
     purging::an_event_after_the_horizon_is_new
         "an event that is later than every purged one is new, however old it is";
     purging::what_is_too_old_leaves_nothing

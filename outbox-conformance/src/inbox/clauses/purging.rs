@@ -23,7 +23,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 async fn receive_all(stage: &Stage<'_>, events: &[&EventIdentity]) -> Verdict {
     for event in events {
-        stage.expect(New, event, "an event that nobody received").await?;
+        stage.expect(New, event, "an event that was never received").await?;
     }
     Ok(())
 }
@@ -90,7 +90,7 @@ pub(super) async fn what_is_too_old_leaves_nothing(stage: &Stage<'_>) -> Verdict
     }
     // The transaction goes on as if nothing had been asked.
     let receipt = transaction.receive(CONSUMER, &stage.event("3", YOUNG)).await?;
-    answered(New, receipt, "an event that nobody received")?;
+    answered(New, receipt, "an event that was never received")?;
     transaction.commit().await?;
     equal("receipts", 1, stage.harness.receipts().await)
 }
@@ -108,7 +108,7 @@ pub(super) async fn a_receipt_before_the_horizon_is_seen(stage: &Stage<'_>) -> V
 pub(super) async fn the_horizon_never_falls(stage: &Stage<'_>) -> Verdict {
     let (older, old) = (stage.event("1", OLDER), stage.event("2", OLD));
     let mut late = stage.harness.begin().await;
-    answered(New, late.receive(CONSUMER, &older).await?, "an event that nobody received")?;
+    answered(New, late.receive(CONSUMER, &older).await?, "an event that was never received")?;
     let beside = stage.receive_beside(&old, &[New]).await?;
     if !matches!(beside, Beside::Answered(_)) {
         // Where receipts of old events wait for each other, none commits late.
@@ -162,7 +162,7 @@ pub(super) async fn a_receipt_without_a_time_is_kept(stage: &Stage<'_>) -> Verdi
     receive_all(stage, &[&timeless, &stage.event("3", OLD)]).await?;
     equal("receipts that were purged", 1, stage.purge(ALL).await?)?;
     stage.expect(Seen, &timeless, "an event without a time, after a purge").await?;
-    stage.expect(New, &other, "an event without a time that nobody received").await
+    stage.expect(New, &other, "an event without a time that was never received").await
 }
 
 pub(super) async fn a_copy_beside_a_purge_is_not_new(stage: &Stage<'_>) -> Verdict {

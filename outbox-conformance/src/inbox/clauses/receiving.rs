@@ -22,7 +22,7 @@ const FRESH: Duration = Duration::ZERO;
 
 pub(super) async fn an_event_that_nobody_received_is_new(stage: &Stage<'_>) -> Verdict {
     for (id, age) in [("1", FRESH), ("2", YOUNG), ("3", Duration::from_secs(365 * 24 * 3600))] {
-        stage.expect(New, &stage.event(id, age), "an event that nobody received").await?;
+        stage.expect(New, &stage.event(id, age), "an event that was never received").await?;
     }
     Ok(())
 }
@@ -41,7 +41,7 @@ pub(super) async fn an_event_that_was_received_is_seen(stage: &Stage<'_>) -> Ver
 pub(super) async fn an_event_is_new_once_in_a_transaction(stage: &Stage<'_>) -> Verdict {
     let event = stage.event("1", FRESH);
     let mut transaction = stage.harness.begin().await;
-    answered(New, transaction.receive(CONSUMER, &event).await?, "an event that nobody received")?;
+    answered(New, transaction.receive(CONSUMER, &event).await?, "an event that was never received")?;
     answered(Seen, transaction.receive(CONSUMER, &event).await?, "its second copy in one transaction")?;
     transaction.commit().await?;
     stage.expect(Seen, &event, "its third copy").await
@@ -50,7 +50,7 @@ pub(super) async fn an_event_is_new_once_in_a_transaction(stage: &Stage<'_>) -> 
 pub(super) async fn a_receipt_that_was_rolled_back_never_was(stage: &Stage<'_>) -> Verdict {
     let event = stage.event("1", FRESH);
     let mut transaction = stage.harness.begin().await;
-    answered(New, transaction.receive(CONSUMER, &event).await?, "an event that nobody received")?;
+    answered(New, transaction.receive(CONSUMER, &event).await?, "an event that was never received")?;
     transaction.effect("invoice").await;
     transaction.rollback().await;
     equal("effects after a rollback", 0, stage.harness.effects("invoice").await)?;
@@ -91,7 +91,7 @@ pub(super) async fn of_many_copies_one_has_its_effect(stage: &Stage<'_>) -> Verd
 pub(super) async fn a_copy_waits_for_the_commit_of_the_first(stage: &Stage<'_>) -> Verdict {
     let event = stage.event("1", FRESH);
     let mut first = stage.harness.begin().await;
-    answered(New, first.receive(CONSUMER, &event).await?, "an event that nobody received")?;
+    answered(New, first.receive(CONSUMER, &event).await?, "an event that was never received")?;
     let second = stage.receive_beside(&event, &[]).await?;
     first.commit().await?;
     answered(Seen, stage.answer_of(second, &event).await?, "a copy after the first has committed")
@@ -100,7 +100,7 @@ pub(super) async fn a_copy_waits_for_the_commit_of_the_first(stage: &Stage<'_>) 
 pub(super) async fn a_copy_is_new_after_the_rollback_of_the_first(stage: &Stage<'_>) -> Verdict {
     let event = stage.event("1", FRESH);
     let mut first = stage.harness.begin().await;
-    answered(New, first.receive(CONSUMER, &event).await?, "an event that nobody received")?;
+    answered(New, first.receive(CONSUMER, &event).await?, "an event that was never received")?;
     let second = stage.receive_beside(&event, &[]).await?;
     first.rollback().await;
     answered(New, stage.answer_of(second, &event).await?, "a copy after the first was rolled back")
@@ -149,7 +149,7 @@ pub(super) async fn names_that_look_alike_stay_apart(stage: &Stage<'_>) -> Verdi
     ];
     let names: BTreeSet<&str> = NAMES.into_iter().collect();
     for name in &names {
-        let why = format!("{name:?}, which nobody received");
+        let why = format!("{name:?}, which was never received");
         stage.expect(New, &stage.event(name, FRESH), &why).await?;
         stage.expect(New, &stage.event_from(name, "4711", FRESH), &why).await?;
         let event = stage.event_from("/shop", "4711", FRESH);

@@ -35,7 +35,7 @@ pub(super) async fn a_frozen_broker_spends_no_attempt(stage: &Stage<'_>) -> Verd
 pub(super) async fn a_restart_needs_no_new_publisher(stage: &Stage<'_>) -> Verdict {
     let Some(outage) = stage.outage() else { return Ok(()) };
     let destination = stage.reached_destination().await?;
-    // A restart that nobody has noticed, then an outage of which a call has heard.
+    // A restart that went unnoticed, then an outage of which a call has heard.
     for noticed in [false, true] {
         outage.cut().await;
         if noticed {

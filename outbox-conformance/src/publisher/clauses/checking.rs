@@ -34,7 +34,7 @@ pub(super) async fn check_names_a_broken_name(stage: &Stage<'_>) -> Verdict {
         stage.not_asked("the harness knows no name that a destination cannot have");
         return Ok(());
     };
-    names(stage, "a name that is none", &name).await
+    names(stage, "an invalid name", &name).await
 }
 
 pub(super) async fn check_names_an_unreachable_broker(stage: &Stage<'_>) -> Verdict {

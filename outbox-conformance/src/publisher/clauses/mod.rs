@@ -1,5 +1,5 @@
-//! The table of clauses, from which both [`PUBLISHER_CLAUSES`] and [`publisher_suite!`](crate::publisher_suite) are
-//! made.
+//! The table of clauses, from which both [`PUBLISHER_CLAUSES`] and
+//! [`publisher_suite!`](crate::publisher_suite) are made.
 
 mod breaking;
 mod checking;
@@ -21,8 +21,8 @@ macro_rules! publisher_clauses {
             },)+
         ];
 
-        /// One `#[test]` for each of [`PUBLISHER_CLAUSES`], on the [`PublisherHarness`](crate::PublisherHarness) that
-        /// is named: `publisher_suite!(MyHarness);`.
+        /// One `#[test]` for each of [`PUBLISHER_CLAUSES`], on the
+        /// [`PublisherHarness`](crate::PublisherHarness) that is named: `publisher_suite!(MyHarness);`.
         #[macro_export]
         macro_rules! publisher_suite {
             ($d harness:ty) => {
@@ -117,7 +117,7 @@ publisher_clauses! { $
     checking::check_names_a_missing_destination
         "check names a destination that does not exist, each time it is asked, and does not create it";
     checking::check_names_a_broken_name
-        "check names a destination whose name is none";
+        "check names a destination whose name is invalid";
     checking::check_names_an_unreachable_broker
         "check ends with a finding when the broker cannot be reached, whatever destinations it is asked for, none included";
 }

@@ -85,7 +85,7 @@ pub(super) async fn a_broken_name_fails_alone(stage: &Stage<'_>) -> Verdict {
     };
     let destination = stage.harness.destination().await;
     let message = stage.message(&name);
-    fails_alone(stage, "a message to a name that is none", message, &destination).await.map(drop)
+    fails_alone(stage, "a message to an invalid name", message, &destination).await.map(drop)
 }
 
 pub(super) async fn a_broken_header_fails_alone(stage: &Stage<'_>) -> Verdict {
@@ -198,13 +198,13 @@ pub(super) async fn unsound_messages(stage: &Stage<'_>) -> Vec<(&'static str, Me
         unsound.push(("a destination that does not exist", stage.message(&missing)));
     }
     if let Some(name) = stage.harness.broken_name() {
-        unsound.push(("a name that is none", stage.message(&name)));
+        unsound.push(("an invalid name", stage.message(&name)));
     }
     unsound
 }
 
-/// A message with a payload of one byte more than the publisher declares, or nothing, after noting that the clause is
-/// not asked.
+/// A message with a payload of one byte more than the publisher declares, or nothing, after noting that the
+/// clause is not asked.
 pub(super) fn above_the_limit(stage: &Stage<'_>, destination: &str) -> Option<Message> {
     let limit = limit(stage)?;
     let mut message = stage.message(destination);

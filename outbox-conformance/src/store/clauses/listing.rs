@@ -14,7 +14,8 @@ use crate::{
 /// What is archived for these clauses.
 const ARCHIVED: [&str; 5] = ["a", "b", "a", "c", "a"];
 
-/// Sends five events at three different times and archives them, and leaves one more in the table that is sent.
+/// Sends five events at three different times and archives them, and leaves one more in the table that is
+/// sent.
 async fn archive(stage: &Stage<'_>) -> Verdict<(Vec<EventRecord>, Sequence)> {
     let mut relay = Relay::new(stage).await?;
     let mut sequences = stage.commit(&ARCHIVED[..2]).await?;

@@ -25,8 +25,8 @@ macro_rules! store_clauses {
             },)+
         ];
 
-        /// One `#[test]` for each of [`STORE_CLAUSES`], on the [`StoreHarness`](crate::StoreHarness) that is named:
-        /// `store_suite!(MyHarness);`.
+        /// One `#[test]` for each of [`STORE_CLAUSES`], on the [`StoreHarness`](crate::StoreHarness) that is
+        /// named: `store_suite!(MyHarness);`.
         #[macro_export]
         macro_rules! store_suite {
             ($d harness:ty) => {

@@ -236,7 +236,7 @@ pub(super) async fn an_aggregate_has_one_partition(stage: &Stage<'_>) -> Verdict
         let partition = *seen.entry(row.key.clone()).or_insert(row.partition);
         equal(&format!("the partition of {}", row.key), partition, row.partition)?;
     }
-    // 200 keys leave fewer than half of 64 partitions empty, unless the hash is none.
+    // 200 keys leave fewer than half of 64 partitions empty, unless the hash spreads badly.
     let used: std::collections::BTreeSet<_> = seen.values().collect();
     let used_min = usize::from(partitions).div_ceil(2);
     that(
@@ -284,7 +284,8 @@ pub(super) async fn a_scheduled_event_keeps_nobody_back(stage: &Stage<'_>) -> Ve
 }
 
 pub(super) async fn next_due_is_when_the_next_event_is_due(stage: &Stage<'_>) -> Verdict {
-    // Three minutes of tolerance, since the machine may be slow: to be wrong here is to be wrong by half an hour.
+    // Three minutes of tolerance, since the machine may be slow: to be wrong here is to be wrong by half an
+    // hour.
     let around = |due: Duration, minutes: u64| {
         let due_minutes = due.as_secs() / 60;
         (minutes - 3..=minutes).contains(&due_minutes)
@@ -308,7 +309,7 @@ pub(super) async fn an_undecodable_row_is_returned_alone(stage: &Stage<'_>) -> V
     let mut relay = Relay::new(stage).await?;
     let before = stage.commit_one("a").await?;
     let Some(broken) = stage.harness.insert_undecodable(&key("a")).await else {
-        stage.not_asked("the schema refuses every row that is no event");
+        stage.not_asked("the schema refuses every row that is not an event");
         return Ok(());
     };
     let after = stage.commit(&["a", "b"]).await?;
@@ -319,7 +320,7 @@ pub(super) async fn an_undecodable_row_is_returned_alone(stage: &Stage<'_>) -> V
     }
     let row = &rows[1];
     equal("its aggregate", &key("a"), &row.key)?;
-    let error = "headers are no map".to_owned();
+    let error = "headers are not a map".to_owned();
     let outcome =
         Outcome::Failed { cause: FailureCause::Undecodable, error, successors: Successors::Release };
     relay.finish(row, 1, outcome).await?;

@@ -119,7 +119,8 @@ pub(super) async fn of_racing_claims_one_wins(stage: &Stage<'_>) -> Verdict {
         let claims = relays.iter().enumerate().map(|(index, relay)| {
             let (store, relay) = (stage.store.clone(), *relay);
             let seen = if index % 2 == 0 { seen.clone() } else { reversed.clone() };
-            // Tasks of their own, so that they run on several threads. A conflict is for the caller to try again.
+            // Tasks of their own, so that they run on several threads. A conflict is for the caller to try
+            // again.
             tokio::spawn(async move {
                 let mut answer = store.claim(relay, &seen).await;
                 for _ in 0..20 {
@@ -175,7 +176,7 @@ pub(super) async fn a_claim_says_whether_the_owner_died(stage: &Stage<'_>) -> Ve
     let died = |claimed: Option<(Lease, bool)>| claimed.map(|(_, died)| died);
 
     let mut first = Relay::without_leases(stage).await?;
-    equal("owner_died where nobody was", Some(false), died(claim(first.id).await?))?;
+    equal("owner_died where there was no owner", Some(false), died(claim(first.id).await?))?;
     first.expire().await?;
     let second = Relay::without_leases(stage).await?;
     let claimed = claim(second.id).await?;
@@ -220,7 +221,7 @@ pub(super) async fn leaving_releases_everything(stage: &Stage<'_>) -> Verdict {
     let claimed = stage.store.claim(second.id, &seen).await?;
     equal("claimed partitions", seen.len(), claimed.len())?;
     that(claimed.iter().all(|claimed| !claimed.owner_died), "no owner that died", &claimed)?;
-    // Leaving twice, or under a name that nobody has, is no error.
+    // Leaving twice, or under an id that no relay has, is not an error.
     stage.store.leave(first.id).await?;
     equal("a beat after leaving", false, stage.store.beat(first.id, HOUR).await?)
 }

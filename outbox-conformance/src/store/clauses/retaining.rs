@@ -52,7 +52,7 @@ pub(super) async fn a_purge_removes_what_is_old_and_asked_for(stage: &Stage<'_>)
     let mut counts = Vec::new();
     for _ in 0..3 {
         let purged = stage.store.purge(request(Some(SHORT), None, 2)).await?;
-        equal("failed rows removed, which nobody asked for", 0, purged.failed)?;
+        equal("failed rows removed, which was not asked for", 0, purged.failed)?;
         counts.push(purged.sent);
     }
     equal("sent rows removed, two at a time", vec![2, 1, 0], counts)?;

@@ -30,8 +30,8 @@ const AGGREGATES: usize = 24;
 /// The most rounds, in each of which one thing is done to each aggregate.
 const ROUNDS_MAX: usize = 100;
 
-/// How far what a hold still waits for may be from what the model says: the time of the whole clause, which the model's
-/// clock does not count. Delays are further apart.
+/// How far what a hold still waits for may be from what the model says: the time of the whole clause, which
+/// the model's clock does not count. Delays are further apart.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 /// How many deeds of an aggregate a violation tells, up to the one that went wrong.
@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
     fn follow(&mut self, index: usize, deed: &Deed) -> u64 {
         let pair = &mut self.pairs[index];
         let (step, count) = pair.model.apply(deed, self.now);
-        // Of several results in one settle only the last hold is seen, so they are no step.
+        // Of several results in one settle only the last hold is seen, so they are not a step.
         if !matches!(deed, Deed::Settle(results, unhold) if results.len() + usize::from(unhold.is_some()) > 1)
         {
             CHART.steps().get(&step).into_iter().for_each(|number| self.ahead[*number] = false);
@@ -274,7 +274,8 @@ impl<'a> Walk<'a> {
         self.compare("after the pause of a topic has ended").await
     }
 
-    /// Lets the short delay pass. Every round does: what becomes due now is then later than what became due before.
+    /// Lets the short delay pass. Every round does: what becomes due now is then later than what became due
+    /// before.
     async fn wait(&mut self) -> Verdict {
         self.stage.wait_short().await;
         for index in 0..self.pairs.len() {

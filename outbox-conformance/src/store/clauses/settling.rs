@@ -171,7 +171,7 @@ pub(super) async fn settling_twice_counts_once(stage: &Stage<'_>) -> Verdict {
     equal("the records after the settle again", &once, &records(stage).await?)?;
     equal("holds", 1, stage.admin.holds(10).await?.len())?;
 
-    // Another outcome of an event that is finished is too late, and holds nobody.
+    // Another outcome of an event that is finished is too late, and holds no aggregate.
     let late = [retry(HOUR), failed(Successors::Park), Outcome::Sent];
     for row in [&rows[0], &rows[2]] {
         for outcome in &late {
@@ -238,7 +238,7 @@ pub(super) async fn a_settle_needs_the_owner_and_the_epoch(stage: &Stage<'_>) ->
     let row = first.expect_row("the event", sequence).await?;
     let old = first.lease_of(&row)?;
     first.expire().await?;
-    // Nothing is lost until somebody claims it; then everything is.
+    // Nothing is lost until another relay claims it; then everything is.
     let mut second = Relay::new(stage).await?;
     let new = second.lease_of(&row)?;
     let unsettled = stage.record_of(sequence).await?;

@@ -1,5 +1,5 @@
-//! The fetch contract under writers that commit late and out of order, with everything else of a relay's life at random:
-//! retries, parks, pauses, requeues, discards, schedules, lost leases, new readers and restarts.
+//! The fetch contract under writers that commit late and out of order, with everything else of a relay's life
+//! at random: retries, parks, pauses, requeues, discards, schedules, lost leases, new readers and restarts.
 
 use std::{
     sync::{
@@ -46,8 +46,9 @@ pub(super) async fn nothing_is_lost_or_overtaken_when_sent_rows_are_archived(sta
 /// What the writers, the operator and the relay have in common.
 struct Sea<'a> {
     stage: &'a Stage<'a>,
-    /// The last version of each aggregate that has committed. Who writes to an aggregate has locked it until the end of
-    /// the transaction, so that versions ascend in the order of the commits, as with the lock of a row.
+    /// The last version of each aggregate that has committed. Who writes to an aggregate has locked it until
+    /// the end of the transaction, so that versions ascend in the order of the commits, as with the lock of a
+    /// row.
     versions: Vec<Turn<i32>>,
     scheduled: Scheduled,
     /// How many writers are at work.
@@ -82,7 +83,7 @@ impl Sea<'_> {
         let mut written = 0;
         while written < count {
             let mut ids: Vec<usize> = (0..rng.usize(1..4)).map(|_| rng.usize(0..KEYS)).collect();
-            // Everybody locks in this order, so that nobody waits for one who waits.
+            // Every writer locks in this order, so that no writer waits for one that waits.
             ids.sort_unstable();
             ids.dedup();
             let (mut locked, mut events) = (Vec::new(), Vec::new());
@@ -121,7 +122,8 @@ impl Sea<'_> {
         build(event)
     }
 
-    /// Writes the events in one transaction, which fetches overlap, some of them for long. False if it was rolled back.
+    /// Writes the events in one transaction, which fetches overlap, some of them for long. False if it was
+    /// rolled back.
     async fn transact(&self, events: Vec<Event>, rng: &mut Rng) -> Verdict<bool> {
         if !self.stage.harness.concurrent_writers() {
             // Its open transaction would keep the relay and the operator waiting.
@@ -187,7 +189,7 @@ impl Sea<'_> {
             if work == 0 {
                 self.stage.harness.advance(Duration::from_millis(1)).await;
             }
-            // A store that answers at once would leave nobody else a turn.
+            // A store that answers at once would leave no other task a turn.
             tokio::task::yield_now().await;
         }
     }

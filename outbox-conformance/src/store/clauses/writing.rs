@@ -122,8 +122,8 @@ pub(super) async fn a_payload_of_a_megabyte_is_returned_whole(stage: &Stage<'_>)
 }
 
 pub(super) async fn keys_that_look_alike_stay_apart(stage: &Stage<'_>) -> Verdict {
-    // What the usual collations merge: case, accents, trailing blanks, width, ligatures, composed and decomposed
-    // forms, and what a separator could confuse.
+    // What the usual collations merge: case, accents, trailing blanks, width, ligatures, composed and
+    // decomposed forms, and what a separator could confuse.
     let names = [
         "a",
         "A",
@@ -198,7 +198,8 @@ pub(super) async fn a_duplicate_id_is_refused(stage: &Stage<'_>) -> Verdict {
 }
 
 pub(super) async fn age_is_counted_by_the_stores_clock(stage: &Stage<'_>) -> Verdict {
-    // A second of tolerance: a store may keep times in milliseconds, and ask for the time once in a transaction.
+    // A second of tolerance: a store may keep times in milliseconds, and ask for the time once in a
+    // transaction.
     let tolerance = TimeDelta::seconds(1);
     let mut relay = Relay::new(stage).await?;
     let before = stage.harness.now().await;

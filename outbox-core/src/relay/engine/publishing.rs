@@ -121,8 +121,8 @@ impl Engine {
         }
     }
 
-    /// Takes the head of a lane for publication; `None` if it is not to be published, which is then settled or
-    /// put off.
+    /// Takes the head of a lane for publication; `None` if it is not to be published, which is then settled
+    /// or put off.
     pub(super) fn take_flight(&mut self, now: Monotonic, key: &AggregateKey) -> Option<Flight> {
         let partition = self.lanes.get_mut(key)?.partition;
         let epoch = self.leases.of(partition)?.epoch;

@@ -8,7 +8,8 @@ use outbox_core::Finding;
 
 use crate::error::{Fault, code_of};
 
-/// Looks at collections and their indexes, and returns what the server says of them, and whether all are there.
+/// Looks at collections and their indexes, and returns what the server says of them, and whether all are
+/// there.
 pub(crate) async fn inspect(
     database: &Database,
     (needed, wanted): (&[&str], Vec<(&str, Vec<Document>)>),

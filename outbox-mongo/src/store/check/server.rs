@@ -10,7 +10,7 @@ use outbox_core::Finding;
 /// The wire version of MongoDB 6.0, the first release that takes a partial index by `$in`.
 const WIRE_VERSION_MIN: i32 = 17;
 
-/// False if it is no use to look further.
+/// False if looking further is of no use.
 pub(crate) fn server(hello: &Document, findings: &mut Vec<Finding>) -> bool {
     let found = findings.len();
     let wire_version = hello.get_i32("maxWireVersion").unwrap_or_default();
@@ -44,8 +44,8 @@ pub(crate) fn server(hello: &Document, findings: &mut Vec<Finding>) -> bool {
     findings.len() == found
 }
 
-/// What the server knows of the account. Without one, a server that knows accounts refuses the first look: a greeting is
-/// answered to anybody.
+/// What the server knows of the account. Without one, a server that knows accounts refuses the first look: a
+/// greeting is answered to anybody.
 pub(crate) async fn identify(database: &Database) -> Result<Document, Error> {
     let who = doc! { "connectionStatus": 1, "showPrivileges": true };
     let status = database.client().database("admin").run_command(who).await?;
@@ -56,8 +56,8 @@ pub(crate) async fn identify(database: &Database) -> Result<Document, Error> {
     Ok(info)
 }
 
-/// What the account of `whom` is allowed to do, by `info` of it; false if it may not even look. `needed` has actions by
-/// collection.
+/// What the account of `whom` is allowed to do, by `info` of it; false if it may not even look. `needed` has
+/// actions by collection.
 pub(crate) fn privileges(
     database: &str,
     (whom, needed): (&str, &[(&str, &str)]),
@@ -65,7 +65,7 @@ pub(crate) fn privileges(
     findings: &mut Vec<Finding>,
 ) -> bool {
     let list = |name: &str| info.get_array(name).cloned().unwrap_or_default();
-    // A server without accounts refuses nobody.
+    // A server without accounts refuses no client.
     if list("authenticatedUsers").is_empty() {
         return true;
     }

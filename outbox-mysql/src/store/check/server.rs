@@ -5,7 +5,8 @@ use sqlx::{AssertSqlSafe, MySqlConnection, Row as _, mysql::MySqlRow};
 
 use crate::database::Database;
 
-/// The oldest releases that have what the tables and statements are made of: expressions as defaults and `JSON_TABLE`.
+/// The oldest releases that have what the tables and statements are made of: expressions as defaults and
+/// `JSON_TABLE`.
 const MYSQL_MIN: (u32, u32, u32) = (8, 0, 22);
 const MARIADB_MIN: (u32, u32, u32) = (10, 6, 0);
 

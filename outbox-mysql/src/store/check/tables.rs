@@ -12,7 +12,8 @@ use crate::{
     schema::{MIGRATE, schema, version},
 };
 
-/// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this takes.
+/// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this
+/// takes.
 pub(crate) type Wanted = (&'static str, &'static str, &'static str, &'static str);
 
 /// What a relay and its operator need.

@@ -1,10 +1,10 @@
 //! A settle that touches holds: one transaction.
 //!
 //! # The floor
-//! Below the floor of a partition nothing waits that has no hold. So when a hold goes, the floor falls to where the
-//! hold began, in the same transaction: whoever reads the partition next finds what waited behind it. When a hold
-//! comes, it keeps the floor of that moment as its beginning, for the same reason. Both need the newest floor, and
-//! the lock on the lease row gives it.
+//! Below the floor of a partition nothing waits that has no hold. So when a hold goes, the floor falls to
+//! where the hold began, in the same transaction: the next reader of the partition finds what waited behind
+//! it. When a hold comes, it keeps the floor of that moment as its beginning, for the same reason. Both need
+//! the newest floor, and the lock on the lease row gives it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -233,8 +233,9 @@ impl Settling<'_> {
         if parts.is_empty() {
             return Ok(());
         }
-        // The rule of `Hold::retried` and `Hold::parked`. `least` passes over a null, which is the sequence of a plain
-        // pause. The time is that of the transaction, so that of two events that wait equally long none is the later.
+        // The rule of `Hold::retried` and `Hold::parked`. `least` passes over a null, which is the sequence
+        // of a plain pause. The time is that of the transaction, so that of two events that wait equally long
+        // none is the later.
         let sql = "INSERT INTO {holds} AS h \
                      (part, aggregate_type, aggregate_id, sequence, from_sequence, until, reason) \
                    SELECT part, type, id, sequence, from_sequence, \
@@ -265,8 +266,8 @@ fn leaves_hold(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Retry { .. } | Outcome::Failed { successors: Successors::Park, .. })
 }
 
-/// The settlements, which ascend, in as few rounds as leave each aggregate at most one in each: a statement changes a
-/// hold once, and each change begins from the one before.
+/// The settlements, which ascend, in as few rounds as leave each aggregate at most one in each: a statement
+/// changes a hold once, and each change begins from the one before.
 fn rounds<'a>(mine: impl Iterator<Item = &'a Settlement>) -> Vec<Vec<&'a Settlement>> {
     let mut rounds: Vec<Vec<&Settlement>> = Vec::new();
     let mut next: HashMap<&AggregateKey, usize> = HashMap::new();

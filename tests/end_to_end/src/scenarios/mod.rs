@@ -42,8 +42,8 @@ mod killed {
     }
 }
 
-/// A relay stops for longer than its lease, and wakes. A process that is frozen while it writes to SQLite keeps the
-/// file locked for everybody, so there is nothing to take over.
+/// A relay stops for longer than its lease, and wakes. A process that is frozen while it writes to SQLite
+/// keeps the file locked for everybody, so there is nothing to take over.
 mod frozen {
     tests! { crate::scenarios::crashes::frozen =>
         postgres { kafka }

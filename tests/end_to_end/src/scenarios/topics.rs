@@ -27,7 +27,7 @@ async fn a_failing_topic_and_poisonous_events_stop_nothing_else() {
     let (database, broker) = (databases::Kind::Postgres, brokers::Kind::Kafka);
     let Some(stage) = Stage::set(database, broker, Turn::shared).await else { return };
     let BrokerAt::Kafka { brokers } = stage.broker.broker_at() else { unreachable!("it is Kafka") };
-    // Somebody forgot to make this topic.
+    // This topic was forgotten.
     let failing = brokers::topic();
     let small = brokers::topic();
     kafka::create(&brokers, &small, &[("max.message.bytes", &SMALL.to_string())]).await;

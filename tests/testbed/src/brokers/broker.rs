@@ -25,7 +25,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Makes a destination.
     async fn create(&self, topic: &str);
 
-    /// Everything that the destination was sent, which may empty it; of each aggregate in the order in which it was stored.
+    /// Everything that the destination was sent, which may empty it; of each aggregate in the order in which
+    /// it was stored.
     async fn read(&self, topic: &str) -> Vec<Delivery>;
 
     /// Takes a destination away.

@@ -27,7 +27,7 @@ impl Kind {
     /// The one of this name.
     pub fn named(name: &str) -> Self {
         let named = Self::ALL.into_iter().find(|kind| format!("{kind:?}").to_lowercase() == name);
-        named.unwrap_or_else(|| panic!("nobody knows {name}"))
+        named.unwrap_or_else(|| panic!("unknown name {name}"))
     }
 
     /// The broker, or a line that says that it is missing.

@@ -57,7 +57,7 @@ impl Broker for RabbitMq {
         while let Some(message) = get().await.unwrap() {
             let headers = message.delivery.properties.headers().clone().unwrap();
             deliveries.push(Delivery::from_headers(headers.inner().iter().map(|(name, value)| {
-                let AMQPValue::LongString(value) = value else { panic!("{name} is no text: {value:?}") };
+                let AMQPValue::LongString(value) = value else { panic!("{name} is not text: {value:?}") };
                 (name.to_string(), value.as_bytes().to_vec())
             })));
         }

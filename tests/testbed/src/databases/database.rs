@@ -94,8 +94,8 @@ pub trait Database: Send + Sync + 'static {
     /// Words that stand in what settles sent events and in nothing else, to tell that on a connection.
     fn settles(&self) -> &'static [u8];
 
-    /// Locks each account, changes it and writes its events, in this order, which is what makes sequences right; all in
-    /// one transaction, which stays open for a while before it ends.
+    /// Locks each account, changes it and writes its events, in this order, which is what makes sequences
+    /// right; all in one transaction, which stays open for a while before it ends.
     async fn transact(&self, changes: &[Change], open: Duration, end: End) -> Result<Fate, String>;
 
     /// What the service's own table says: account and event, in sequence order.
