@@ -121,7 +121,7 @@ impl Database for Mongo {
         committed
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.client.database(&self.name).drop().await.unwrap();
     }
 }

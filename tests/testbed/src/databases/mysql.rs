@@ -124,7 +124,7 @@ impl Database for Mysql {
         sqlx::query_as(sql).bind(topic).fetch_all(&self.pool).await.unwrap()
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.pool.close().await;
         let mut connection = MySqlConnection::connect(&self.address).await.unwrap();
         run(&mut connection, format!("DROP DATABASE {}", self.name)).await;

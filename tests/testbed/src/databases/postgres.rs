@@ -114,7 +114,7 @@ impl Database for Postgres {
         sqlx::query_as(sql).bind(topic).fetch_all(&self.pool).await.unwrap()
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.pool.close().await;
         let mut connection = PgConnection::connect(&self.url).await.unwrap();
         let sql = format!("DROP SCHEMA {} CASCADE", self.schema);
