@@ -35,7 +35,7 @@ use crate::{
     ConfigError, EventFilter, OutboxAdmin, Publisher, RetryPolicy, StoreError, TopicTemplate,
     clock::{Clock, TokioClock},
     publisher::Message,
-    relay::{Phase, above_delivery},
+    relay::above_delivery,
     settings::Problem,
     store::{EventRecord, Sequence, Status, StoredEvent},
     with::with,

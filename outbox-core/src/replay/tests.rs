@@ -11,6 +11,7 @@ use crate::{
     AggregateKey, Event, Finding, OutboxStore, StoreErrorKind, WhenSent,
     memory::{MemoryPublisher, MemoryStore},
     publisher::{PublishError, PublishErrorScope, Reporter},
+    relay::Phase,
     store::{FailureCause, HoldRecord, Outcome, SettleRequest, Settlement, Successors},
 };
 
