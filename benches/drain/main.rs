@@ -49,7 +49,7 @@ async fn main() {
     let started = Instant::now();
     drain(store, relay, &leases, (when_sent, events, known_max)).await;
     report(&format!("drain, {when_sent:?}, {known_max} known"), events, started);
-    database.strike().await;
+    database.remove().await;
 }
 
 fn report(what: &str, events: usize, started: Instant) {

@@ -48,7 +48,7 @@ impl Pair {
         let lone = brokers::topic();
         broker.create(&lone).await;
         let (p50, p99) = self.lone_events(publisher(), &lone).await;
-        broker.strike(&lone).await;
+        broker.remove(&lone).await;
 
         let store_alone =
             drain(self.database, EVENTS, WhenSent::Keep, Arc::new(Swallow), "topic", || {}).await.rate;
@@ -56,12 +56,12 @@ impl Pair {
         let alone = brokers::topic();
         broker.create(&alone).await;
         let broker_alone = rate_of(publisher(), &alone).await;
-        broker.strike(&alone).await;
+        broker.remove(&alone).await;
 
         let together = brokers::topic();
         broker.create(&together).await;
         let both = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &together, || {}).await.rate;
-        broker.strike(&together).await;
+        broker.remove(&together).await;
         let ceiling = 1.0 / (1.0 / store_alone + 1.0 / broker_alone);
 
         let restarted = if restarts {
@@ -76,7 +76,7 @@ impl Pair {
             let topic = brokers::topic();
             broker.create(&topic).await;
             let rate = drain(self.database, EVENTS, WhenSent::Keep, publisher(), &topic, restart).await.rate;
-            broker.strike(&topic).await;
+            broker.remove(&topic).await;
             k(rate)
         } else {
             "not asked".to_owned()
@@ -114,7 +114,7 @@ impl Pair {
         tokio::time::timeout(PATIENCE, all).await.expect("the lone events arrive").unwrap();
         handle.shutdown();
         running.await.unwrap();
-        database.strike().await;
+        database.remove().await;
         let (missing, latencies) = times.latencies(from, u64::MAX);
         assert_eq!((missing, latencies.len()), (0, LONE_EVENTS));
         (latencies[LONE_EVENTS / 2], latencies[LONE_EVENTS * 99 / 100])
@@ -200,7 +200,7 @@ async fn drain(
     let (rate, spent) = (events as f64 / started.elapsed().as_secs_f64(), Spent::now());
     handle.shutdown();
     running.await.unwrap();
-    database.strike().await;
+    database.remove().await;
     let each = |before: u64, after: u64| {
         TICK * u32::try_from(after - before).unwrap() / u32::try_from(events).unwrap()
     };

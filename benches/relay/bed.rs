@@ -109,7 +109,7 @@ impl Bed {
         let place = self.existing(format!("outbox_bench_{}_{number}", std::process::id()), when_sent);
         let (schema, mut connection) = (&place.schema, self.connection().await);
         run(&mut connection, format!("DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}")).await;
-        PostgresStore::connect(&place.config).await.unwrap().migrate().await.unwrap();
+        PostgresStore::connect_lazy(&place.config).await.unwrap().migrate().await.unwrap();
         place
     }
 
@@ -220,7 +220,7 @@ impl Bed {
 impl Place {
     /// Another store on the same tables, as another process would have it.
     pub(crate) async fn another(&self) -> Arc<dyn OutboxStore> {
-        Arc::new(PostgresStore::connect(&self.config).await.unwrap())
+        Arc::new(PostgresStore::connect_lazy(&self.config).await.unwrap())
     }
 
     /// Writes a backlog: 300 bytes each, in the order of the numbers, the aggregates taking turns.

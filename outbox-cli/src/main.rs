@@ -14,7 +14,7 @@ mod table;
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outbox_core::{Finding, OutboxAdmin, Severity, store::Sequence};
+use outbox_core::{Finding, OutboxAdmin, store::Sequence};
 
 use self::{
     config::{Config, Needs},
@@ -250,9 +250,5 @@ async fn check(config: Config) -> Result<(), Failure> {
     let findings = relay::check(config).await;
     let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     output::print(if lines.is_empty() { "nothing to report\n" } else { &lines })?;
-    if has_errors(&findings) { Err(Failure::Reported) } else { Ok(()) }
-}
-
-fn has_errors(findings: &[Finding]) -> bool {
-    findings.iter().any(|finding| finding.severity == Severity::Error)
+    if output::has_errors(&findings) { Err(Failure::Reported) } else { Ok(()) }
 }

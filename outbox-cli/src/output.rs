@@ -30,6 +30,11 @@ pub(crate) enum Failure {
     Runtime(String),
 }
 
+/// Whether these keep a command from being run.
+pub(crate) fn has_errors(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.severity == Severity::Error)
+}
+
 impl From<Vec<Finding>> for Failure {
     fn from(findings: Vec<Finding>) -> Self {
         Self::Findings(findings)

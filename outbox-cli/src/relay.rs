@@ -21,8 +21,7 @@ use tracing::{Instrument, Span};
 
 use crate::{
     config::{Config, OutboxConfig, PublisherConfig},
-    has_errors,
-    output::{Failure, LogFormat, name_findings},
+    output::{Failure, LogFormat, has_errors, name_findings},
 };
 
 /// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot

@@ -17,9 +17,8 @@ use uuid::Uuid;
 use crate::{
     config::Config,
     filter::{Chosen, Conditions},
-    has_errors,
     operate::events,
-    output::{self, Failure, LogFormat, name_findings},
+    output::{self, Failure, LogFormat, has_errors, name_findings},
     relay::Signals,
     table::printable,
 };

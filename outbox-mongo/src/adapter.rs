@@ -68,10 +68,10 @@ impl ConfiguredStore for Configured {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        MongoStore::connect(&self.config).await?.migrate().await
+        MongoStore::connect_lazy(&self.config).await?.migrate().await
     }
 
     async fn open(&self) -> Result<OpenedStore, StoreError> {
-        Ok(OpenedStore::new(MongoStore::connect(&self.config).await?))
+        Ok(OpenedStore::new(MongoStore::connect_lazy(&self.config).await?))
     }
 }

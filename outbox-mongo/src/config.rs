@@ -128,8 +128,8 @@ impl MongoConfigBuilder {
         self
     }
 
-    /// Sets the most connections that [`MongoStore::connect`](crate::MongoStore::connect) opens to a server;
-    /// 2 or more, since a relay reads and settles at the same time.
+    /// Sets the most connections that [`MongoStore::connect_lazy`](crate::MongoStore::connect_lazy) opens to
+    /// a server; 2 or more, since a relay reads and settles at the same time.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

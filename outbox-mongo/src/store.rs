@@ -41,7 +41,7 @@ impl MongoStore {
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url, or one with options that do not go together.
-    pub async fn connect(config: &MongoConfig) -> Result<Self, StoreError> {
+    pub async fn connect_lazy(config: &MongoConfig) -> Result<Self, StoreError> {
         const WHAT: &str = "make a client of the url";
         let connect = config.connect.clone().ok_or_else(|| {
             let what =

@@ -120,7 +120,7 @@ async fn a_transaction_may_stay_open_for_longer_than_the_relay_is_told() {
     let Some(place) = Place::new().await else { return };
     let config = MongoConfig::builder().url(&place.url).database(&place.name);
     let config = config.transaction_lifetime(Duration::from_secs(5)).build().unwrap();
-    let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "transaction-lifetime", Severity::Error);
     place.drop().await;
 }
@@ -135,11 +135,11 @@ async fn a_url_that_asks_for_less() {
     ] {
         let url = format!("{}&{option}", place.url);
         let config = MongoConfig::builder().url(url).database(&place.name).build().unwrap();
-        let store = MongoStore::connect(&config).await.unwrap();
+        let store = MongoStore::connect_lazy(&config).await.unwrap();
         expect(&store.check().await.unwrap(), code, Severity::Warning);
     }
     let config = MongoConfig::builder().url(format!("{}&w=majority", place.url)).database(&place.name);
-    let store = MongoStore::connect(&config.build().unwrap()).await.unwrap();
+    let store = MongoStore::connect_lazy(&config.build().unwrap()).await.unwrap();
     assert_eq!(store.check().await.unwrap(), []);
     place.drop().await;
 }
@@ -148,7 +148,7 @@ async fn a_url_that_asks_for_less() {
 async fn a_server_that_is_not_there() {
     let url = "mongodb://me:hush@127.0.0.1:1/nowhere?replicaSet=rs0&serverSelectionTimeoutMS=300";
     let config = MongoConfig::builder().url(url).build().unwrap();
-    let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "unreachable", Severity::Error);
     assert!(!format!("{findings:?}").contains("hush"));
 }
@@ -162,7 +162,7 @@ async fn a_wrong_password_and_none() {
             .replace(from, to)
             .replace("&authSource=admin", if to.is_empty() { "" } else { "&authSource=admin" });
         let config = MongoConfig::builder().url(url).database(&place.name).build().unwrap();
-        let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+        let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
         expect(&findings, "denied", Severity::Error);
     }
     place.drop().await;
@@ -187,7 +187,7 @@ async fn an_account_without_privileges() {
         RELAY.iter().map(|(name, _)| (*name, &["find", "listIndexes"][..])).collect();
     let url = account(&place, "reader", &grants).await;
     let config = MongoConfig::builder().url(url).database(&place.name).build().unwrap();
-    let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     let refused: Vec<_> = findings.iter().filter(|finding| finding.code == "privilege").collect();
     assert_eq!(refused.len(), 7, "the list of collections, and all but the version: {findings:?}");
     expect(&findings, "privilege", Severity::Error);
@@ -206,7 +206,7 @@ async fn an_account_without_privileges() {
             grants.iter().map(|(name, actions)| (*name, &actions[..])).collect();
         let url = account(&place, "lacking", &grants).await;
         let config = MongoConfig::builder().url(url).database(&place.name).build().unwrap();
-        let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+        let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
         assert_eq!(findings.len(), 1, "{findings:?}");
         let named = format!("may not {lacking} on {}.{collection}", place.name);
         assert!(findings[0].code == "privilege" && findings[0].problem.contains(&named), "{findings:?}");
@@ -231,7 +231,7 @@ async fn the_documented_privileges_are_enough_for_everything() {
 
     let relay = account(&place, "relay", &RELAY).await;
     let config = MongoConfig::builder().url(relay).database(&place.name).build().unwrap();
-    let store = MongoStore::connect(&config).await.unwrap();
+    let store = MongoStore::connect_lazy(&config).await.unwrap();
     assert_eq!(store.check().await.unwrap(), []);
     use_everything(&store, &store).await;
     remove_account(&place, "writer").await;
@@ -312,7 +312,7 @@ async fn servers_that_will_not_do() {
         let url =
             format!("mongodb://127.0.0.1:{port}/shop?directConnection=true&serverSelectionTimeoutMS=3000");
         let config = MongoConfig::builder().url(url).build().unwrap();
-        let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+        let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
         expect(&findings, code, Severity::Error);
         assert_eq!(findings.len(), 1, "{findings:?}");
     }

@@ -34,7 +34,7 @@ impl<const SHORT_LIVED: bool> StoreHarness for MongoHarness<SHORT_LIVED> {
         if SHORT_LIVED {
             let config = MongoConfig::builder().url(&place.url).database(&place.name);
             let config = config.transaction_lifetime(LIFETIME).build().unwrap();
-            place.store = MongoStore::connect(&config).await.unwrap();
+            place.store = MongoStore::connect_lazy(&config).await.unwrap();
         }
         Some(Self(place))
     }

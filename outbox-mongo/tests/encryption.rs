@@ -16,7 +16,7 @@ use support::{Place, address, event, request, sequences};
 
 async fn codes(place: &Place, url: &str) -> Vec<&'static str> {
     let config = MongoConfig::builder().url(url).database(&place.name).build().unwrap();
-    let findings = MongoStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MongoStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     assert!(findings.iter().all(|finding| finding.severity == Severity::Error), "{findings:?}");
     findings.iter().map(|finding| finding.code).collect()
 }
@@ -67,7 +67,7 @@ async fn an_account_that_only_a_certificate_opens() {
 
     // Both sides work by it.
     let config = MongoConfig::builder().url(&url).database(&place.name).build().unwrap();
-    let store = MongoStore::connect(&config).await.unwrap();
+    let store = MongoStore::connect_lazy(&config).await.unwrap();
     let client = Client::with_uri_str(&url).await.unwrap();
     let mut session = client.start_session().await.unwrap();
     session.start_transaction().await.unwrap();

@@ -250,7 +250,7 @@ async fn behind_the_bound_nothing_is_read_again() {
     // The shortest that can be told: twice one second.
     let config = MongoConfig::builder().url(&place.url).database(&place.name);
     let config = config.transaction_lifetime(Duration::from_secs(1)).build().unwrap();
-    let store = MongoStore::connect(&config).await.unwrap();
+    let store = MongoStore::connect_lazy(&config).await.unwrap();
     let (relay, leases) = place.relay().await;
     let mut reader = store.reader(relay).await.unwrap();
     assert_eq!(sequences(&reader.fetch(request(&leases)).await.unwrap().rows), first);
@@ -273,7 +273,7 @@ async fn late_events_behind_a_pass_are_returned_all() {
         let Some(place) = Place::new().await else { return };
         let config = MongoConfig::builder().url(&place.url).database(&place.name);
         let config = config.transaction_lifetime(LIFETIME).build().unwrap();
-        let store = MongoStore::connect(&config).await.unwrap();
+        let store = MongoStore::connect_lazy(&config).await.unwrap();
         let mut writer = place.begin().await;
         let late: Vec<_> = (0..10).map(|_| event("1")).collect();
         let mut all = place.outbox.enqueue_all(&mut writer, &late).await.unwrap();

@@ -119,7 +119,7 @@ async fn two_processes_may_migrate_at_once() {
         let migrations = [(); 4].map(|()| {
             let config = place.config.clone();
             // Each with a client of its own, as a process has.
-            tokio::spawn(async move { MongoStore::connect(&config).await.unwrap().migrate().await })
+            tokio::spawn(async move { MongoStore::connect_lazy(&config).await.unwrap().migrate().await })
         });
         for migration in migrations {
             migration.await.unwrap().unwrap();

@@ -379,7 +379,7 @@ async fn two_outboxes_in_one_database_know_nothing_of_each_other() {
     let Some(place) = Place::new().await else { return };
     let other = outbox_mongo::MongoConfig::builder().url(&place.url).database(&place.name).table("billing");
     let other = other.build().unwrap();
-    let store = outbox_mongo::MongoStore::connect(&other).await.unwrap();
+    let store = outbox_mongo::MongoStore::connect_lazy(&other).await.unwrap();
     store.migrate().await.unwrap();
     place.commit(&[event("1")]).await;
     let mut session = place.begin().await;

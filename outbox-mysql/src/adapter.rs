@@ -67,10 +67,10 @@ impl ConfiguredStore for Configured {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        MysqlStore::connect(&self.config).await?.migrate().await
+        MysqlStore::connect_lazy(&self.config).await?.migrate().await
     }
 
     async fn open(&self) -> Result<OpenedStore, StoreError> {
-        Ok(OpenedStore::new(MysqlStore::connect(&self.config).await?))
+        Ok(OpenedStore::new(MysqlStore::connect_lazy(&self.config).await?))
     }
 }

@@ -125,8 +125,8 @@ impl MysqlConfigBuilder {
         self
     }
 
-    /// Sets the size of the pool that [`MysqlStore::connect`](crate::MysqlStore::connect) opens, beside the
-    /// two connections that a relay has of its own; 1 or more.
+    /// Sets the size of the pool that [`MysqlStore::connect_lazy`](crate::MysqlStore::connect_lazy) opens,
+    /// beside the two connections that a relay has of its own; 1 or more.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

@@ -48,7 +48,7 @@ impl MysqlStore {
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url.
     #[allow(clippy::unused_async, reason = "the same words for every store, and the pool needs a runtime")]
-    pub async fn connect(config: &MysqlConfig) -> Result<Self, StoreError> {
+    pub async fn connect_lazy(config: &MysqlConfig) -> Result<Self, StoreError> {
         let options = config.connect.clone().ok_or_else(|| {
             StoreError::new(
                 StoreErrorKind::Misuse,

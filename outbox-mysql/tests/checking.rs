@@ -119,7 +119,7 @@ async fn a_user_without_privileges(server: Server) {
         .await;
     let url = place.url.replace("outbox:outbox@", &format!("{user}:secret@"));
     let config = MysqlConfig::builder().url(url).build().unwrap();
-    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MysqlStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "privilege", Severity::Error);
     let refused: Vec<_> = findings.iter().filter(|finding| finding.code == "privilege").collect();
     assert_eq!(refused.len(), 6, "all tables but the last, which is only read: {refused:?}");
@@ -130,7 +130,7 @@ async fn a_user_without_privileges(server: Server) {
 #[tokio::test]
 async fn a_server_that_is_not_there() {
     let config = MysqlConfig::builder().url("mysql://me:hush@127.0.0.1:1/nowhere").build().unwrap();
-    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MysqlStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "unreachable", Severity::Error);
     assert!(!format!("{findings:?}").contains("hush"));
 }
@@ -143,7 +143,7 @@ async fn a_wrong_database_and_a_wrong_password(server: Server) {
         (url.replace(":outbox@", ":wrong@"), "denied"),
     ] {
         let config = MysqlConfig::builder().url(url).build().unwrap();
-        let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+        let findings = MysqlStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
         expect(&findings, code, Severity::Error);
     }
 }
@@ -193,7 +193,7 @@ async fn a_pool_without_autocommit(server: Server) {
 async fn a_payload_that_no_packet_takes(server: Server) {
     let Some(place) = Place::new(server).await else { return };
     let config = MysqlConfig::builder().url(&place.url).payload_bytes_max(256 << 20).build().unwrap();
-    let findings = MysqlStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = MysqlStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "packet", Severity::Error);
     place.drop().await;
 }
@@ -228,7 +228,7 @@ async fn the_documented_privileges_are_enough_for_everything(server: Server) {
     pool.close().await;
 
     let config = MysqlConfig::builder().url(url(&relay)).build().unwrap();
-    let store = MysqlStore::connect(&config).await.unwrap();
+    let store = MysqlStore::connect_lazy(&config).await.unwrap();
     assert_eq!(store.check().await.unwrap(), []);
     use_everything(&store, &store).await;
     place.run(&format!("DROP USER {writer}, {relay}")).await;

@@ -17,7 +17,7 @@ on_both! {
 /// The store of `place` as the account that must encrypt, with these parameters of the address.
 async fn connect(place: &Place, parameters: &str) -> MysqlStore {
     let url = format!("{}?{parameters}", place.url.replacen("outbox:", "demands_tls:", 1));
-    MysqlStore::connect(&MysqlConfig::builder().url(url).build().unwrap()).await.unwrap()
+    MysqlStore::connect_lazy(&MysqlConfig::builder().url(url).build().unwrap()).await.unwrap()
 }
 
 async fn an_account_that_must_encrypt_relays_with_a_verified_certificate(server: Server) {

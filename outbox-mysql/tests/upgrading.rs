@@ -103,7 +103,7 @@ async fn two_processes_may_migrate_at_once(server: Server) {
         let migrations = [(); 4].map(|()| {
             let config = place.config.clone();
             // Each with a pool of its own, as a process has.
-            tokio::spawn(async move { MysqlStore::connect(&config).await.unwrap().migrate().await })
+            tokio::spawn(async move { MysqlStore::connect_lazy(&config).await.unwrap().migrate().await })
         });
         for migration in migrations {
             migration.await.unwrap().unwrap();

@@ -232,7 +232,7 @@ async fn several_outboxes_stand_beside_each_other(server: Server) {
     let elsewhere = MysqlConfig::builder().url(&place.url).schema(&other_schema).build().unwrap();
     place.commit(&[event("1")]).await;
     for (config, count) in [(&beside, 2), (&elsewhere, 3)] {
-        let store = MysqlStore::connect(config).await.unwrap();
+        let store = MysqlStore::connect_lazy(config).await.unwrap();
         store.migrate().await.unwrap();
         assert_eq!(store.check().await.unwrap(), []);
         let events: Vec<Event> = (0..count).map(|n: u8| event(&n.to_string())).collect();

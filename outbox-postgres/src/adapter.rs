@@ -70,10 +70,10 @@ impl ConfiguredStore for Configured {
     }
 
     async fn migrate(&self) -> Result<(), StoreError> {
-        PostgresStore::connect(&self.config).await?.migrate().await
+        PostgresStore::connect_lazy(&self.config).await?.migrate().await
     }
 
     async fn open(&self) -> Result<OpenedStore, StoreError> {
-        Ok(OpenedStore::new(PostgresStore::connect(&self.config).await?))
+        Ok(OpenedStore::new(PostgresStore::connect_lazy(&self.config).await?))
     }
 }

@@ -156,8 +156,8 @@ impl PostgresConfigBuilder {
         self
     }
 
-    /// Sets the size of the pool that [`PostgresStore::connect`](crate::PostgresStore::connect) opens, beside
-    /// the two connections that a relay has of its own; 1 or more.
+    /// Sets the size of the pool that [`PostgresStore::connect_lazy`](crate::PostgresStore::connect_lazy)
+    /// opens, beside the two connections that a relay has of its own; 1 or more.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

@@ -43,7 +43,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreErrorKind::Misuse`] if `config` has no url.
-    pub async fn connect(config: &PostgresConfig) -> Result<Self, StoreError> {
+    pub async fn connect_lazy(config: &PostgresConfig) -> Result<Self, StoreError> {
         let options = config.connect.clone().ok_or_else(|| {
             StoreError::new(
                 StoreErrorKind::Misuse,

@@ -123,7 +123,7 @@ async fn a_role_without_privileges() {
         .await;
     let url = place.url.replace("outbox:outbox@", &format!("{role}:secret@"));
     let config = PostgresConfig::builder().url(url).schema(&place.schema).build().unwrap();
-    let findings = PostgresStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = PostgresStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "privilege", Severity::Error);
     let refused: Vec<_> = findings.iter().filter(|finding| finding.code == "privilege").collect();
     assert_eq!(refused.len(), 9, "eight tables and the sequence: {refused:?}");
@@ -135,7 +135,7 @@ async fn a_role_without_privileges() {
 async fn a_server_that_is_not_there() {
     let url = "postgres://me:hush@127.0.0.1:1/nowhere";
     let config = PostgresConfig::builder().url(url).build().unwrap();
-    let findings = PostgresStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = PostgresStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "unreachable", Severity::Error);
     assert!(!format!("{findings:?}").contains("hush"));
 }
@@ -149,7 +149,7 @@ async fn a_wrong_database_and_a_wrong_password() {
         (url.replace(":outbox@", ":wrong@"), "denied"),
     ] {
         let config = PostgresConfig::builder().url(url).build().unwrap();
-        let findings = PostgresStore::connect(&config).await.unwrap().check().await.unwrap();
+        let findings = PostgresStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
         expect(&findings, code, Severity::Error);
     }
 }
@@ -180,7 +180,7 @@ async fn commits_that_do_not_wait() {
     let Some(place) = Place::new().await else { return };
     let url = format!("{}?options=-c%20synchronous_commit%3Doff", place.url);
     let config = PostgresConfig::builder().url(url).schema(&place.schema).build().unwrap();
-    let findings = PostgresStore::connect(&config).await.unwrap().check().await.unwrap();
+    let findings = PostgresStore::connect_lazy(&config).await.unwrap().check().await.unwrap();
     expect(&findings, "synchronous-commit", Severity::Warning);
     place.drop().await;
 }
@@ -192,7 +192,7 @@ async fn a_database_of_another_encoding() {
     place.run(&format!("CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")).await;
     let (server, _) = place.url.rsplit_once('/').unwrap();
     let config = PostgresConfig::builder().url(format!("{server}/{name}")).build().unwrap();
-    let store = PostgresStore::connect(&config).await.unwrap();
+    let store = PostgresStore::connect_lazy(&config).await.unwrap();
     expect(&store.check().await.unwrap(), "encoding", Severity::Error);
     drop(store);
     place.run(&format!("DROP DATABASE {name} WITH (FORCE)")).await;
@@ -226,7 +226,7 @@ async fn the_documented_privileges_are_enough_for_everything() {
     pool.close().await;
 
     let config = PostgresConfig::builder().url(url(&relay)).schema(schema).build().unwrap();
-    let store = PostgresStore::connect(&config).await.unwrap();
+    let store = PostgresStore::connect_lazy(&config).await.unwrap();
     assert_eq!(store.check().await.unwrap(), []);
     use_everything(&store, &store).await;
     place.run(&format!("DROP OWNED BY {writer}, {relay}; DROP ROLE {writer}, {relay}")).await;

@@ -11,7 +11,7 @@ use support::{Place, address};
 async fn connect(place: &Place, parameters: &str) -> Result<PostgresStore, outbox_core::StoreError> {
     let url = format!("{}?{parameters}", place.url.replacen("outbox:", "demands_tls:", 1));
     let config = PostgresConfig::builder().url(url).schema(&place.schema).build().unwrap();
-    PostgresStore::connect(&config).await
+    PostgresStore::connect_lazy(&config).await
 }
 
 #[tokio::test]

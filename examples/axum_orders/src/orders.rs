@@ -71,8 +71,8 @@ async fn place(
     Ok((StatusCode::CREATED, Json(placed.id)))
 }
 
-/// Whether this process can take orders and relay their events. A broker that is away is not a reason to say no:
-/// orders are taken all the same, and their events wait.
+/// Whether this process can take orders and relay their events. A broker that is away is not a reason to say
+/// no: orders are taken all the same, and their events wait.
 async fn ready(State(shop): State<Shop>) -> (StatusCode, String) {
     match shop.relay.ready() {
         Ok(()) => (StatusCode::OK, "ready".to_owned()),

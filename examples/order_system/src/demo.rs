@@ -70,13 +70,13 @@ pub(crate) async fn run(options: &Options) -> Result<ExitCode, Error> {
         played = play(&stage, options) => played,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted?;
-            stage.strike().await?;
+            stage.remove().await?;
             return Err("interrupted".into());
         }
     };
     let report = match played {
         Ok(report) if report.problems.is_empty() => {
-            stage.strike().await?;
+            stage.remove().await?;
             report
         }
         Ok(report) => {

@@ -19,7 +19,7 @@ pub(crate) async fn run(
     broker: &Broker,
     ended: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let store = PostgresStore::connect(&PostgresConfig::builder().url(database_url).build()?).await?;
+    let store = PostgresStore::connect_lazy(&PostgresConfig::builder().url(database_url).build()?).await?;
     let relay = Relay::new(store, broker.publisher()?, config(broker)?)?;
     // Whatever would break a promise is named here, with its remedy: a missing topic, an old schema, a read
     // replica.

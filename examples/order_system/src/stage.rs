@@ -58,7 +58,7 @@ impl Stage {
     }
 
     /// Takes everything away.
-    pub(crate) async fn strike(self) -> Result<(), Error> {
+    pub(crate) async fn remove(self) -> Result<(), Error> {
         self.broker.remove(&SERVICES).await?;
         let mut connection = PgConnection::connect_with(&self.postgres).await?;
         for name in self.databases {

@@ -57,7 +57,7 @@ async fn run(postgres: &str, brokers: &str) -> Result<Vec<String>, Error> {
     let name = format!("shop_{}", Uuid::now_v7().simple());
     create_topic(brokers, &name).await?;
     let config = PostgresConfig::builder().url(postgres).schema(&name).build()?;
-    let store = PostgresStore::connect(&config).await?;
+    let store = PostgresStore::connect_lazy(&config).await?;
     store.migrate().await?;
     let mut shop = Shop::open(postgres, &name, &config).await?;
 

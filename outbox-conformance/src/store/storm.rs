@@ -231,8 +231,10 @@ impl<'a> Storm<'a> {
         let (fetched, settled) = tokio::join!(self.reader.fetch(request), self.stage.store.settle(&settle));
         let (fetched, settled) = (fetched?, settled?);
         if !settled.fenced.is_empty() {
-            return Err(self
-                .broken(&format!("partitions {:?} were fenced, which no other relay claims", settled.fenced)));
+            return Err(self.broken(&format!(
+                "partitions {:?} were fenced, which no other relay claims",
+                settled.fenced
+            )));
         }
         self.fetches += 1;
         let held = self.apply(&settle);

@@ -23,7 +23,7 @@ async fn store() -> Option<MongoStore> {
     let url = outbox_conformance::testing::address("MongoDB", "mongodb", VARIABLE)?;
     let name = format!("p_{}", Uuid::now_v7().simple());
     let config = MongoConfig::builder().url(url).database(name).build().unwrap();
-    let store = MongoStore::connect(&config).await.unwrap();
+    let store = MongoStore::connect_lazy(&config).await.unwrap();
     store.migrate().await.unwrap();
     Some(store)
 }

@@ -59,7 +59,7 @@ impl Place {
         let url = url()?;
         let name = format!("t_{}", Uuid::now_v7().simple());
         let config = MongoConfig::builder().url(&url).database(&name).build().unwrap();
-        let store = MongoStore::connect(&config).await.unwrap();
+        let store = MongoStore::connect_lazy(&config).await.unwrap();
         let client = Client::with_uri_str(&url).await.unwrap();
         let database = client.database(&name);
         let outbox = MongoOutbox::new(&config);

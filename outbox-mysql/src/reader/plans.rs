@@ -24,7 +24,7 @@ impl TestDatabase {
         let mut connection = MySqlConnection::connect(&url).await.unwrap();
         run(&mut connection, &format!("CREATE DATABASE {schema}; USE {schema}")).await;
         let config = MysqlConfig::builder().url(&url).schema(&schema).build().unwrap();
-        MysqlStore::connect(&config).await.unwrap().migrate().await.unwrap();
+        MysqlStore::connect_lazy(&config).await.unwrap().migrate().await.unwrap();
         Some(Self { schema, connection, config })
     }
 

@@ -111,7 +111,7 @@ impl Place {
         connection.close().await.unwrap();
         let url = format!("{}/{schema}", server_url.rsplit_once('/').unwrap().0);
         let config = MysqlConfig::builder().url(&url).build().unwrap();
-        let store = MysqlStore::connect(&config).await.unwrap();
+        let store = MysqlStore::connect_lazy(&config).await.unwrap();
         let pool = MySqlPoolOptions::new().max_connections(8).connect(&url).await.unwrap();
         let outbox = MysqlOutbox::new(&config);
         Some(Self { server, url, schema, config, store, outbox, pool })

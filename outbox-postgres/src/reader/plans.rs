@@ -33,7 +33,7 @@ impl TestSchema {
         let mut connection = PgConnection::connect(&url).await.unwrap();
         run(&mut connection, &format!("CREATE SCHEMA {schema}; SET search_path = {schema}")).await;
         let config = PostgresConfig::builder().url(&url).schema(&schema).build().unwrap();
-        let store = PostgresStore::connect(&config).await.unwrap();
+        let store = PostgresStore::connect_lazy(&config).await.unwrap();
         store.migrate().await.unwrap();
         let pool = PgPoolOptions::new().connect(&url).await.unwrap();
         let fetch = Session::open(&pool, Purpose::Fetch).await.unwrap();

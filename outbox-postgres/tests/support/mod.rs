@@ -72,7 +72,7 @@ impl Place {
         connection.close().await.unwrap();
         let config =
             PostgresConfig::builder().url(&url).schema(&schema).sent_rows(sent_rows).build().unwrap();
-        let store = PostgresStore::connect(&config).await.unwrap();
+        let store = PostgresStore::connect_lazy(&config).await.unwrap();
         let path = schema.clone();
         let pool = PgPoolOptions::new()
             .max_connections(8)

@@ -2,13 +2,14 @@
 //!
 //! A file takes from the file that *defines* what it names: a re-export is followed to its end. A module that
 //! declares another, or that hands its names on, does not take from it by that alone. What is called as a
-//! method has no path, so a call of it is not seen. Code under `cfg(test)` is left out.
+//! method has no path, so a call of it is not seen. Code under `cfg(test)` is left out. Of two modules of one
+//! name, from which a feature chooses, the first stands for both where they are named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::{
-    Attribute, Item, ItemMod, ItemUse, Macro, UseTree, Visibility,
+    Attribute, Expr, Item, ItemMod, ItemUse, Lit, Macro, Meta, MetaNameValue, UseTree, Visibility,
     visit::{self, Visit},
 };
 
@@ -27,7 +28,8 @@ pub(crate) fn graph(sources: &Sources, roots: &[&str]) -> Graph {
     let mut tests = BTreeSet::new();
     for root in roots {
         let mut house = House { sources, modules: Vec::new(), tests: BTreeSet::new() };
-        house.module(root, "", None, house.parse(root));
+        let (file, items) = house.parsed((*root).to_owned());
+        house.module(&file, "", None, items);
         for (this, module) in house.modules.iter().enumerate() {
             let from = graph.entry(module.file.clone()).or_default();
             for (file, name) in house.taken(this).into_iter().filter(|(file, _)| *file != module.file) {
@@ -115,9 +117,10 @@ enum Target {
 }
 
 impl House<'_> {
-    fn parse(&self, file: &str) -> Vec<Item> {
-        let source = self.sources.get(file).unwrap_or_else(|| panic!("{file} is not there"));
-        syn::parse_file(source).unwrap_or_else(|error| panic!("{file}: {error}")).items
+    fn parsed(&self, file: String) -> (String, Vec<Item>) {
+        let source = self.sources.get(&file).unwrap_or_else(|| panic!("{file} is not there"));
+        let parsed = syn::parse_file(source).unwrap_or_else(|error| panic!("{file}: {error}"));
+        (file, parsed.items)
     }
 
     /// Takes in a module: `folder` is where the files of its children are.
@@ -150,18 +153,21 @@ impl House<'_> {
             imports,
             paths,
         });
-        for ItemMod { ident, content, .. } in inner {
+        for ItemMod { ident, content, attrs, .. } in inner {
             let name = ident.to_string();
-            let folder = format!("{folder}{name}/");
-            let child = match content {
-                Some((_, items)) => self.module(&file, &folder, Some(this), items),
-                None => {
-                    let file = self.file_of(folder.trim_end_matches(&format!("{name}/")), &name);
-                    let items = self.parse(&file);
-                    self.module(&file, &folder, Some(this), items)
+            let child = match (content, path_of(&attrs)) {
+                (Some((_, items)), _) => self.module(&file, &format!("{folder}{name}/"), Some(this), items),
+                (None, Some(path)) => {
+                    let beside = file.rfind('/').map_or("", |slash| &file[..=slash]);
+                    let (file, items) = self.parsed(format!("{beside}{path}"));
+                    self.module(&file, beside, Some(this), items)
+                }
+                (None, None) => {
+                    let (file, items) = self.parsed(self.file_of(folder, &name));
+                    self.module(&file, &format!("{folder}{name}/"), Some(this), items)
                 }
             };
-            self.modules[this].children.insert(name, child);
+            self.modules[this].children.entry(name).or_insert(child);
         }
         this
     }
@@ -380,6 +386,17 @@ fn attributes(item: &Item) -> &[Attribute] {
     }
 }
 
+/// The file that a module names by itself.
+fn path_of(attributes: &[Attribute]) -> Option<String> {
+    attributes.iter().find(|attribute| attribute.path().is_ident("path")).and_then(|attribute| {
+        let Meta::NameValue(MetaNameValue { value: Expr::Lit(value), .. }) = &attribute.meta else {
+            return None;
+        };
+        let Lit::Str(path) = &value.lit else { return None };
+        Some(path.value())
+    })
+}
+
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -459,6 +476,18 @@ mod tests {
         assert_eq!(found(&circle), [["a/mod.rs", "b.rs"]]);
         circle[3].1 = "use super::*; pub struct B(F);";
         assert_eq!(found(&circle), [["a/mod.rs", "b.rs"]]);
+    }
+
+    #[test]
+    fn of_two_modules_of_one_name_both_are_read() {
+        let files = [
+            ("lib.rs", "mod a; #[cfg(x)] mod tls; #[cfg(not(x))] #[path = \"no_tls.rs\"] mod tls;"),
+            ("a.rs", "use crate::tls::open; pub struct A;"),
+            ("tls.rs", "use crate::a::A; pub fn open(_: A) {}"),
+            ("no_tls.rs", "use crate::a::A; pub fn open(_: A) {}"),
+        ];
+        assert_eq!(found(&files), [["a.rs", "tls.rs"]]);
+        assert_eq!(graph(&sources(&files), &["lib.rs"])["no_tls.rs"].keys().collect::<Vec<_>>(), ["a.rs"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
 mod circles;
+mod tidy;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

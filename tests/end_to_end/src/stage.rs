@@ -124,8 +124,8 @@ impl Stage {
     }
 
     /// Takes everything away. A scenario that failed leaves it to be looked at.
-    pub(crate) async fn strike(self) {
-        self.broker.strike(&self.topic).await;
-        self.database.strike().await;
+    pub(crate) async fn remove(self) {
+        self.broker.remove(&self.topic).await;
+        self.database.remove().await;
     }
 }

@@ -94,7 +94,7 @@ impl Shop {
     }
 
     async fn store(&self) -> PostgresStore {
-        PostgresStore::connect(&self.config()).await.unwrap()
+        PostgresStore::connect_lazy(&self.config()).await.unwrap()
     }
 
     /// Publishes everything.

@@ -39,7 +39,7 @@ async fn kill(database: databases::Kind, broker: brokers::Kind, kills: usize) {
     load.end(&stage).await;
     stage.drain(relays).await;
     stage.check(&format!("{database:?} to {broker:?}, killed"), kills * settings.in_flight_max).await;
-    stage.strike().await;
+    stage.remove().await;
 }
 
 pub(super) async fn frozen(database: databases::Kind, broker: brokers::Kind) {
@@ -66,7 +66,7 @@ pub(super) async fn frozen(database: databases::Kind, broker: brokers::Kind) {
     stage.drain(relays).await;
     let duplicates_max = FREEZES * settings.in_flight_max;
     stage.check(&format!("{database:?} to {broker:?}, frozen"), duplicates_max).await;
-    stage.strike().await;
+    stage.remove().await;
 }
 
 pub(super) async fn restarted(database: databases::Kind, broker: brokers::Kind) {
@@ -85,5 +85,5 @@ pub(super) async fn restarted(database: databases::Kind, broker: brokers::Kind) 
     load.end(&stage).await;
     stage.drain(relays).await;
     stage.check(&format!("{database:?} to {broker:?}, restarted"), 0).await;
-    stage.strike().await;
+    stage.remove().await;
 }

@@ -33,5 +33,5 @@ pub(super) async fn cut(database: databases::Kind, broker: brokers::Kind) {
     assert_eq!(relay.seen().buried, 0, "the lease outlives every cut");
     stage.drain([relay]).await;
     stage.check(&format!("{database:?} to {broker:?}, connections cut"), 0).await;
-    stage.strike().await;
+    stage.remove().await;
 }

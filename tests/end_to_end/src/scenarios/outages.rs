@@ -35,7 +35,7 @@ pub(super) async fn database_restarted(database: databases::Kind, broker: broker
     stage.drain(relays).await;
     let duplicates_max = RELAYS_AND_STOPS * settings.in_flight_max;
     stage.check(&format!("{database:?} restarted, to {broker:?}"), duplicates_max).await;
-    stage.strike().await;
+    stage.remove().await;
 }
 
 pub(super) async fn broker_restarted(database: databases::Kind, broker: brokers::Kind) {
@@ -68,5 +68,5 @@ pub(super) async fn broker_restarted(database: databases::Kind, broker: brokers:
     stage.drain(relays).await;
     let duplicates_max = RELAYS_AND_STOPS * settings.in_flight_max;
     stage.check(&format!("{database:?} to {broker:?}, which restarted"), duplicates_max).await;
-    stage.strike().await;
+    stage.remove().await;
 }

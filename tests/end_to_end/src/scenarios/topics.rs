@@ -72,9 +72,9 @@ async fn a_failing_topic_and_poisonous_events_stop_nothing_else() {
     stage.drain([relay]).await;
     assert_eq!(stage.holds().await, 0, "held");
     stage.check_topic("a topic that is there at last", Some(&failing), settings.in_flight_max).await;
-    stage.broker.strike(&small).await;
-    stage.broker.strike(&failing).await;
-    stage.strike().await;
+    stage.broker.remove(&small).await;
+    stage.broker.remove(&failing).await;
+    stage.remove().await;
 }
 
 /// One transaction for each of so many aggregates of their own, to a topic that the events name.

@@ -30,5 +30,5 @@ pub trait Broker: Send + Sync + 'static {
     async fn read(&self, topic: &str) -> Vec<Delivery>;
 
     /// Takes a destination away.
-    async fn strike(&self, topic: &str);
+    async fn remove(&self, topic: &str);
 }

@@ -49,7 +49,7 @@ impl Broker for Kafka {
         tokio::task::spawn_blocking(move || read(&brokers, &topic)).await.unwrap()
     }
 
-    async fn strike(&self, topic: &str) {
+    async fn remove(&self, topic: &str) {
         admin(&self.brokers).delete_topics(&[topic], &options()).await.unwrap();
     }
 }

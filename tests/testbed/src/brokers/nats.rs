@@ -61,7 +61,7 @@ impl Broker for Nats {
         deliveries
     }
 
-    async fn strike(&self, topic: &str) {
+    async fn remove(&self, topic: &str) {
         self.jetstream().await.delete_stream(stream_of(topic)).await.unwrap();
     }
 }

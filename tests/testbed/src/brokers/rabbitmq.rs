@@ -64,7 +64,7 @@ impl Broker for RabbitMq {
         deliveries
     }
 
-    async fn strike(&self, topic: &str) {
+    async fn remove(&self, topic: &str) {
         let (_connection, channel) = self.channel().await;
         channel.queue_delete(topic.into(), QueueDeleteOptions::default()).await.unwrap();
     }

@@ -102,7 +102,7 @@ pub trait Database: Send + Sync + 'static {
     async fn committed(&self, topic: Option<&str>) -> Vec<(String, Uuid)>;
 
     /// Takes it away.
-    async fn strike(&self);
+    async fn remove(&self);
 }
 
 /// The parts of an address around its `host:port`.

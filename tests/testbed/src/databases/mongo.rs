@@ -30,7 +30,7 @@ impl Mongo {
         let address = servers::address("mongodb", "OUTBOX_TEST_MONGODB_URL")?;
         let name = format!("service_{}", Uuid::now_v7().simple());
         let config = config(&address, &name);
-        let store = MongoStore::connect(&config).await.unwrap();
+        let store = MongoStore::connect_lazy(&config).await.unwrap();
         store.migrate().await.unwrap();
         let client = Client::with_uri_str(&address).await.unwrap();
         let mongo = Self { address, name, store, outbox: MongoOutbox::new(&config), client };
@@ -121,7 +121,7 @@ impl Database for Mongo {
         committed
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.client.database(&self.name).drop().await.unwrap();
     }
 }
@@ -139,7 +139,7 @@ fn is_in_the_way(failure: &Failure) -> bool {
 }
 
 pub(super) async fn open(url: &str, database: &str) -> Arc<dyn OutboxStore> {
-    Arc::new(MongoStore::connect(&config(url, database)).await.unwrap())
+    Arc::new(MongoStore::connect_lazy(&config(url, database)).await.unwrap())
 }
 
 fn config(url: &str, database: &str) -> MongoConfig {

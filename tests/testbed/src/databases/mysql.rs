@@ -42,7 +42,7 @@ impl Mysql {
         let mut connection = MySqlConnection::connect(&address).await.unwrap();
         run(&mut connection, format!("CREATE DATABASE {name}")).await;
         let config = config(&url);
-        let store = MysqlStore::connect(&config).await.unwrap();
+        let store = MysqlStore::connect_lazy(&config).await.unwrap();
         store.migrate().await.unwrap();
         let pool = MySqlPoolOptions::new()
             .max_connections(10)
@@ -124,7 +124,7 @@ impl Database for Mysql {
         sqlx::query_as(sql).bind(topic).fetch_all(&self.pool).await.unwrap()
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.pool.close().await;
         let mut connection = MySqlConnection::connect(&self.address).await.unwrap();
         run(&mut connection, format!("DROP DATABASE {}", self.name)).await;
@@ -132,7 +132,7 @@ impl Database for Mysql {
 }
 
 pub(super) async fn open(url: &str) -> Arc<dyn OutboxStore> {
-    Arc::new(MysqlStore::connect(&config(url)).await.unwrap())
+    Arc::new(MysqlStore::connect_lazy(&config(url)).await.unwrap())
 }
 
 fn config(url: &str) -> MysqlConfig {

@@ -31,7 +31,7 @@ impl Postgres {
         let url = format!("{address}?sslmode=disable");
         let schema = format!("service_{}", Uuid::now_v7().simple());
         let config = config(&url, &schema);
-        let store = PostgresStore::connect(&config).await.unwrap();
+        let store = PostgresStore::connect_lazy(&config).await.unwrap();
         store.migrate().await.unwrap();
         let path = schema.clone();
         let pool = PgPoolOptions::new()
@@ -114,7 +114,7 @@ impl Database for Postgres {
         sqlx::query_as(sql).bind(topic).fetch_all(&self.pool).await.unwrap()
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         self.pool.close().await;
         let mut connection = PgConnection::connect(&self.url).await.unwrap();
         let sql = format!("DROP SCHEMA {} CASCADE", self.schema);
@@ -123,7 +123,7 @@ impl Database for Postgres {
 }
 
 pub(super) async fn open(url: &str, schema: &str) -> Arc<dyn OutboxStore> {
-    Arc::new(PostgresStore::connect(&config(url, schema)).await.unwrap())
+    Arc::new(PostgresStore::connect_lazy(&config(url, schema)).await.unwrap())
 }
 
 fn config(url: &str, schema: &str) -> PostgresConfig {

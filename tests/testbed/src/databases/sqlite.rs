@@ -82,7 +82,7 @@ impl Database for Sqlite {
         rows.map(|row| row.map(|(account, event)| (account, event.parse().unwrap())).unwrap()).collect()
     }
 
-    async fn strike(&self) {
+    async fn remove(&self) {
         // The folder goes with this.
     }
 }
