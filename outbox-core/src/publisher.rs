@@ -180,7 +180,7 @@ impl Reporter {
     }
 
     /// Reports message number `index` of the call, from 0. Only the first report of a message counts. A
-    /// caller that has gone away is no error.
+    /// caller that has gone away is not an error.
     pub fn report(&self, index: usize, result: Result<(), PublishError>) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let _ = self.reports.send(Report { call: self.call, index, result });

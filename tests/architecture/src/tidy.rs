@@ -7,10 +7,10 @@ const WIDTH_MAX: usize = 110;
 
 /// Phrases that a translated text has and plain English has not, in lower case, and what to write instead.
 const PHRASES: [(&str, &str); 7] = [
-    (" is none", "is not a …, or is invalid"),
-    (" are none", "are not …"),
-    (" is no ", "is not a …"),
-    (" are no ", "are not …"),
+    ("is none", "is not a …, or is invalid"),
+    ("are none", "are not …"),
+    ("is no", "is not a …"),
+    ("are no", "are not …"),
     ("nobody", "name the actor: no relay, no test, no caller"),
     ("whoever", "name the actor"),
     ("somebody", "name the actor: an operator, a person, another process"),
@@ -47,7 +47,7 @@ fn files(endings: &[&str]) -> Vec<(String, String)> {
     files
 }
 
-/// A comment that can be wrapped: it has a space to break at, and is not a drawing, a table or code of a doctest.
+/// A comment that can be wrapped: it has a space to break at, and is not a drawing, a table or code.
 fn too_wide(line: &str) -> bool {
     let comment = line.trim_start();
     let prose = comment.strip_prefix("///").or(comment.strip_prefix("//!")).or(comment.strip_prefix("//"));
@@ -59,12 +59,20 @@ fn too_wide(line: &str) -> bool {
     })
 }
 
+/// The first phrase that stands in a line as words of their own, and not as part of a name.
 fn stumbles(line: &str) -> Option<(&'static str, &'static str)> {
     let mut line = line.to_lowercase();
     for good in GOOD {
         line = line.replace(good, "");
     }
-    PHRASES.into_iter().find(|(phrase, _)| line.contains(phrase))
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    PHRASES.into_iter().find(|(phrase, _)| {
+        line.match_indices(phrase).any(|(at, words)| {
+            let before = line[..at].chars().next_back();
+            let after = line[at + words.len()..].chars().next();
+            !before.is_some_and(is_word) && !after.is_some_and(is_word)
+        })
+    })
 }
 
 #[test]
@@ -99,7 +107,8 @@ fn the_rules_find_what_they_are_for() {
     assert!(too_wide(&format!("    /// {}", "word ".repeat(30))));
     assert!(!too_wide(&format!("let text = \"{}\";", "word ".repeat(30))));
     assert!(!too_wide(&format!("// | {} |", "cell ".repeat(30))));
-    assert_eq!(stumbles("The url is none of these.").map(|(phrase, _)| phrase), Some(" is none"));
+    assert_eq!(stumbles("The url is none of these.").map(|(phrase, _)| phrase), Some("is none"));
     assert!(stumbles("Nobody reads it").is_some());
+    assert!(stumbles("fn nobody_reads() { NobodyAnswers }").is_none());
     assert!(stumbles("There is no relay, and it is no longer alive").is_none());
 }
