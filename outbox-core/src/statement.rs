@@ -84,23 +84,22 @@ impl<'a> Parameter<'a> {
 }
 
 /// An event's content type as it is stored: the default is null, which saves its bytes in every row.
-pub fn content_type_column(event: &Event) -> Option<Cow<'_, str>> {
-    Some(event.content_type()).filter(|text| *text != CONTENT_TYPE_DEFAULT).map(Cow::Borrowed)
+pub fn content_type_column(event: &Event) -> Option<&str> {
+    Some(event.content_type()).filter(|text| *text != CONTENT_TYPE_DEFAULT)
 }
 
 /// An event's headers as they are stored: the text of a JSON object, or null if there are none.
 ///
 /// # Errors
 /// Where that text cannot be written.
-pub fn headers_column(event: &Event) -> Result<Option<Cow<'_, str>>, EnqueueError> {
+pub fn headers_column(event: &Event) -> Result<Option<String>, EnqueueError> {
     if event.headers().is_empty() {
         return Ok(None);
     }
     let unexpected = |error| {
         StoreError::new(StoreErrorKind::Unexpected, "cannot write the headers as JSON").with_source(error)
     };
-    let text = serde_json::to_string(event.headers()).map_err(unexpected)?;
-    Ok(Some(Cow::Owned(text)))
+    Ok(Some(serde_json::to_string(event.headers()).map_err(unexpected)?))
 }
 
 /// The first event whose id was given twice.

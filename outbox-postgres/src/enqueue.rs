@@ -105,8 +105,8 @@ impl PostgresOutbox {
             Parameter::text(event.event_type()),
             Parameter::Integer(event.version()),
             Parameter::bytes(event.payload()),
-            Parameter::Text(content_type_column(event)),
-            Parameter::Text(headers_column(event)?),
+            Parameter::Text(content_type_column(event).map(Cow::Borrowed)),
+            Parameter::Text(headers_column(event)?.map(Cow::Owned)),
             Parameter::Text(event.topic().map(Cow::Borrowed)),
             Parameter::Time(event.available_at()),
         ];
@@ -304,8 +304,8 @@ impl<'a> Columns<'a> {
         self.event_types.push(Some(event.event_type().into()));
         self.versions.push(event.version());
         self.payloads.push(event.payload());
-        self.content_types.push(content_type_column(event));
-        self.headers.push(headers_column(event)?);
+        self.content_types.push(content_type_column(event).map(Cow::Borrowed));
+        self.headers.push(headers_column(event)?.map(Cow::Owned));
         self.topics.push(event.topic().map(Cow::Borrowed));
         self.available_ats.push(event.available_at());
         Ok(())
