@@ -11,7 +11,7 @@ pub(crate) fn classify(error: &Error) -> StoreErrorKind {
         // message.
         other => (ErrorCode::Unknown, other.to_string()),
     };
-    classify_code(code, message)
+    classify_code(code, &message)
 }
 
 fn classify_code(code: ErrorCode, message: &str) -> StoreErrorKind {
