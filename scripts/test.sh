@@ -3,7 +3,7 @@
 # servers. The same command on a laptop and in CI.
 #
 #   scripts/test.sh            all of it
-#   scripts/test.sh STEP...    only these: format lint features docs test
+#   scripts/test.sh STEP...    only these: format lint features docs test drivers
 #
 # Servers that it started are stopped at the end; those that were up stay. A server whose address is set
 # (OUTBOX_TEST_POSTGRES_URL and so on: scripts/services.sh list) is used as it is.
@@ -13,9 +13,9 @@ cd "$(dirname "$0")/.."
 say() { printf '\n== %s\n' "$*"; }
 die() { echo "test: $*" >&2; exit 1; }
 
-[ $# -gt 0 ] || set -- format lint features docs test
+[ $# -gt 0 ] || set -- format lint features docs test drivers
 for step; do
-  case $step in format | lint | features | docs | test) ;; *) die "unknown step: $step (format lint features docs test)" ;; esac
+  case $step in format | lint | features | docs | test | drivers) ;; *) die "unknown step: $step (format lint features docs test drivers)" ;; esac
 done
 # A warning is an error, but only in this project's code: the flag would rebuild the dependencies.
 warnings_denied=(-D warnings)
@@ -66,7 +66,10 @@ features_of() { # features_of MANIFEST
   grep -o '"features":{[^}]*},"manifest_path":"'"$PWD/$1"'"' | grep -o '"[A-Za-z0-9_-]*":\[' | tr -d '":[' | sort
 }
 docs() { RUSTDOCFLAGS="${warnings_denied[*]}" cargo doc --workspace --all-features --no-deps; }
-test_() {
+serve() {
+  # Starts the servers that are not up, once for all steps, and tells the tests where each is.
+  [ -z "${served:-}" ] || return 0
+  served=yes
   local name started=()
   need() { # need NAME VARIABLE
     if [ -n "${!2:-}" ]; then
@@ -91,8 +94,23 @@ test_() {
   eval "$(scripts/services.sh env)"
   eval "$exports"
   env | grep '^OUTBOX_TEST_' | cut -d= -f1
+}
+test_() {
+  serve
   # All of them, so that one run tells everything.
   OUTBOX_REQUIRE_SERVERS=1 cargo test --workspace --all-features --no-fail-fast
+}
+drivers() {
+  # The workspaces beside this one: their drivers share neither its lock file nor its builds.
+  serve
+  local manifest
+  for manifest in drivers/Cargo.toml drivers/sqlx-0.8/Cargo.toml; do
+    echo "$manifest"
+    cargo fmt --manifest-path "$manifest" --all --check
+    cargo clippy --manifest-path "$manifest" --target-dir target/drivers --workspace --all-targets --all-features -- "${warnings_denied[@]}"
+    RUSTDOCFLAGS="${warnings_denied[*]}" cargo doc --manifest-path "$manifest" --target-dir target/drivers --workspace --all-features --no-deps
+    OUTBOX_REQUIRE_SERVERS=1 cargo test --manifest-path "$manifest" --target-dir target/drivers --workspace --all-features --no-fail-fast
+  done
 }
 
 for step; do

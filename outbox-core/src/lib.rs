@@ -19,6 +19,7 @@ pub mod replay;
 mod retry;
 mod routing;
 pub mod settings;
+pub mod statement;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -1,18 +1,23 @@
 //! The writer's side: events in the caller's own transaction.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{borrow::Cow, future::Future, sync::Arc};
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use outbox_core::{
     Enqueue, EnqueueError, Event,
-    store::{CONTENT_TYPE_DEFAULT, Sequence},
+    statement::{
+        Driver, DriverError, EnqueueBy, Parameter, Statement, content_type_column, given_twice,
+        headers_column,
+    },
+    store::Sequence,
 };
-use sqlx::{AssertSqlSafe, MySql, MySqlConnection, mysql::MySqlArguments, query::Query};
+use sqlx::MySqlConnection;
 use uuid::Uuid;
 
 use crate::{
-    MysqlConfig,
-    error::{DUPLICATE, NO_SAVEPOINT, number, store_error},
+    Mysql, MysqlConfig,
+    driver::Sqlx,
+    error::{DUPLICATE, NO_SAVEPOINT, driver_error, number_of},
 };
 
 const COLUMNS: &str = "id, aggregate_type, aggregate_id, event_type, version, payload, content_type, headers, topic, \
@@ -41,9 +46,10 @@ const BYTES_PER_STATEMENT: usize = 4 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without
-/// autocommit are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of
-/// the transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without autocommit are
+/// all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the transactions it began.
+///
+/// Through any other driver, see [`outbox_core::statement`], or run [`insert`](Self::insert) yourself.
 #[derive(Debug, Clone)]
 pub struct MysqlOutbox {
     inserts: [Arc<str>; EVENTS_PER_STATEMENT.len()],
@@ -60,163 +66,235 @@ impl MysqlOutbox {
         };
         Self {
             inserts: EVENTS_PER_STATEMENT.map(insert),
-            find: config.tables.text("SELECT 1 FROM {outbox} WHERE id = ? LOCK IN SHARE MODE").into(),
+            find: config
+                .tables
+                .text("SELECT 1 AS number FROM {outbox} WHERE id = ? LOCK IN SHARE MODE")
+                .into(),
             payload_bytes_max: config.payload_bytes_max,
         }
     }
 
-    /// Writes the events of one statement, and returns the sequence of the first. The others follow at the
-    /// distance of `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every
-    /// lock mode.
-    async fn insert(
-        &self,
-        connection: &mut MySqlConnection,
-        statement: usize,
-        events: &[Event],
-    ) -> Result<Sequence, sqlx::Error> {
-        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&self.inserts[statement])));
-        for event in events {
-            query = bind(query, event);
-        }
-        let first = query.execute(connection).await?.last_insert_id();
-        Sequence::try_from(first).map_err(|error| sqlx::Error::Decode(error.into()))
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
+    /// check. The number that the server generated for it (`LAST_INSERT_ID()`) is the event's sequence; error 1062 says
+    /// that the id is in the outbox already.
+    ///
+    /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Bytes`](Parameter::Bytes),
+    /// [`Integer`](Parameter::Integer), two `Bytes`, [`Text`](Parameter::Text), `Bytes`, [`Time`](Parameter::Time).
+    ///
+    /// # Errors
+    /// A payload over the limit.
+    pub fn insert<'a>(&self, event: &'a Event) -> Result<Statement<'a>, EnqueueError> {
+        event.check_payload(self.payload_bytes_max)?;
+        self.insert_many(EVENTS_PER_STATEMENT.len() - 1, std::slice::from_ref(event))
     }
 
-    async fn insert_all(
-        &self,
-        connection: &mut MySqlConnection,
-        events: &[Event],
-        increment: Sequence,
-    ) -> Result<Vec<Sequence>, sqlx::Error> {
-        let mut sequences = Vec::with_capacity(events.len());
+    fn insert_many<'a>(&self, statement: usize, events: &'a [Event]) -> Result<Statement<'a>, EnqueueError> {
+        let mut parameters = Vec::with_capacity(events.len() * 10);
+        events.iter().try_for_each(|event| push(&mut parameters, event))?;
+        Ok(Statement::new(Arc::clone(&self.inserts[statement]), parameters))
+    }
+
+    fn insert_all<'a>(&self, events: &'a [Event]) -> Result<Vec<(usize, Statement<'a>)>, EnqueueError> {
+        for event in events {
+            event.check_payload(self.payload_bytes_max)?;
+        }
+        let mut statements = Vec::new();
         let mut rest = events;
         while !rest.is_empty() {
             let statement = statement_of(rest);
             let (chunk, later) = rest.split_at(EVENTS_PER_STATEMENT[statement]);
-            let mut sequence = self.insert(connection, statement, chunk).await?;
-            for _ in chunk {
-                sequences.push(sequence);
-                sequence += increment;
-            }
+            statements.push((chunk.len(), self.insert_many(statement, chunk)?));
             rest = later;
         }
-        Ok(sequences)
+        Ok(statements)
     }
 
-    /// The first event whose id is there already or was given twice; asked after a statement has failed by
-    /// it.
-    async fn duplicate(
+    /// The first event whose id is there already or was given twice; asked after a statement has failed by it.
+    async fn duplicate<T, D>(
         &self,
-        connection: &mut MySqlConnection,
+        driver: &D,
+        transaction: &mut T,
         events: &[Event],
-    ) -> Result<Option<Uuid>, sqlx::Error> {
-        let mut seen = HashSet::new();
-        if let Some(twice) = events.iter().map(Event::id).find(|id| !seen.insert(*id)) {
+    ) -> Result<Option<Uuid>, DriverError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        if let Some(twice) = given_twice(events) {
             return Ok(Some(twice));
         }
         for event in events {
             // Locking, because the transaction's snapshot may be older than the row.
-            let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.find))).bind(event.id());
-            if query.fetch_optional(&mut *connection).await?.is_some() {
+            let find = Statement::new(Arc::clone(&self.find), vec![Parameter::Uuid(event.id())]);
+            if !driver.numbers(transaction, find).await?.is_empty() {
                 return Ok(Some(event.id()));
             }
         }
         Ok(None)
     }
 
-    async fn failed(
+    async fn failed<T, D>(
         &self,
-        connection: &mut MySqlConnection,
+        driver: &D,
+        transaction: &mut T,
         events: &[Event],
-        error: sqlx::Error,
-    ) -> EnqueueError {
-        let duplicate = match number(&error) {
-            Some(DUPLICATE) => self.duplicate(connection, events).await,
+        error: DriverError,
+    ) -> EnqueueError
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        let duplicate = match number_of(&error) {
+            Some(DUPLICATE) => self.duplicate(driver, transaction, events).await,
             _ => Ok(None),
         };
         match duplicate {
             Ok(Some(id)) => EnqueueError::Duplicate(id),
-            _ => store_error("write into the outbox", error).into(),
+            _ => driver_error("write into the outbox", error).into(),
+        }
+    }
+}
+
+impl EnqueueBy for MysqlOutbox {
+    type Dialect = Mysql;
+
+    async fn enqueue_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &Event,
+    ) -> Result<Sequence, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        let statement = self.insert(event)?;
+        driver.run(transaction, INSIDE).await.map_err(no_transaction)?;
+        match write(driver, transaction, statement).await {
+            Ok(sequence) => Ok(sequence),
+            Err(error) => Err(self.failed(driver, transaction, std::slice::from_ref(event), error).await),
+        }
+    }
+
+    async fn enqueue_all_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        let statements = self.insert_all(events)?;
+        // All or none: a duplicate takes back those that were written before it, and nothing of the caller's.
+        let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue; SAVEPOINT outbox_enqueue";
+        driver.run(transaction, sql).await.map_err(no_transaction)?;
+        let error = match write_all(driver, transaction, statements).await {
+            Ok(sequences) => {
+                let end = driver.run(transaction, "RELEASE SAVEPOINT outbox_enqueue").await;
+                return end.map(|()| sequences).map_err(no_transaction);
+            }
+            Err(error) => error,
+        };
+        let sql = "ROLLBACK TO SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
+        match driver.run(transaction, sql).await {
+            Ok(()) => Err(self.failed(driver, transaction, events, error).await),
+            // A deadlock, or a connection that is gone, has taken the whole transaction back.
+            Err(_) => Err(driver_error("write events into the outbox", error).into()),
         }
     }
 }
 
 impl Enqueue<MySqlConnection> for MysqlOutbox {
-    async fn enqueue(
+    fn enqueue(
         &self,
         transaction: &mut MySqlConnection,
         event: &Event,
-    ) -> Result<Sequence, EnqueueError> {
-        event.check_payload(self.payload_bytes_max)?;
-        // Outside a transaction the savepoint ends with the statement that made it, and cannot be released.
-        let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
-        sqlx::raw_sql(sql).execute(&mut *transaction).await.map_err(no_transaction)?;
-        let event = std::slice::from_ref(event);
-        match self.insert(transaction, EVENTS_PER_STATEMENT.len() - 1, event).await {
-            Ok(sequence) => Ok(sequence),
-            Err(error) => Err(self.failed(transaction, event, error).await),
-        }
+    ) -> impl Future<Output = Result<Sequence, EnqueueError>> + Send {
+        self.enqueue_by(&Sqlx, transaction, event)
     }
 
-    async fn enqueue_all(
+    fn enqueue_all(
         &self,
         transaction: &mut MySqlConnection,
         events: &[Event],
-    ) -> Result<Vec<Sequence>, EnqueueError> {
-        for event in events {
-            event.check_payload(self.payload_bytes_max)?;
-        }
-        // All or none: a duplicate takes back those that were written before it, and nothing of the caller's.
-        let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue; SAVEPOINT outbox_enqueue; \
-                   SELECT @@SESSION.auto_increment_increment";
-        let increment: i64 = match sqlx::raw_sql(sql).fetch_one(&mut *transaction).await {
-            Ok(row) => {
-                increment(&row).map_err(|error| store_error("read auto_increment_increment", error))?
-            }
-            Err(error) => return Err(no_transaction(error)),
-        };
-        let error = match self.insert_all(transaction, events, increment).await {
-            Ok(sequences) => {
-                let sql = "RELEASE SAVEPOINT outbox_enqueue";
-                sqlx::raw_sql(sql).execute(&mut *transaction).await.map_err(no_transaction)?;
-                return Ok(sequences);
-            }
-            Err(error) => error,
-        };
-        let sql = "ROLLBACK TO SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
-        match sqlx::raw_sql(sql).execute(&mut *transaction).await {
-            Ok(_) => Err(self.failed(transaction, events, error).await),
-            // A deadlock, or a connection that is gone, has taken the whole transaction back.
-            Err(_) => Err(store_error("write events into the outbox", error).into()),
-        }
+    ) -> impl Future<Output = Result<Vec<Sequence>, EnqueueError>> + Send {
+        self.enqueue_all_by(&Sqlx, transaction, events)
     }
 }
 
-fn increment(row: &sqlx::mysql::MySqlRow) -> Result<i64, sqlx::Error> {
-    use sqlx::Row as _;
-    row.try_get_unchecked(0)
+/// Outside a transaction the savepoint ends with the statement that made it, and cannot be released.
+const INSIDE: &str = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
+
+/// Writes the events of one statement, and returns the sequence of the first.
+async fn write<T, D>(
+    driver: &D,
+    transaction: &mut T,
+    statement: Statement<'_>,
+) -> Result<Sequence, DriverError>
+where
+    T: ?Sized + Send,
+    D: Driver<T, Mysql> + Sync,
+{
+    match driver.execute(transaction, statement).await? {
+        Some(first) => Ok(first),
+        None => number(driver, transaction, "SELECT CAST(LAST_INSERT_ID() AS SIGNED) AS number").await,
+    }
 }
 
-fn no_transaction(error: sqlx::Error) -> EnqueueError {
-    match number(&error) {
+/// Writes the events of several statements. Within one, the sequences follow that of the first at the distance of
+/// `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every lock mode.
+async fn write_all<T, D>(
+    driver: &D,
+    transaction: &mut T,
+    statements: Vec<(usize, Statement<'_>)>,
+) -> Result<Vec<Sequence>, DriverError>
+where
+    T: ?Sized + Send,
+    D: Driver<T, Mysql> + Sync,
+{
+    let sql = "SELECT CAST(@@SESSION.auto_increment_increment AS SIGNED) AS number";
+    let increment = number(driver, transaction, sql).await?;
+    let mut sequences = Vec::new();
+    for (count, statement) in statements {
+        let first = write(driver, transaction, statement).await?;
+        sequences.extend((0..).map(|place| first + place * increment).take(count));
+    }
+    Ok(sequences)
+}
+
+async fn number<T, D>(driver: &D, transaction: &mut T, sql: &'static str) -> Result<i64, DriverError>
+where
+    T: ?Sized + Send,
+    D: Driver<T, Mysql> + Sync,
+{
+    let numbers = driver.numbers(transaction, Statement::new(sql.into(), Vec::new())).await?;
+    numbers.into_iter().next().ok_or_else(|| DriverError::new(format!("no row of {sql}")))
+}
+
+fn no_transaction(error: DriverError) -> EnqueueError {
+    match number_of(&error) {
         Some(NO_SAVEPOINT) => EnqueueError::NoTransaction,
-        _ => store_error("write into the outbox in this transaction", error).into(),
+        _ => driver_error("write into the outbox in this transaction", error).into(),
     }
 }
 
-fn bind<'q>(query: Query<'q, MySql, MySqlArguments>, event: &'q Event) -> Query<'q, MySql, MySqlArguments> {
-    query
-        .bind(event.id())
-        .bind(event.aggregate_type().as_bytes())
-        .bind(event.aggregate_id().as_bytes())
-        .bind(event.event_type().as_bytes())
-        .bind(event.version())
-        .bind(&event.payload()[..])
-        // The default is stored as no content type, which saves its bytes in every row.
-        .bind(Some(event.content_type()).filter(|text| *text != CONTENT_TYPE_DEFAULT).map(str::as_bytes))
-        .bind((!event.headers().is_empty()).then(|| sqlx::types::Json(event.headers())))
-        .bind(event.topic().map(str::as_bytes))
-        .bind(event.available_at().map(storable))
+/// Names are bound as bytes, so that no character set of the connection changes them; a JSON column takes a text only.
+fn push<'a>(parameters: &mut Vec<Parameter<'a>>, event: &'a Event) -> Result<(), EnqueueError> {
+    parameters.extend([
+        Parameter::Uuid(event.id()),
+        Parameter::bytes(event.aggregate_type().as_bytes()),
+        Parameter::bytes(event.aggregate_id().as_bytes()),
+        Parameter::bytes(event.event_type().as_bytes()),
+        Parameter::Integer(event.version()),
+        Parameter::bytes(event.payload()),
+        Parameter::Bytes(content_type_column(event).map(str::as_bytes)),
+        Parameter::Text(headers_column(event)?.map(Cow::Owned)),
+        Parameter::Bytes(event.topic().map(str::as_bytes)),
+        Parameter::Time(event.available_at().map(|time| storable(time).and_utc())),
+    ]);
+    Ok(())
 }
 
 /// The nearest time that the type DATETIME has: from the year 1000 to the end of 9999.

@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use outbox_core::{StoreError, StoreErrorKind};
+use outbox_core::{StoreError, StoreErrorKind, statement::DriverError};
 use sqlx::mysql::MySqlDatabaseError;
 
 /// How long any one call may take before its connection is given up.
@@ -78,13 +78,27 @@ fn classify_number(number: u16) -> StoreErrorKind {
 
 /// A driver's error with what was being done.
 pub(crate) fn store_error(what: &str, error: sqlx::Error) -> StoreError {
-    let kind = classify(&error);
+    described(what, classify(&error)).with_source(error)
+}
+
+/// The same of an error that any driver answered.
+pub(crate) fn driver_error(what: &str, error: DriverError) -> StoreError {
+    let kind = number_of(&error).map(classify_number).or(error.kind());
+    described(what, kind.unwrap_or(StoreErrorKind::Unexpected)).with_source(error.into_source())
+}
+
+/// The number of the server's error, from any driver.
+pub(crate) fn number_of(error: &DriverError) -> Option<u16> {
+    error.code()?.parse().ok()
+}
+
+fn described(what: &str, kind: StoreErrorKind) -> StoreError {
     let hint = match kind {
         StoreErrorKind::Schema => " (run the migration)",
         StoreErrorKind::Denied => " (grant the user what the documentation lists)",
         _ => "",
     };
-    StoreError::new(kind, format!("cannot {what}{hint}")).with_source(error)
+    StoreError::new(kind, format!("cannot {what}{hint}"))
 }
 
 /// Runs a call against the server, and gives up when nothing is heard of it.

@@ -2,21 +2,23 @@
 
 mod schema;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use chrono::NaiveDateTime;
+use chrono::DateTime;
 use outbox_core::{
     EventError, Finding, Inbox, InboxError, Receipt, StoreError,
     inbox::{EventIdentity, PURGE_AGE_MIN, check_consumer, check_purge_age},
+    statement::{Driver, DriverError, Parameter, ReceiveBy, Statement},
 };
-use sqlx::{AssertSqlSafe, MySql, MySqlConnection, mysql::MySqlArguments, query::Query};
+use sqlx::MySqlConnection;
 
 use crate::{
-    MysqlConfig,
-    codec::{json, micros, rows},
+    Mysql, MysqlConfig,
+    codec::{json, micros, micros_of, rows},
     config::Tables,
+    driver::Sqlx,
     enqueue::storable,
-    error::{DUPLICATE, NO_SAVEPOINT, number, store_error},
+    error::{DUPLICATE, NO_SAVEPOINT, driver_error, number_of},
 };
 
 pub use schema::inbox_migration_sql;
@@ -39,7 +41,8 @@ pub use schema::inbox_migration_sql;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses, as [`MysqlOutbox`](crate::MysqlOutbox) does.
+/// Outside a transaction it refuses, as [`MysqlOutbox`](crate::MysqlOutbox) does. For other drivers than sqlx, see
+/// [`outbox_core::statement`].
 ///
 /// Under every isolation level, a copy of an event that another transaction is handling waits for its end,
 /// for as long as `innodb_lock_wait_timeout` says. After that, and where the server ends a deadlock, the
@@ -85,57 +88,75 @@ impl MysqlInbox {
     }
 
     /// A statement whose first parameter is the consumer.
-    fn query<'q>(&'q self, sql: &Arc<str>) -> Query<'q, MySql, MySqlArguments> {
-        sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(self.consumer.as_bytes())
+    fn statement<'a>(
+        &'a self,
+        sql: &Arc<str>,
+        others: impl IntoIterator<Item = Parameter<'a>>,
+    ) -> Statement<'a> {
+        let mut parameters = vec![Parameter::bytes(self.consumer.as_bytes())];
+        parameters.extend(others);
+        Statement::new(Arc::clone(sql), parameters)
     }
 
-    async fn receive_in(
+    async fn receive_in<T, D>(
         &self,
-        connection: &mut MySqlConnection,
+        driver: &D,
+        transaction: &mut T,
         event: &EventIdentity,
-    ) -> Result<Receipt, sqlx::Error> {
+    ) -> Result<Receipt, DriverError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
         let statements = &*self.statements;
-        let (source, id) = (event.source().as_bytes(), event.id().as_bytes());
-        let time = event.time().map(storable);
-        let write = self.query(&statements.write).bind(source).bind(id).bind(time);
-        match write.execute(&mut *connection).await {
-            // It takes back this statement alone, unlike a count of rows it says the same in every driver's
-            // mode.
-            Err(error) if number(&error) == Some(DUPLICATE) => return Ok(Receipt::Seen),
+        let source = || Parameter::bytes(event.source().as_bytes());
+        let id = || Parameter::bytes(event.id().as_bytes());
+        let time = || Parameter::Time(event.time().map(|time| storable(time).and_utc()));
+        let write = self.statement(&statements.write, [source(), id(), time()]);
+        match driver.execute(transaction, write).await {
+            // It takes back this statement alone, unlike a count of rows it says the same in every driver's mode.
+            Err(error) if number_of(&error) == Some(DUPLICATE) => return Ok(Receipt::Seen),
             written => written.map(drop)?,
         }
-        let horizon = self.query(&statements.horizon).bind(source).bind(time).bind(time);
-        if horizon.fetch_optional(&mut *connection).await?.is_none() {
+        let horizon = self.statement(&statements.horizon, [source(), time(), time()]);
+        if driver.numbers(transaction, horizon).await?.is_empty() {
             return Ok(Receipt::New);
         }
-        self.query(&statements.withdraw).bind(source).bind(id).execute(connection).await?;
+        driver.execute(transaction, self.statement(&statements.withdraw, [source(), id()])).await?;
         Ok(Receipt::TooOld)
     }
 
-    async fn purge_in(
+    async fn purge_in<T, D>(
         &self,
-        connection: &mut MySqlConnection,
+        driver: &D,
+        transaction: &mut T,
         older_than: Duration,
         rows_max: u32,
-    ) -> Result<u64, sqlx::Error> {
+    ) -> Result<u64, DriverError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
         let statements = &*self.statements;
-        let find = sqlx::query_as(AssertSqlSafe(Arc::clone(&statements.find))).bind(self.consumer.as_bytes());
-        let find = find.bind(micros(older_than)).bind(rows_max);
-        let old: Vec<(String, String, NaiveDateTime)> = find.fetch_all(&mut *connection).await?;
-        let keys: Vec<_> = old.iter().map(|(source, id, _)| (source, id)).collect();
+        let age = Parameter::BigInteger(Some(micros(older_than)));
+        let find = self.statement(&statements.find, [age, Parameter::BigInteger(Some(rows_max.into()))]);
+        let old = driver.named_numbers(transaction, find).await?;
+        let keys: Vec<_> = old.iter().filter_map(|(names, _)| names.split_once('/')).collect();
         if keys.is_empty() {
             return Ok(0);
         }
-        let purge = sqlx::query(AssertSqlSafe(Arc::clone(&statements.purge))).bind(json(&keys));
-        purge.bind(self.consumer.as_bytes()).execute(&mut *connection).await?;
+        let rows = Parameter::Text(Some(json(&keys).into()));
+        let parameters = vec![rows, Parameter::bytes(self.consumer.as_bytes())];
+        driver.execute(transaction, Statement::new(Arc::clone(&statements.purge), parameters)).await?;
         let mut horizons = BTreeMap::new();
-        for (source, _, time) in &old {
-            let horizon = horizons.entry(source).or_insert(time);
-            *horizon = time.max(*horizon);
+        for ((source, _), (_, micros)) in keys.iter().zip(&old) {
+            let horizon = horizons.entry(*source).or_insert(*micros);
+            *horizon = (*micros).max(*horizon);
         }
-        for (source, horizon) in horizons {
-            let raise = self.query(&statements.raise).bind(source).bind(horizon).bind(horizon);
-            raise.execute(&mut *connection).await?;
+        for (source, micros) in horizons {
+            let time = || Parameter::Time(DateTime::from_timestamp_micros(micros));
+            let raise = self.statement(&statements.raise, [Parameter::text(source), time(), time()]);
+            driver.execute(transaction, raise).await?;
         }
         Ok(keys.len() as u64)
     }
@@ -150,36 +171,68 @@ impl std::fmt::Debug for MysqlInbox {
     }
 }
 
+impl ReceiveBy for MysqlInbox {
+    type Dialect = Mysql;
+
+    async fn receive_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &EventIdentity,
+    ) -> Result<Receipt, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        driver.run(transaction, INSIDE).await.map_err(no_transaction)?;
+        let received = self.receive_in(driver, transaction, event).await;
+        Ok(received.map_err(|error| driver_error("ask the inbox", error))?)
+    }
+
+    async fn purge_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        older_than: Duration,
+        rows_max: u32,
+    ) -> Result<u64, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Mysql> + Sync,
+    {
+        check_purge_age(older_than)?;
+        driver.run(transaction, INSIDE).await.map_err(no_transaction)?;
+        let purged = self.purge_in(driver, transaction, older_than, rows_max).await;
+        Ok(purged.map_err(|error| driver_error("purge the inbox", error))?)
+    }
+}
+
 impl Inbox<MySqlConnection> for MysqlInbox {
-    async fn receive(
+    fn receive(
         &self,
         transaction: &mut MySqlConnection,
         event: &EventIdentity,
-    ) -> Result<Receipt, InboxError> {
-        insist_on_transaction(transaction).await?;
-        let received = self.receive_in(transaction, event).await;
-        Ok(received.map_err(|error| store_error("ask the inbox", error))?)
+    ) -> impl Future<Output = Result<Receipt, InboxError>> + Send {
+        self.receive_by(&Sqlx, transaction, event)
     }
 
-    async fn purge(
+    fn purge(
         &self,
         transaction: &mut MySqlConnection,
         older_than: Duration,
         rows_max: u32,
-    ) -> Result<u64, InboxError> {
-        check_purge_age(older_than)?;
-        insist_on_transaction(transaction).await?;
-        let purged = self.purge_in(transaction, older_than, rows_max).await;
-        Ok(purged.map_err(|error| store_error("purge the inbox", error))?)
+    ) -> impl Future<Output = Result<u64, InboxError>> + Send {
+        self.purge_by(&Sqlx, transaction, older_than, rows_max)
     }
 }
 
 /// Outside a transaction a savepoint ends with the statement that made it.
-async fn insist_on_transaction(connection: &mut MySqlConnection) -> Result<(), InboxError> {
-    match sqlx::raw_sql("SAVEPOINT outbox_inbox; RELEASE SAVEPOINT outbox_inbox").execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if number(&error) == Some(NO_SAVEPOINT) => Err(InboxError::NoTransaction),
-        Err(error) => Err(store_error("ask the inbox in this transaction", error).into()),
+const INSIDE: &str = "SAVEPOINT outbox_inbox; RELEASE SAVEPOINT outbox_inbox";
+
+fn no_transaction(error: DriverError) -> InboxError {
+    match number_of(&error) {
+        Some(NO_SAVEPOINT) => InboxError::NoTransaction,
+        _ => driver_error("ask the inbox in this transaction", error).into(),
     }
 }
 
@@ -201,15 +254,18 @@ impl Statements {
         // event that is younger than the least age of a purge is not before any horizon: then the table is
         // neither read nor locked.
         let horizon = format!(
-            "SELECT 1 FROM {{inbox_horizons}} WHERE consumer = ? AND source = ? AND horizon >= ? \
+            "SELECT 1 AS number FROM {{inbox_horizons}} WHERE consumer = ? AND source = ? AND horizon >= ? \
              AND ? <= UTC_TIMESTAMP(6) - INTERVAL {} SECOND LOCK IN SHARE MODE",
             PURGE_AGE_MIN.as_secs()
         );
         let withdraw = "DELETE FROM {inbox} WHERE consumer = ? AND source = ? AND id = ?";
         // Names as hexadecimal digits, which pass through JSON whatever their bytes are.
-        let find = "SELECT HEX(source), HEX(id), time FROM {inbox} FORCE INDEX (time) \
-                    WHERE consumer = ? AND time < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND \
-                    ORDER BY time LIMIT ? FOR UPDATE SKIP LOCKED";
+        let find = format!(
+            "SELECT CONCAT(HEX(source), '/', HEX(id)) AS name, {} AS number FROM {{inbox}} FORCE INDEX (time) \
+             WHERE consumer = ? AND time < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND \
+             ORDER BY time LIMIT ? FOR UPDATE SKIP LOCKED",
+            micros_of("time")
+        );
         let purge = format!(
             "DELETE i FROM {} STRAIGHT_JOIN {{inbox}} i FORCE INDEX (PRIMARY) \
              ON i.consumer = ? AND i.source = UNHEX(g.source) AND i.id = UNHEX(g.id)",
@@ -222,7 +278,7 @@ impl Statements {
             write: text(write),
             horizon: text(&horizon),
             withdraw: text(withdraw),
-            find: text(find),
+            find: text(&find),
             purge: text(&purge),
             raise: text(raise),
         }

@@ -6,6 +6,7 @@ mod admin;
 mod codec;
 mod config;
 mod database;
+mod driver;
 mod enqueue;
 mod error;
 mod inbox;
@@ -15,6 +16,7 @@ mod store;
 
 pub use adapter::MysqlAdapter;
 pub use config::{MysqlConfig, MysqlConfigBuilder};
+pub use driver::Mysql;
 pub use enqueue::MysqlOutbox;
 pub use inbox::{MysqlInbox, inbox_migration_sql};
 pub use schema::migration_sql;

@@ -1,17 +1,24 @@
 //! The writer's side: events in the caller's own transaction.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, future::Future, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    Enqueue, EnqueueError, Event,
-    store::{CONTENT_TYPE_DEFAULT, Sequence},
+    Enqueue, EnqueueError, Event, StoreError, StoreErrorKind,
+    statement::{
+        Driver, DriverError, EnqueueBy, Parameter, Statement, content_type_column, given_twice,
+        headers_column,
+    },
+    store::Sequence,
 };
-use sqlx::{AssertSqlSafe, PgConnection, types::Json};
-use std::sync::Arc;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{PostgresConfig, error::store_error};
+use crate::{
+    Postgres, PostgresConfig,
+    driver::Sqlx,
+    error::{NO_TRANSACTION, driver_error},
+};
 
 /// The most events that one statement of `enqueue_all` writes; more are written by several.
 const EVENTS_PER_STATEMENT: usize = 5_000;
@@ -32,148 +39,232 @@ const BYTES_PER_STATEMENT: usize = 16 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a
-/// pooled connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows
-/// only of the transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a pooled
+/// connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the
+/// transactions it began.
+///
+/// Through any other driver, see [`outbox_core::statement`], or run [`insert`](Self::insert) yourself.
 #[derive(Debug, Clone)]
 pub struct PostgresOutbox {
     one: Arc<str>,
     many: Arc<str>,
+    find: Arc<str>,
     payload_bytes_max: usize,
-    prepare: bool,
+    sqlx: Sqlx,
 }
 
 impl PostgresOutbox {
     /// The writer's side of the outbox that `config` names. Its url is not needed.
     pub fn new(config: &PostgresConfig) -> Self {
-        let columns = "id, aggregate_type, aggregate_id, event_type, version, payload, content_type, headers, topic, \
-                       available_at";
+        let columns = |headers: &str| {
+            format!(
+                "id, aggregate_type, aggregate_id, event_type, version, payload, content_type, {headers}, topic, \
+                 available_at"
+            )
+        };
+        let names = columns("headers");
+        // Headers are bound as a text, which every driver can.
         let one = format!(
-            "INSERT INTO {{outbox}} ({columns}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-             ON CONFLICT (id) DO NOTHING RETURNING sequence"
+            "INSERT INTO {{outbox}} ({names}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9, $10) \
+             ON CONFLICT (id) DO NOTHING RETURNING sequence AS number"
         );
         // The numbers are drawn above the sort, so that they ascend in the order given.
+        let values = columns("headers::jsonb");
         let many = format!(
-            "INSERT INTO {{outbox}} ({columns}) SELECT {columns} FROM unnest($1::uuid[], $2::text[], $3::text[], \
-             $4::text[], $5::integer[], $6::bytea[], $7::text[], $8::jsonb[], $9::text[], $10::timestamptz[]) \
-             WITH ORDINALITY AS event ({columns}, place) ORDER BY place \
-             ON CONFLICT (id) DO NOTHING RETURNING id, sequence"
+            "INSERT INTO {{outbox}} ({names}) SELECT {values} FROM unnest($1::uuid[], $2::text[], $3::text[], \
+             $4::text[], $5::integer[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::timestamptz[]) \
+             WITH ORDINALITY AS event ({names}, place) ORDER BY place \
+             ON CONFLICT (id) DO NOTHING RETURNING sequence AS number"
         );
+        let find = "SELECT place AS number FROM unnest($1::uuid[]) WITH ORDINALITY AS event (id, place) \
+                    WHERE EXISTS (SELECT 1 FROM {outbox} o WHERE o.id = event.id) ORDER BY place LIMIT 1";
+        let text = |template: &str| config.tables.text(template).into();
         Self {
-            one: config.tables.text(&one).into(),
-            many: config.tables.text(&many).into(),
+            one: text(&one),
+            many: text(&many),
+            find: text(find),
             payload_bytes_max: config.payload_bytes_max,
-            prepare: config.prepare,
+            sqlx: Sqlx { prepare: config.prepare },
         }
     }
 
-    async fn insert(
-        &self,
-        connection: &mut PgConnection,
-        events: &[Event],
-    ) -> Result<Vec<Sequence>, EnqueueError> {
-        let mut columns = Columns::default();
-        events.iter().for_each(|event| columns.push(event));
-        let mut rows: Vec<(Uuid, Sequence)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.many)))
-            .bind(columns.ids)
-            .bind(columns.aggregate_types)
-            .bind(columns.aggregate_ids)
-            .bind(columns.event_types)
-            .bind(columns.versions)
-            .bind(columns.payloads)
-            .bind(columns.content_types)
-            .bind(columns.headers)
-            .bind(columns.topics)
-            .bind(columns.available_ats)
-            .persistent(self.prepare)
-            .fetch_all(connection)
-            .await
-            .map_err(|error| store_error("write events into the outbox", error))?;
-        if rows.len() < events.len() {
-            return Err(EnqueueError::Duplicate(first_duplicate(events, &rows)));
-        }
-        rows.sort_unstable_by_key(|(_, sequence)| *sequence);
-        Ok(rows.into_iter().map(|(_, sequence)| sequence).collect())
-    }
-
-    async fn insert_chunks(
-        &self,
-        connection: &mut PgConnection,
-        events: &[Event],
-    ) -> Result<Vec<Sequence>, EnqueueError> {
-        let mut sequences = Vec::with_capacity(events.len());
-        let mut rest = events;
-        while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(chunk_len(rest));
-            sequences.extend(self.insert(&mut *connection, chunk).await?);
-            rest = later;
-        }
-        Ok(sequences)
-    }
-}
-
-impl Enqueue<PgConnection> for PostgresOutbox {
-    async fn enqueue(&self, transaction: &mut PgConnection, event: &Event) -> Result<Sequence, EnqueueError> {
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
+    /// check. It answers the event's sequence in one row, or no row if the id is in the outbox already.
+    ///
+    /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Text`](Parameter::Text),
+    /// [`Integer`](Parameter::Integer), [`Bytes`](Parameter::Bytes), three `Text`, [`Time`](Parameter::Time).
+    ///
+    /// # Errors
+    /// A payload over the limit.
+    pub fn insert<'a>(&self, event: &'a Event) -> Result<Statement<'a>, EnqueueError> {
         event.check_payload(self.payload_bytes_max)?;
-        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a
-        // savepoint is refused as it is outside any.
-        savepoint(transaction, "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue").await?;
-        sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.one)))
-            .bind(event.id())
-            .bind(event.aggregate_type())
-            .bind(event.aggregate_id())
-            .bind(event.event_type())
-            .bind(event.version())
-            .bind(&event.payload()[..])
-            .bind(content_type(event))
-            .bind(headers(event))
-            .bind(event.topic())
-            .bind(event.available_at())
-            .persistent(self.prepare)
-            .fetch_optional(transaction)
-            .await
-            .map_err(|error| store_error("write an event into the outbox", error))?
-            .ok_or_else(|| EnqueueError::Duplicate(event.id()))
+        let parameters = vec![
+            Parameter::Uuid(event.id()),
+            Parameter::text(event.aggregate_type()),
+            Parameter::text(event.aggregate_id()),
+            Parameter::text(event.event_type()),
+            Parameter::Integer(event.version()),
+            Parameter::bytes(event.payload()),
+            Parameter::Text(content_type_column(event).map(Cow::Borrowed)),
+            Parameter::Text(headers_column(event)?.map(Cow::Owned)),
+            Parameter::Text(event.topic().map(Cow::Borrowed)),
+            Parameter::Time(event.available_at()),
+        ];
+        Ok(Statement::new(Arc::clone(&self.one), parameters))
     }
 
-    async fn enqueue_all(
-        &self,
-        transaction: &mut PgConnection,
-        events: &[Event],
-    ) -> Result<Vec<Sequence>, EnqueueError> {
+    /// The statements that write many events, each as many as fit.
+    fn insert_all<'a>(&self, events: &'a [Event]) -> Result<Vec<(usize, Statement<'a>)>, EnqueueError> {
         for event in events {
             event.check_payload(self.payload_bytes_max)?;
         }
+        let mut statements = Vec::new();
+        let mut rest = events;
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(chunk_len(rest));
+            let mut columns = Columns::default();
+            chunk.iter().try_for_each(|event| columns.push(event))?;
+            statements.push((chunk.len(), Statement::new(Arc::clone(&self.many), columns.into_parameters())));
+            rest = later;
+        }
+        Ok(statements)
+    }
+
+    /// The first event whose id is there already or was given twice; asked after one was not written.
+    async fn duplicate<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<EnqueueError, DriverError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
+        if let Some(id) = given_twice(events) {
+            return Ok(EnqueueError::Duplicate(id));
+        }
+        let ids = Parameter::Uuids(events.iter().map(Event::id).collect());
+        let find = Statement::new(Arc::clone(&self.find), vec![ids]);
+        let place = driver.numbers(transaction, find).await?.into_iter().next();
+        let event = place.and_then(|place| events.get(usize::try_from(place).ok()?.checked_sub(1)?));
+        Ok(event.map_or_else(gone, |event| EnqueueError::Duplicate(event.id())))
+    }
+}
+
+impl EnqueueBy for PostgresOutbox {
+    type Dialect = Postgres;
+
+    async fn enqueue_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &Event,
+    ) -> Result<Sequence, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
+        let statement = self.insert(event)?;
+        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a savepoint
+        // is refused as it is outside any.
+        let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
+        driver.run(transaction, sql).await.map_err(no_transaction)?;
+        let written = driver.numbers(transaction, statement).await;
+        let written = written.map_err(|error| driver_error("write an event into the outbox", error))?;
+        written.into_iter().next().ok_or_else(|| EnqueueError::Duplicate(event.id()))
+    }
+
+    async fn enqueue_all_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
+        let statements = self.insert_all(events)?;
         // All or none: a duplicate takes back those that were written before it, and nothing of the caller's.
-        savepoint(transaction, "SAVEPOINT outbox_enqueue").await?;
-        let result = self.insert_chunks(transaction, events).await;
+        driver.run(transaction, "SAVEPOINT outbox_enqueue").await.map_err(no_transaction)?;
+        let result = write(driver, transaction, statements).await;
         let end = match &result {
             Ok(_) => "RELEASE SAVEPOINT outbox_enqueue",
             Err(_) => "ROLLBACK TO SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue",
         };
-        let ended = savepoint(transaction, end).await;
-        let sequences = result?;
-        ended.map(|()| sequences)
-    }
-}
-
-async fn savepoint(connection: &mut PgConnection, sql: &'static str) -> Result<(), EnqueueError> {
-    match sqlx::raw_sql(sql).execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("25P01")) => {
-            Err(EnqueueError::NoTransaction)
+        let ended = driver.run(transaction, end).await.map_err(no_transaction);
+        let failed = |error| driver_error("write events into the outbox", error);
+        match result {
+            Ok(mut sequences) => {
+                ended?;
+                sequences.sort_unstable();
+                Ok(sequences)
+            }
+            Err(NotWritten::Failed(error)) => Err(failed(error).into()),
+            Err(NotWritten::Duplicate) => {
+                ended?;
+                Err(self.duplicate(driver, transaction, events).await.map_err(failed)?)
+            }
         }
-        Err(error) => Err(store_error("write into the outbox in this transaction", error).into()),
     }
 }
 
-/// The default is stored as no content type, which saves its bytes in every row.
-fn content_type(event: &Event) -> Option<&str> {
-    Some(event.content_type()).filter(|content_type| *content_type != CONTENT_TYPE_DEFAULT)
+impl Enqueue<PgConnection> for PostgresOutbox {
+    fn enqueue(
+        &self,
+        transaction: &mut PgConnection,
+        event: &Event,
+    ) -> impl Future<Output = Result<Sequence, EnqueueError>> + Send {
+        self.enqueue_by(&self.sqlx, transaction, event)
+    }
+
+    fn enqueue_all(
+        &self,
+        transaction: &mut PgConnection,
+        events: &[Event],
+    ) -> impl Future<Output = Result<Vec<Sequence>, EnqueueError>> + Send {
+        self.enqueue_all_by(&self.sqlx, transaction, events)
+    }
 }
 
-fn headers(event: &Event) -> Option<Json<&BTreeMap<String, String>>> {
-    (!event.headers().is_empty()).then(|| Json(event.headers()))
+enum NotWritten {
+    /// The id of one of the events is there already, or was given twice.
+    Duplicate,
+    Failed(DriverError),
+}
+
+async fn write<T, D>(
+    driver: &D,
+    transaction: &mut T,
+    statements: Vec<(usize, Statement<'_>)>,
+) -> Result<Vec<Sequence>, NotWritten>
+where
+    T: ?Sized + Send,
+    D: Driver<T, Postgres> + Sync,
+{
+    let mut sequences = Vec::new();
+    for (count, statement) in statements {
+        let written = driver.numbers(transaction, statement).await.map_err(NotWritten::Failed)?;
+        if written.len() < count {
+            return Err(NotWritten::Duplicate);
+        }
+        sequences.extend(written);
+    }
+    Ok(sequences)
+}
+
+fn no_transaction(error: DriverError) -> EnqueueError {
+    match error.code() {
+        Some(NO_TRANSACTION) => EnqueueError::NoTransaction,
+        _ => driver_error("write into the outbox in this transaction", error).into(),
+    }
+}
+
+/// The event that was in the way has been removed since.
+fn gone() -> EnqueueError {
+    let what = "cannot write events into the outbox: one of their ids was there, and is gone: try again";
+    StoreError::new(StoreErrorKind::Conflict, what).into()
 }
 
 /// How many of these one statement carries: at least one.
@@ -191,37 +282,47 @@ fn chunk_len(events: &[Event]) -> usize {
         .max(1)
 }
 
-/// The first event that was not written, or that was given twice.
-fn first_duplicate(events: &[Event], written: &[(Uuid, Sequence)]) -> Uuid {
-    let mut written: std::collections::HashSet<Uuid> = written.iter().map(|(id, _)| *id).collect();
-    events.iter().map(Event::id).find(|id| !written.remove(id)).unwrap_or_default()
-}
-
 #[derive(Default)]
 struct Columns<'a> {
     ids: Vec<Uuid>,
-    aggregate_types: Vec<&'a str>,
-    aggregate_ids: Vec<&'a str>,
-    event_types: Vec<&'a str>,
+    aggregate_types: Vec<Option<Cow<'a, str>>>,
+    aggregate_ids: Vec<Option<Cow<'a, str>>>,
+    event_types: Vec<Option<Cow<'a, str>>>,
     versions: Vec<i32>,
     payloads: Vec<&'a [u8]>,
-    content_types: Vec<Option<&'a str>>,
-    headers: Vec<Option<Json<&'a BTreeMap<String, String>>>>,
-    topics: Vec<Option<&'a str>>,
+    content_types: Vec<Option<Cow<'a, str>>>,
+    headers: Vec<Option<Cow<'a, str>>>,
+    topics: Vec<Option<Cow<'a, str>>>,
     available_ats: Vec<Option<DateTime<Utc>>>,
 }
 
 impl<'a> Columns<'a> {
-    fn push(&mut self, event: &'a Event) {
+    fn push(&mut self, event: &'a Event) -> Result<(), EnqueueError> {
         self.ids.push(event.id());
-        self.aggregate_types.push(event.aggregate_type());
-        self.aggregate_ids.push(event.aggregate_id());
-        self.event_types.push(event.event_type());
+        self.aggregate_types.push(Some(event.aggregate_type().into()));
+        self.aggregate_ids.push(Some(event.aggregate_id().into()));
+        self.event_types.push(Some(event.event_type().into()));
         self.versions.push(event.version());
         self.payloads.push(event.payload());
-        self.content_types.push(content_type(event));
-        self.headers.push(headers(event));
-        self.topics.push(event.topic());
+        self.content_types.push(content_type_column(event).map(Cow::Borrowed));
+        self.headers.push(headers_column(event)?.map(Cow::Owned));
+        self.topics.push(event.topic().map(Cow::Borrowed));
         self.available_ats.push(event.available_at());
+        Ok(())
+    }
+
+    fn into_parameters(self) -> Vec<Parameter<'a>> {
+        vec![
+            Parameter::Uuids(self.ids),
+            Parameter::Texts(self.aggregate_types),
+            Parameter::Texts(self.aggregate_ids),
+            Parameter::Texts(self.event_types),
+            Parameter::Integers(self.versions),
+            Parameter::ByteStrings(self.payloads),
+            Parameter::Texts(self.content_types),
+            Parameter::Texts(self.headers),
+            Parameter::Texts(self.topics),
+            Parameter::Times(self.available_ats),
+        ]
     }
 }

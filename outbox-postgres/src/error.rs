@@ -2,7 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
-use outbox_core::{StoreError, StoreErrorKind};
+use outbox_core::{StoreError, StoreErrorKind, statement::DriverError};
 
 /// How long any one call may take before its connection is given up. Longer than the servers own timeouts
 /// (see `database`), so it acts only when the server cannot be heard any more.
@@ -52,7 +52,17 @@ fn classify_code(code: &str) -> StoreErrorKind {
 pub(crate) fn store_error(what: &str, error: sqlx::Error) -> StoreError {
     let kind = classify(&error);
     let code = error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned());
-    let hint = match (kind, code.as_deref()) {
+    described(what, kind, code.as_deref()).with_source(error)
+}
+
+/// The same of an error that any driver answered.
+pub(crate) fn driver_error(what: &str, error: DriverError) -> StoreError {
+    let kind = error.code().map(classify_code).or(error.kind()).unwrap_or(StoreErrorKind::Unexpected);
+    described(what, kind, error.code()).with_source(error.into_source())
+}
+
+fn described(what: &str, kind: StoreErrorKind, code: Option<&str>) -> StoreError {
+    let hint = match (kind, code) {
         (_, Some("26000" | "42P05")) => {
             " (a pooler in transaction mode loses prepared statements: configure the writer with prepare(false), and \
              connect the relay to PostgreSQL directly)"
@@ -61,8 +71,11 @@ pub(crate) fn store_error(what: &str, error: sqlx::Error) -> StoreError {
         (StoreErrorKind::Denied, _) => " (grant the role what the documentation lists)",
         _ => "",
     };
-    StoreError::new(kind, format!("cannot {what}{hint}")).with_source(error)
+    StoreError::new(kind, format!("cannot {what}{hint}"))
 }
+
+/// no_active_sql_transaction
+pub(crate) const NO_TRANSACTION: &str = "25P01";
 
 /// Runs a call against the server, and gives up when nothing is heard of it.
 pub(crate) async fn within<T>(

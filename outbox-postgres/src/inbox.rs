@@ -2,15 +2,21 @@
 
 mod schema;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use outbox_core::{
     EventError, Finding, Inbox, InboxError, Receipt, StoreError,
     inbox::{EventIdentity, PURGE_AGE_MIN, check_consumer, check_purge_age},
+    statement::{Driver, DriverError, Parameter, ReceiveBy, Statement},
 };
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, postgres::PgArguments, query::Query};
+use sqlx::PgConnection;
 
-use crate::{PostgresConfig, config::Tables, error::store_error};
+use crate::{
+    Postgres, PostgresConfig,
+    config::Tables,
+    driver::Sqlx,
+    error::{NO_TRANSACTION, driver_error},
+};
 
 pub use schema::inbox_migration_sql;
 
@@ -32,7 +38,8 @@ pub use schema::inbox_migration_sql;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses, as [`PostgresOutbox`](crate::PostgresOutbox) does.
+/// Outside a transaction it refuses, as [`PostgresOutbox`](crate::PostgresOutbox) does. For other drivers than sqlx, see
+/// [`outbox_core::statement`].
 ///
 /// Under READ COMMITTED, the default, a copy of an event that another transaction is handling waits for its
 /// end. Under REPEATABLE READ and SERIALIZABLE it waits too, and is then answered with
@@ -42,7 +49,7 @@ pub struct PostgresInbox {
     consumer: Arc<str>,
     tables: Arc<Tables>,
     statements: Arc<Statements>,
-    prepare: bool,
+    sqlx: Sqlx,
 }
 
 impl PostgresInbox {
@@ -55,7 +62,7 @@ impl PostgresInbox {
         check_consumer(consumer)?;
         let tables = Arc::clone(&config.tables);
         let statements = Arc::new(Statements::new(&tables));
-        Ok(Self { consumer: consumer.into(), tables, statements, prepare: config.prepare })
+        Ok(Self { consumer: consumer.into(), tables, statements, sqlx: Sqlx { prepare: config.prepare } })
     }
 
     /// Creates the inbox's tables, in one transaction. Does nothing where they are there; two processes may
@@ -77,27 +84,43 @@ impl PostgresInbox {
         schema::check(connection, &self.tables, &self.consumer).await
     }
 
-    /// A statement whose first parameter is the consumer.
-    fn query<'q>(&'q self, sql: &Arc<str>) -> Query<'q, Postgres, PgArguments> {
-        sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(&*self.consumer).persistent(self.prepare)
+    /// A statement whose first parameters are the consumer and the source.
+    fn statement<'a>(
+        &'a self,
+        sql: &Arc<str>,
+        event: &'a EventIdentity,
+        others: impl IntoIterator<Item = Parameter<'a>>,
+    ) -> Statement<'a> {
+        let mut parameters = vec![Parameter::text(&self.consumer), Parameter::text(event.source())];
+        parameters.extend(others);
+        Statement::new(Arc::clone(sql), parameters)
     }
 
-    async fn receive_in(
+    async fn receive_in<T, D>(
         &self,
-        connection: &mut PgConnection,
+        driver: &D,
+        transaction: &mut T,
         event: &EventIdentity,
-    ) -> Result<Receipt, sqlx::Error> {
+    ) -> Result<Receipt, DriverError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
         let statements = &*self.statements;
-        let write = self.query(&statements.write).bind(event.source()).bind(event.id()).bind(event.time());
-        let Some(written) = write.fetch_optional(&mut *connection).await? else { return Ok(Receipt::Seen) };
+        let (id, time) = (Parameter::text(event.id()), Parameter::Time(event.time()));
+        let write = self.statement(&statements.write, event, [id.clone(), time.clone()]);
         // An event that is younger than the least age of a purge is not before any horizon.
-        let Some(time) = event.time().filter(|_| written.get("old")) else { return Ok(Receipt::New) };
-        let sql = if written.get("frozen") { &statements.horizon_locked } else { &statements.horizon };
-        let horizon = self.query(sql).bind(event.source()).bind(time).fetch_one(&mut *connection).await?;
-        if !horizon.get::<bool, _>("too_old") {
+        let horizon = match driver.numbers(transaction, write).await?.first() {
+            None => return Ok(Receipt::Seen),
+            Some(&YOUNG) => return Ok(Receipt::New),
+            Some(&OLD_AND_FROZEN) => &statements.horizon_locked,
+            Some(_) => &statements.horizon,
+        };
+        let horizon = self.statement(horizon, event, [time]);
+        if driver.numbers(transaction, horizon).await?.first() != Some(&1) {
             return Ok(Receipt::New);
         }
-        self.query(&statements.withdraw).bind(event.source()).bind(event.id()).execute(connection).await?;
+        driver.execute(transaction, self.statement(&statements.withdraw, event, [id])).await?;
         Ok(Receipt::TooOld)
     }
 }
@@ -111,43 +134,84 @@ impl std::fmt::Debug for PostgresInbox {
     }
 }
 
+impl ReceiveBy for PostgresInbox {
+    type Dialect = Postgres;
+
+    async fn receive_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &EventIdentity,
+    ) -> Result<Receipt, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
+        driver.run(transaction, INSIDE).await.map_err(no_transaction)?;
+        let received = self.receive_in(driver, transaction, event).await;
+        Ok(received.map_err(|error| driver_error("ask the inbox", error))?)
+    }
+
+    async fn purge_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        older_than: Duration,
+        rows_max: u32,
+    ) -> Result<u64, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Postgres> + Sync,
+    {
+        check_purge_age(older_than)?;
+        driver.run(transaction, INSIDE).await.map_err(no_transaction)?;
+        let age = i64::try_from(older_than.as_micros()).unwrap_or(AGE_MICROS_MAX).min(AGE_MICROS_MAX);
+        let parameters = vec![
+            Parameter::text(&self.consumer),
+            Parameter::BigInteger(Some(age)),
+            Parameter::BigInteger(Some(rows_max.into())),
+        ];
+        let purge = Statement::new(Arc::clone(&self.statements.purge), parameters);
+        let purged = driver.numbers(transaction, purge).await;
+        let purged = purged.map_err(|error| driver_error("purge the inbox", error))?;
+        Ok(purged.into_iter().next().unwrap_or_default().unsigned_abs())
+    }
+}
+
 impl Inbox<PgConnection> for PostgresInbox {
-    async fn receive(
+    fn receive(
         &self,
         transaction: &mut PgConnection,
         event: &EventIdentity,
-    ) -> Result<Receipt, InboxError> {
-        insist_on_transaction(transaction).await?;
-        let received = self.receive_in(transaction, event).await;
-        Ok(received.map_err(|error| store_error("ask the inbox", error))?)
+    ) -> impl Future<Output = Result<Receipt, InboxError>> + Send {
+        self.receive_by(&self.sqlx, transaction, event)
     }
 
-    async fn purge(
+    fn purge(
         &self,
         transaction: &mut PgConnection,
         older_than: Duration,
         rows_max: u32,
-    ) -> Result<u64, InboxError> {
-        check_purge_age(older_than)?;
-        insist_on_transaction(transaction).await?;
-        // Longer than the calendar of the database is for ever.
-        let seconds = older_than.as_secs_f64().min(1e11);
-        let purge = self.query(&self.statements.purge).bind(seconds).bind(i64::from(rows_max));
-        let row = purge.fetch_one(transaction).await;
-        let count: i64 =
-            row.and_then(|row| row.try_get(0)).map_err(|error| store_error("purge the inbox", error))?;
-        Ok(count.unsigned_abs())
+    ) -> impl Future<Output = Result<u64, InboxError>> + Send {
+        self.purge_by(&self.sqlx, transaction, older_than, rows_max)
     }
 }
 
 /// In the implicit transaction of a simple query a savepoint is refused as it is outside any.
-async fn insist_on_transaction(connection: &mut PgConnection) -> Result<(), InboxError> {
-    match sqlx::raw_sql("SAVEPOINT outbox_inbox; RELEASE SAVEPOINT outbox_inbox").execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("25P01")) => {
-            Err(InboxError::NoTransaction)
-        }
-        Err(error) => Err(store_error("ask the inbox in this transaction", error).into()),
+const INSIDE: &str = "SAVEPOINT outbox_inbox; RELEASE SAVEPOINT outbox_inbox";
+
+/// Longer than the calendar of the database is for ever.
+const AGE_MICROS_MAX: i64 = 100_000_000_000_000_000;
+
+/// What the write of a receipt answers: whether the event is as old as what may be purged, and whether the snapshot is
+/// the transaction's. Old and not frozen is 1.
+const YOUNG: i64 = 0;
+const OLD_AND_FROZEN: i64 = 2;
+
+fn no_transaction(error: DriverError) -> InboxError {
+    match error.code() {
+        Some(NO_TRANSACTION) => InboxError::NoTransaction,
+        _ => driver_error("ask the inbox in this transaction", error).into(),
     }
 }
 
@@ -165,34 +229,35 @@ impl Statements {
         let write = format!(
             "INSERT INTO {{inbox}} (consumer, source, id, time) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (consumer, source, id) DO NOTHING \
-             RETURNING coalesce(time <= clock_timestamp() - interval '{} s', false) AS old, \
-               current_setting('transaction_isolation') <> 'read committed' AS frozen",
+             RETURNING CASE WHEN time <= clock_timestamp() - interval '{} s' THEN \
+               CASE current_setting('transaction_isolation') WHEN 'read committed' THEN 1 ELSE {OLD_AND_FROZEN} END \
+               ELSE {YOUNG} END::bigint AS number",
             PURGE_AGE_MIN.as_secs()
         );
-        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED it
-        // sees the purge that removed a former row, since the write has waited for it. In one statement with
-        // the write it would see the horizon from before the wait.
-        let horizon = "SELECT EXISTS (SELECT 1 FROM {inbox_horizons} \
-                       WHERE consumer = $1 AND source = $2 AND horizon >= $3) AS too_old";
-        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails
-        // (40001) if it was changed or made since the snapshot.
+        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED it sees the
+        // purge that removed a former row, since the write has waited for it. In one statement with the write it
+        // would see the horizon from before the wait.
+        let horizon = "SELECT count(*) AS number FROM {inbox_horizons} \
+                       WHERE consumer = $1 AND source = $2 AND horizon >= $3";
+        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails (40001) if it
+        // was changed or made since the snapshot.
         let horizon_locked = "INSERT INTO {inbox_horizons} AS h (consumer, source, horizon) \
                               VALUES ($1, $2, '-infinity') \
                               ON CONFLICT (consumer, source) DO UPDATE SET horizon = h.horizon \
-                              RETURNING horizon >= $3 AS too_old";
+                              RETURNING (horizon >= $3)::integer::bigint AS number";
         let withdraw = "DELETE FROM {inbox} WHERE consumer = $1 AND source = $2 AND id = $3";
         // By ctid, because a join may get a plan that reads the whole table; the rows are locked and never
         // updated, so that it stays theirs. statement_timestamp, because an index cannot be searched by
         // clock_timestamp.
         let purge = "WITH gone AS (DELETE FROM {inbox} WHERE ctid = ANY (ARRAY( \
                          SELECT ctid FROM {inbox} \
-                         WHERE consumer = $1 AND time < statement_timestamp() - make_interval(secs => $2) \
+                         WHERE consumer = $1 AND time < statement_timestamp() - $2::bigint * interval '1 us' \
                          ORDER BY time LIMIT $3 FOR UPDATE SKIP LOCKED)) RETURNING source, time), \
                      raised AS (INSERT INTO {inbox_horizons} AS h (consumer, source, horizon) \
                          SELECT $1, source, max(time) FROM gone GROUP BY source ORDER BY source \
                          ON CONFLICT (consumer, source) DO UPDATE \
                          SET horizon = greatest(h.horizon, excluded.horizon), changed_at = clock_timestamp()) \
-                     SELECT count(*) FROM gone";
+                     SELECT count(*) AS number FROM gone";
         let text = |template: &str| tables.text(template).into();
         Self {
             write: text(&write),

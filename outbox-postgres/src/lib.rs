@@ -6,6 +6,7 @@ mod admin;
 mod codec;
 mod config;
 mod database;
+mod driver;
 mod enqueue;
 mod error;
 mod inbox;
@@ -15,6 +16,7 @@ mod store;
 
 pub use adapter::PostgresAdapter;
 pub use config::{PostgresConfig, PostgresConfigBuilder, SentRows};
+pub use driver::Postgres;
 pub use enqueue::PostgresOutbox;
 pub use inbox::{PostgresInbox, inbox_migration_sql};
 pub use schema::migration_sql;

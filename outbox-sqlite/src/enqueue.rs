@@ -1,11 +1,23 @@
 //! The writer's side: [`SqliteOutbox`].
 
-use std::future::{Future, ready};
+use std::{
+    borrow::Cow,
+    future::{Future, ready},
+    sync::Arc,
+};
 
-use outbox_core::{Enqueue, EnqueueError, Event, StoreError, StoreErrorKind, store::Sequence};
-use rusqlite::{CachedStatement, Connection, ErrorCode, Transaction, params};
+use outbox_core::{
+    Enqueue, EnqueueError, Event,
+    statement::{Driver, DriverError, EnqueueBy, Parameter, Statement, headers_column},
+    store::Sequence,
+};
+use rusqlite::{Connection, Transaction, ffi};
 
-use crate::{SqliteConfig, error::store_error};
+use crate::{
+    Sqlite, SqliteConfig,
+    driver::{Rusqlite, at_once},
+    error::driver_error,
+};
 
 /// Writes events in the service's own transaction, on the service's own connection. Cheap to clone; holds no
 /// connection.
@@ -34,9 +46,11 @@ use crate::{SqliteConfig, error::store_error};
 /// # std::fs::remove_file(path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Through any other driver, see [`outbox_core::statement`], or run [`insert`](Self::insert) yourself.
 #[derive(Debug, Clone)]
 pub struct SqliteOutbox {
-    insert: String,
+    insert: Arc<str>,
     payload_bytes_max: usize,
 }
 
@@ -44,10 +58,13 @@ impl SqliteOutbox {
     /// The writer's side of the outbox of this configuration. Opens nothing.
     pub fn new(config: &SqliteConfig) -> Self {
         Self {
-            insert: config.sql(
-                "INSERT INTO {p} (id, aggregate_type, aggregate_id, event_type, version, payload, content_type, headers, \
-                 topic, available_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING sequence",
-            ),
+            insert: config
+                .sql(
+                    "INSERT INTO {p} (id, aggregate_type, aggregate_id, event_type, version, payload, content_type, \
+                     headers, topic, available_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+                     RETURNING sequence AS number",
+                )
+                .into(),
             payload_bytes_max: config.payload_bytes_max(),
         }
     }
@@ -61,8 +78,7 @@ impl SqliteOutbox {
     /// [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way. The
     /// transaction is still usable, and holds nothing of the event.
     pub fn enqueue(&self, connection: &Connection, event: &Event) -> Result<Sequence, EnqueueError> {
-        self.admit(connection, std::slice::from_ref(event))?;
-        self.insert(&mut self.prepare(connection)?, event)
+        at_once(self.enqueue_in(&Rusqlite, &mut &*connection, event))
     }
 
     /// Writes many events in the transaction that `connection` is in, and returns their sequences, which
@@ -75,53 +91,126 @@ impl SqliteOutbox {
         connection: &Connection,
         events: &[Event],
     ) -> Result<Vec<Sequence>, EnqueueError> {
-        self.admit(connection, events)?;
-        let mut statement = self.prepare(connection)?;
-        let savepoint =
-            |sql| connection.execute_batch(sql).map_err(|error| store_error("set a savepoint", error));
-        savepoint("SAVEPOINT outbox_enqueue_all")?;
-        let inserted = events.iter().map(|event| self.insert(&mut statement, event)).collect();
-        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint
-        // with it.
-        if !connection.is_autocommit() {
-            savepoint(match &inserted {
-                Ok::<Vec<_>, _>(_) => "RELEASE outbox_enqueue_all",
-                Err(_) => "ROLLBACK TO outbox_enqueue_all; RELEASE outbox_enqueue_all",
-            })?;
-        }
-        inserted
+        at_once(self.enqueue_all_in(&Rusqlite, &mut &*connection, events))
     }
 
-    fn admit(&self, connection: &Connection, events: &[Event]) -> Result<(), EnqueueError> {
-        if connection.is_autocommit() {
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
+    /// check. It answers the event's sequence in one row; the extended result code 2067 (`SQLITE_CONSTRAINT_UNIQUE`)
+    /// says that the id is in the outbox already.
+    ///
+    /// The parameters are, in order: four [`Text`](Parameter::Text), [`Integer`](Parameter::Integer),
+    /// [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger): microseconds since 1970.
+    ///
+    /// # Errors
+    /// A payload over the limit.
+    pub fn insert<'a>(&self, event: &'a Event) -> Result<Statement<'a>, EnqueueError> {
+        event.check_payload(self.payload_bytes_max)?;
+        let parameters = vec![
+            Parameter::Text(Some(event.id().to_string().into())),
+            Parameter::text(event.aggregate_type()),
+            Parameter::text(event.aggregate_id()),
+            Parameter::text(event.event_type()),
+            Parameter::Integer(event.version()),
+            Parameter::bytes(event.payload()),
+            Parameter::text(event.content_type()),
+            Parameter::Text(headers_column(event)?.map(Cow::Owned)),
+            Parameter::Text(event.topic().map(Cow::Borrowed)),
+            Parameter::BigInteger(event.available_at().map(|at| at.timestamp_micros())),
+        ];
+        Ok(Statement::new(Arc::clone(&self.insert), parameters))
+    }
+
+    async fn enqueue_in<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &Event,
+    ) -> Result<Sequence, EnqueueError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
+        let statement = self.insert(event)?;
+        if !is_inside(driver, transaction).await.map_err(failed)? {
             return Err(EnqueueError::NoTransaction);
         }
+        write(driver, transaction, event, statement).await
+    }
+
+    async fn enqueue_all_in<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
         for event in events {
             event.check_payload(self.payload_bytes_max)?;
         }
-        Ok(())
+        if !is_inside(driver, transaction).await.map_err(failed)? {
+            return Err(EnqueueError::NoTransaction);
+        }
+        driver.run(transaction, "SAVEPOINT outbox_enqueue_all").await.map_err(failed)?;
+        let written = self.write_all(driver, transaction, events).await;
+        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint with it.
+        if written.is_ok() || is_inside(driver, transaction).await.map_err(failed)? {
+            let end = match &written {
+                Ok(_) => "RELEASE outbox_enqueue_all",
+                Err(_) => "ROLLBACK TO outbox_enqueue_all; RELEASE outbox_enqueue_all",
+            };
+            driver.run(transaction, end).await.map_err(failed)?;
+        }
+        written
     }
 
-    fn prepare<'c>(&self, connection: &'c Connection) -> Result<CachedStatement<'c>, EnqueueError> {
-        Ok(connection.prepare_cached(&self.insert).map_err(|error| store_error("write an event", error))?)
+    async fn write_all<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
+        let mut sequences = Vec::with_capacity(events.len());
+        for event in events {
+            sequences.push(write(driver, transaction, event, self.insert(event)?).await?);
+        }
+        Ok(sequences)
+    }
+}
+
+impl EnqueueBy for SqliteOutbox {
+    type Dialect = Sqlite;
+
+    async fn enqueue_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &Event,
+    ) -> Result<Sequence, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Sqlite> + Sync,
+    {
+        self.enqueue_in(driver, transaction, event).await
     }
 
-    fn insert(&self, statement: &mut CachedStatement<'_>, event: &Event) -> Result<Sequence, EnqueueError> {
-        let headers = headers_json(event)?;
-        let mut id = uuid::Uuid::encode_buffer();
-        let parameters = params![
-            &*event.id().hyphenated().encode_lower(&mut id),
-            event.aggregate_type(),
-            event.aggregate_id(),
-            event.event_type(),
-            event.version(),
-            event.payload().as_ref(),
-            event.content_type(),
-            headers,
-            event.topic(),
-            event.available_at().map(|at| at.timestamp_micros()),
-        ];
-        statement.query_row(parameters, |row| row.get(0)).map_err(|error| refusal(event, error))
+    async fn enqueue_all_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        events: &[Event],
+    ) -> Result<Vec<Sequence>, EnqueueError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Sqlite> + Sync,
+    {
+        self.enqueue_all_in(driver, transaction, events).await
     }
 }
 
@@ -148,24 +237,47 @@ impl Enqueue<Transaction<'_>> for SqliteOutbox {
     }
 }
 
-fn headers_json(event: &Event) -> Result<Option<String>, EnqueueError> {
-    if event.headers().is_empty() {
-        return Ok(None);
+/// Whether the connection is inside a transaction. A savepoint would begin one where there is none; `BEGIN` is refused
+/// inside one and changes nothing there.
+pub(crate) async fn is_inside<T, D>(driver: &D, transaction: &mut T) -> Result<bool, DriverError>
+where
+    T: ?Sized,
+    D: Driver<T, Sqlite>,
+{
+    if let Some(inside) = driver.is_inside(transaction) {
+        return Ok(inside);
     }
-    serde_json::to_string(event.headers()).map(Some).map_err(|error| {
-        StoreError::new(StoreErrorKind::Unexpected, "could not write the headers as JSON")
-            .with_source(error)
-            .into()
-    })
+    match driver.run(transaction, "BEGIN").await {
+        Ok(()) => driver.run(transaction, "ROLLBACK").await.map(|()| false),
+        // The words have not changed since version 3.0, and SQLite does not translate them.
+        Err(error) if error.to_string().contains("within a transaction") => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
-fn refusal(event: &Event, error: rusqlite::Error) -> EnqueueError {
-    let duplicate = matches!(
-        &error,
-        rusqlite::Error::SqliteFailure(code, Some(message))
-            if code.code == ErrorCode::ConstraintViolation
-                && code.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE
-                && message.ends_with(".id")
-    );
-    if duplicate { EnqueueError::Duplicate(event.id()) } else { store_error("write an event", error).into() }
+async fn write<T, D>(
+    driver: &D,
+    transaction: &mut T,
+    event: &Event,
+    statement: Statement<'_>,
+) -> Result<Sequence, EnqueueError>
+where
+    T: ?Sized,
+    D: Driver<T, Sqlite>,
+{
+    let duplicate = ffi::SQLITE_CONSTRAINT_UNIQUE.to_string();
+    match driver.numbers(transaction, statement).await {
+        Ok(numbers) => {
+            let none = || failed(DriverError::new("the insert has answered no row"));
+            numbers.into_iter().next().ok_or_else(none)
+        }
+        Err(error) if error.code() == Some(&duplicate) && error.to_string().ends_with(".id") => {
+            Err(EnqueueError::Duplicate(event.id()))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn failed(error: DriverError) -> EnqueueError {
+    driver_error("write an event", error).into()
 }

@@ -1,7 +1,7 @@
 //! From what SQLite says to what a caller can do.
 
-use outbox_core::{StoreError, StoreErrorKind};
-use rusqlite::{Error, ErrorCode};
+use outbox_core::{StoreError, StoreErrorKind, statement::DriverError};
+use rusqlite::{Error, ErrorCode, ffi};
 
 /// The kind of a driver's error, by SQLite's result code (<https://www.sqlite.org/rescode.html>).
 pub(crate) fn classify(error: &Error) -> StoreErrorKind {
@@ -11,6 +11,10 @@ pub(crate) fn classify(error: &Error) -> StoreErrorKind {
         // message.
         other => (ErrorCode::Unknown, other.to_string()),
     };
+    classify_code(code, &message)
+}
+
+fn classify_code(code: ErrorCode, message: &str) -> StoreErrorKind {
     match code {
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::SchemaChanged => {
             StoreErrorKind::Conflict
@@ -35,13 +39,24 @@ pub(crate) fn classify(error: &Error) -> StoreErrorKind {
 
 /// Turns a driver's error into the store's, saying what was being done.
 pub(crate) fn store_error(what: &str, error: Error) -> StoreError {
-    let kind = classify(&error);
+    described(what, classify(&error)).with_source(error)
+}
+
+/// The same of an error that any driver answered.
+pub(crate) fn driver_error(what: &str, error: DriverError) -> StoreError {
+    let code = error.code().and_then(|code| code.parse().ok()).map(ffi::Error::new);
+    let by_code = code.map(|code| classify_code(code.code, &error.to_string()));
+    let kind = error.kind().or(by_code).unwrap_or(StoreErrorKind::Unexpected);
+    described(what, kind).with_source(error.into_source())
+}
+
+fn described(what: &str, kind: StoreErrorKind) -> StoreError {
     let remedy = match kind {
         StoreErrorKind::Schema => ": run the migration",
         StoreErrorKind::Conflict => ": another writer held the database for longer than busy_timeout",
         _ => "",
     };
-    StoreError::new(kind, format!("sqlite could not {what}{remedy}")).with_source(error)
+    StoreError::new(kind, format!("sqlite could not {what}{remedy}"))
 }
 
 /// Adds what was being done to a driver's result.
@@ -59,7 +74,6 @@ impl<T> Context<T> for Result<T, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rusqlite::ffi;
 
     #[test]
     fn every_result_code_has_a_kind() {

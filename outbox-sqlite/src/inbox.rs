@@ -9,11 +9,19 @@ use std::{
 use outbox_core::{
     EventError, Finding, Inbox, InboxError, Receipt, StoreError,
     inbox::{EventIdentity, check_consumer, check_purge_age},
+    statement::{Driver, DriverError, Parameter, ReceiveBy, Statement},
     store::Schema,
 };
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use crate::{SqliteConfig, codec::to_micros, error::Context, schema::exists};
+use crate::{
+    Sqlite, SqliteConfig,
+    codec::to_micros,
+    driver::{Rusqlite, at_once},
+    enqueue::is_inside,
+    error::{Context, driver_error},
+    schema::exists,
+};
 
 /// What each version of the inbox's tables brought, the first one first.
 const MIGRATIONS: &[&str] = &["the tables of the inbox"];
@@ -125,8 +133,7 @@ impl SqliteInbox {
     /// # Errors
     /// As [`Inbox::receive`].
     pub fn receive(&self, connection: &Connection, event: &EventIdentity) -> Result<Receipt, InboxError> {
-        insist_on_transaction(connection)?;
-        Ok(self.receive_in(connection, event).doing("ask the inbox")?)
+        at_once(self.receive_in(&Rusqlite, &mut &*connection, event))
     }
 
     /// Purges in the transaction that `connection` is in.
@@ -139,9 +146,7 @@ impl SqliteInbox {
         older_than: Duration,
         rows_max: u32,
     ) -> Result<u64, InboxError> {
-        check_purge_age(older_than)?;
-        insist_on_transaction(connection)?;
-        Ok(self.purge_in(connection, older_than, rows_max).doing("purge the inbox")?)
+        at_once(self.purge_in(&Rusqlite, &mut &*connection, older_than, rows_max))
     }
 
     /// Makes what is missing, in a transaction of its own. Does nothing where nothing is missing; two
@@ -168,51 +173,108 @@ impl SqliteInbox {
         self.look(connection).doing("check the inbox")
     }
 
-    fn receive_in(&self, connection: &Connection, event: &EventIdentity) -> rusqlite::Result<Receipt> {
-        let time = event.time().map(|time| time.timestamp_micros());
-        let write = "INSERT INTO {p}_inbox (consumer, source, id, time) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
-        let mut write = connection.prepare_cached(&self.config.sql(write))?;
-        if write.execute(params![self.consumer, event.source(), event.id(), time])? == 0 {
+    /// A statement whose first parameter is the consumer.
+    fn statement<'a>(
+        &'a self,
+        template: &str,
+        others: impl IntoIterator<Item = Parameter<'a>>,
+    ) -> Statement<'a> {
+        let mut parameters = vec![Parameter::text(&self.consumer)];
+        parameters.extend(others);
+        Statement::new(self.config.sql(template).into(), parameters)
+    }
+
+    async fn receive_in<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &EventIdentity,
+    ) -> Result<Receipt, InboxError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
+        insist_on_transaction(driver, transaction).await?;
+        let receipt = self.receipt(driver, transaction, event).await;
+        Ok(receipt.map_err(|error| driver_error("ask the inbox", error))?)
+    }
+
+    async fn receipt<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &EventIdentity,
+    ) -> Result<Receipt, DriverError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
+        let (source, id) = (Parameter::text(event.source()), Parameter::text(event.id()));
+        let time = Parameter::BigInteger(event.time().map(|time| time.timestamp_micros()));
+        let write = "INSERT INTO {p}_inbox (consumer, source, id, time) VALUES (?1, ?2, ?3, ?4) \
+                     ON CONFLICT DO NOTHING RETURNING 1 AS number";
+        let write = self.statement(write, [source.clone(), id.clone(), time.clone()]);
+        if driver.numbers(transaction, write).await?.is_empty() {
             return Ok(Receipt::Seen);
         }
         // The transaction is the only writer from here on, so no purge can come between.
-        let horizon = "SELECT EXISTS (SELECT 1 FROM {p}_inbox_horizons WHERE consumer = ?1 AND source = ?2 AND horizon >= ?3)";
-        let mut horizon = connection.prepare_cached(&self.config.sql(horizon))?;
-        if !horizon.query_row(params![self.consumer, event.source(), time], |row| row.get(0))? {
+        let horizon = "SELECT 1 AS number FROM {p}_inbox_horizons \
+                       WHERE consumer = ?1 AND source = ?2 AND horizon >= ?3";
+        let horizon = self.statement(horizon, [source.clone(), time]);
+        if driver.numbers(transaction, horizon).await?.is_empty() {
             return Ok(Receipt::New);
         }
         let withdraw = "DELETE FROM {p}_inbox WHERE consumer = ?1 AND source = ?2 AND id = ?3";
-        let mut withdraw = connection.prepare_cached(&self.config.sql(withdraw))?;
-        withdraw.execute(params![self.consumer, event.source(), event.id()])?;
+        driver.execute(transaction, self.statement(withdraw, [source, id])).await?;
         Ok(Receipt::TooOld)
     }
 
-    fn purge_in(
+    async fn purge_in<T, D>(
         &self,
-        connection: &Connection,
+        driver: &D,
+        transaction: &mut T,
         older_than: Duration,
         rows_max: u32,
-    ) -> rusqlite::Result<u64> {
+    ) -> Result<u64, InboxError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
+        check_purge_age(older_than)?;
+        insist_on_transaction(driver, transaction).await?;
+        let purged = self.purged(driver, transaction, older_than, rows_max).await;
+        Ok(purged.map_err(|error| driver_error("purge the inbox", error))?)
+    }
+
+    async fn purged<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        older_than: Duration,
+        rows_max: u32,
+    ) -> Result<u64, DriverError>
+    where
+        T: ?Sized,
+        D: Driver<T, Sqlite>,
+    {
         let purge = "DELETE FROM {p}_inbox WHERE consumer = ?1 AND (source, id) IN (SELECT source, id FROM {p}_inbox \
-                     WHERE consumer = ?1 AND time < {now} - ?2 ORDER BY time LIMIT ?3) RETURNING source, time";
-        let mut purge = connection.prepare_cached(&self.config.sql(purge))?;
-        let gone = purge.query_map(params![self.consumer, to_micros(older_than), rows_max], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
-        })?;
-        let (mut count, mut latest) = (0, BTreeMap::new());
-        for receipt in gone {
-            let (source, time) = receipt?;
-            count += 1;
-            let horizon = latest.entry(source).or_insert(time);
-            *horizon = time.max(*horizon);
+                     WHERE consumer = ?1 AND time < {now} - ?2 ORDER BY time LIMIT ?3) \
+                     RETURNING source AS name, time AS number";
+        let age = Parameter::BigInteger(Some(to_micros(older_than)));
+        let purge = self.statement(purge, [age, Parameter::BigInteger(Some(rows_max.into()))]);
+        let gone = driver.named_numbers(transaction, purge).await?;
+        let mut latest = BTreeMap::new();
+        for (source, time) in &gone {
+            let horizon = latest.entry(source).or_insert(*time);
+            *horizon = (*time).max(*horizon);
         }
         let raise = "INSERT INTO {p}_inbox_horizons AS h (consumer, source, horizon) VALUES (?1, ?2, ?3) \
                      ON CONFLICT (consumer, source) DO UPDATE SET horizon = max(h.horizon, excluded.horizon)";
-        let mut raise = connection.prepare_cached(&self.config.sql(raise))?;
         for (source, time) in latest {
-            raise.execute(params![self.consumer, source, time])?;
+            let raise = self.statement(raise, [Parameter::text(source), Parameter::BigInteger(Some(time))]);
+            driver.execute(transaction, raise).await?;
         }
-        Ok(count)
+        Ok(gone.len() as u64)
     }
 
     fn schema(&self) -> Schema {
@@ -273,8 +335,39 @@ impl SqliteInbox {
     }
 }
 
-/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call
-/// itself, on the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
+impl ReceiveBy for SqliteInbox {
+    type Dialect = Sqlite;
+
+    async fn receive_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        event: &EventIdentity,
+    ) -> Result<Receipt, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Sqlite> + Sync,
+    {
+        self.receive_in(driver, transaction, event).await
+    }
+
+    async fn purge_by<T, D>(
+        &self,
+        driver: &D,
+        transaction: &mut T,
+        older_than: Duration,
+        rows_max: u32,
+    ) -> Result<u64, InboxError>
+    where
+        T: ?Sized + Send,
+        D: Driver<T, Sqlite> + Sync,
+    {
+        self.purge_in(driver, transaction, older_than, rows_max).await
+    }
+}
+
+/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call itself, on
+/// the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
 impl Inbox<Transaction<'_>> for SqliteInbox {
     fn receive(
         &self,
@@ -294,6 +387,14 @@ impl Inbox<Transaction<'_>> for SqliteInbox {
     }
 }
 
-fn insist_on_transaction(connection: &Connection) -> Result<(), InboxError> {
-    if connection.is_autocommit() { Err(InboxError::NoTransaction) } else { Ok(()) }
+async fn insist_on_transaction<T, D>(driver: &D, transaction: &mut T) -> Result<(), InboxError>
+where
+    T: ?Sized,
+    D: Driver<T, Sqlite>,
+{
+    match is_inside(driver, transaction).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(InboxError::NoTransaction),
+        Err(error) => Err(driver_error("ask the inbox in this transaction", error).into()),
+    }
 }

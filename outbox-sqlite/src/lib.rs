@@ -6,6 +6,7 @@ mod admin;
 mod codec;
 mod config;
 mod database;
+mod driver;
 mod enqueue;
 mod error;
 mod inbox;
@@ -15,6 +16,7 @@ mod store;
 
 pub use adapter::SqliteAdapter;
 pub use config::{BUSY_TIMEOUT_DEFAULT, PREFIX_DEFAULT, SqliteConfig, SqliteConfigBuilder};
+pub use driver::Sqlite;
 pub use enqueue::SqliteOutbox;
 pub use inbox::{INBOX_SCHEMA_VERSION, SqliteInbox, inbox_migration_sql};
 pub use schema::{SCHEMA_VERSION, migrate, migration_sql};
