@@ -1,12 +1,13 @@
 //! Statements for drivers that no adapter here was written for.
 //!
-//! An adapter of a SQL database writes its statements once, as text and typed parameters ([`Statement`]), and runs them
-//! through a [`Driver`]: a few methods over the type that the driver calls a transaction. Its own driver goes the same
-//! way as every other.
+//! An adapter of a SQL database writes its statements once, as text and typed parameters ([`Statement`]),
+//! and runs them through a [`Driver`]: a few methods over the type that the driver calls a transaction.
+//! Its own driver goes the same way as every other.
 //!
 //! - To write one event, a statement is enough: run `PostgresOutbox::insert(&event)` inside a transaction.
-//! - To have the whole of [`Enqueue`] and [`Inbox`], with the check of the transaction, batches, named duplicates and
-//!   purges, implement [`Driver`] for a type of your own, and put it before the adapter's with [`Through`].
+//! - To have the whole of [`Enqueue`] and [`Inbox`], with the check of the transaction, batches, named
+//!   duplicates and purges, implement [`Driver`] for a type of your own, and put it before the adapter's with
+//!   [`Through`].
 //!
 //! ```text
 //! Through<PostgresOutbox, YourDriver> ── Enqueue<YourTransaction>
@@ -28,7 +29,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Statement<'a> {
-    /// The text, with the places of its database: `$1`, `?` or `?1`. One of few, so that it is worth preparing.
+    /// The text, with the places of its database: `$1`, `?` or `?1`. One of few, so that it is worth
+    /// preparing.
     pub sql: Arc<str>,
     /// One value for each place.
     pub parameters: Vec<Parameter<'a>>,
@@ -122,8 +124,8 @@ impl DriverError {
         Self { code: None, kind: None, source: source.into() }
     }
 
-    /// Adds the database's code: PostgreSQL's SQLSTATE, MySQL's number, SQLite's extended result code. By it an adapter
-    /// tells what happened.
+    /// Adds the database's code: PostgreSQL's SQLSTATE, MySQL's number, SQLite's extended result code. By
+    /// it an adapter tells what happened.
     #[must_use]
     pub fn with_code(mut self, code: Option<impl Into<String>>) -> Self {
         self.code = code.map(Into::into);
@@ -167,22 +169,23 @@ impl Error for DriverError {
 
 /// Runs statements of the dialect `L` in transactions of the type `T`: what an adapter needs of a driver.
 ///
-/// `T` is the caller's transaction, or a connection that can be in one; never a pool. `L` is the adapter's mark of its
-/// dialect, such as `outbox_postgres::Postgres`, so that no statement goes to another kind of database.
+/// `T` is the caller's transaction, or a connection that can be in one; never a pool. `L` is the adapter's
+/// mark of its dialect, such as `outbox_postgres::Postgres`, so that no statement goes to another kind of
+/// database.
 ///
-/// A driver that blocks runs the statement in the call and answers with a future that is ready. Dropping a future may
-/// leave the statement done or not, as the driver says.
+/// A driver that blocks runs the statement in the call and answers with a future that is ready. Dropping a
+/// future may leave the statement done or not, as the driver says.
 pub trait Driver<T: ?Sized, L> {
-    /// Runs a text of one or more statements without parameters, in one round trip where the protocol can. It must not
-    /// be wrapped in a transaction: that is how an adapter finds out whether there is one.
+    /// Runs a text of one or more statements without parameters, in one round trip where the protocol can.
+    /// It must not be wrapped in a transaction: that is how an adapter finds out whether there is one.
     fn run(
         &self,
         transaction: &mut T,
         sql: &'static str,
     ) -> impl Future<Output = Result<(), DriverError>> + Send;
 
-    /// Runs a statement that answers no rows. Returns the first number that MySQL generated for its rows, if the driver
-    /// knows it; an adapter that needs it asks the server otherwise.
+    /// Runs a statement that answers no rows. Returns the first number that MySQL generated for its rows,
+    /// if the driver knows it; an adapter that needs it asks the server otherwise.
     fn execute(
         &self,
         transaction: &mut T,
@@ -203,15 +206,16 @@ pub trait Driver<T: ?Sized, L> {
         statement: Statement<'_>,
     ) -> impl Future<Output = Result<Vec<(String, i64)>, DriverError>> + Send;
 
-    /// Whether the connection is inside a transaction, if the driver asks the database itself without a round trip.
-    /// `None`, the default, lets the adapter ask by a statement.
+    /// Whether the connection is inside a transaction, if the driver asks the database itself without a
+    /// round trip. `None`, the default, lets the adapter ask by a statement.
     fn is_inside(&self, transaction: &T) -> Option<bool> {
         let _ = transaction;
         None
     }
 }
 
-/// The writer's side of an adapter, through any driver of its dialect. [`Through`] makes an [`Enqueue`] of it.
+/// The writer's side of an adapter, through any driver of its dialect. [`Through`] makes an [`Enqueue`] of
+/// it.
 pub trait EnqueueBy {
     /// The mark of its dialect.
     type Dialect;
@@ -239,7 +243,8 @@ pub trait EnqueueBy {
         D: Driver<T, Self::Dialect> + Sync;
 }
 
-/// The consumer's side of an adapter, through any driver of its dialect. [`Through`] makes an [`Inbox`] of it.
+/// The consumer's side of an adapter, through any driver of its dialect. [`Through`] makes an [`Inbox`] of
+/// it.
 pub trait ReceiveBy {
     /// The mark of its dialect.
     type Dialect;
@@ -268,7 +273,8 @@ pub trait ReceiveBy {
         D: Driver<T, Self::Dialect> + Sync;
 }
 
-/// An adapter's outbox or inbox behind another driver: `Through::new(PostgresOutbox::new(&config), YourDriver)`.
+/// An adapter's outbox or inbox behind another driver: `Through::new(PostgresOutbox::new(&config),
+/// YourDriver)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Through<A, D> {
     adapter: A,

@@ -10,10 +10,11 @@ use sqlx::{AssertSqlSafe, MySqlConnection, Row as _, mysql::MySqlArguments, quer
 
 use crate::error::{classify, number};
 
-/// The mark of MySQL's and MariaDB's statements, for [`outbox_core::statement::Driver`]: `impl Driver<YourTransaction,
-/// Mysql>`.
+/// The mark of MySQL's and MariaDB's statements, for [`outbox_core::statement::Driver`]: `impl
+/// Driver<YourTransaction, Mysql>`.
 ///
-/// The codes of its errors are the server's numbers. A time is bound as a `DATETIME(6)` in UTC, a UUID as its 16 bytes.
+/// The codes of its errors are the server's numbers. A time is bound as a `DATETIME(6)` in UTC, a UUID as
+/// its 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Mysql;

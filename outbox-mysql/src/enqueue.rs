@@ -46,8 +46,9 @@ const BYTES_PER_STATEMENT: usize = 4 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without autocommit are
-/// all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and a session without
+/// autocommit are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only
+/// of the transactions it began.
 ///
 /// Through any other driver, see [`outbox_core::statement`], or run [`insert`](Self::insert) yourself.
 #[derive(Debug, Clone)]
@@ -74,12 +75,13 @@ impl MysqlOutbox {
         }
     }
 
-    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
-    /// check. The number that the server generated for it (`LAST_INSERT_ID()`) is the event's sequence; error 1062 says
-    /// that the id is in the outbox already.
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which
+    /// it does not check. The number that the server generated for it (`LAST_INSERT_ID()`) is the event's
+    /// sequence; error 1062 says that the id is in the outbox already.
     ///
     /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Bytes`](Parameter::Bytes),
-    /// [`Integer`](Parameter::Integer), two `Bytes`, [`Text`](Parameter::Text), `Bytes`, [`Time`](Parameter::Time).
+    /// [`Integer`](Parameter::Integer), two `Bytes`, [`Text`](Parameter::Text), `Bytes`,
+    /// [`Time`](Parameter::Time).
     ///
     /// # Errors
     /// A payload over the limit.
@@ -109,7 +111,8 @@ impl MysqlOutbox {
         Ok(statements)
     }
 
-    /// The first event whose id is there already or was given twice; asked after a statement has failed by it.
+    /// The first event whose id is there already or was given twice; asked after a statement has failed by
+    /// it.
     async fn duplicate<T, D>(
         &self,
         driver: &D,
@@ -187,7 +190,8 @@ impl EnqueueBy for MysqlOutbox {
         D: Driver<T, Mysql> + Sync,
     {
         let statements = self.insert_all(events)?;
-        // All or none: a duplicate takes back those that were written before it, and nothing of the caller's.
+        // All or none: a duplicate takes back those that were written before it, and nothing of the
+        // caller's.
         let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue; SAVEPOINT outbox_enqueue";
         driver.run(transaction, sql).await.map_err(no_transaction)?;
         let error = match write_all(driver, transaction, statements).await {
@@ -243,8 +247,9 @@ where
     }
 }
 
-/// Writes the events of several statements. Within one, the sequences follow that of the first at the distance of
-/// `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every lock mode.
+/// Writes the events of several statements. Within one, the sequences follow that of the first at the
+/// distance of `auto_increment_increment`: InnoDB draws the numbers of such an insert at once, in every
+/// lock mode.
 async fn write_all<T, D>(
     driver: &D,
     transaction: &mut T,
@@ -280,7 +285,8 @@ fn no_transaction(error: DriverError) -> EnqueueError {
     }
 }
 
-/// Names are bound as bytes, so that no character set of the connection changes them; a JSON column takes a text only.
+/// Names are bound as bytes, so that no character set of the connection changes them; a JSON column takes
+/// a text only.
 fn push<'a>(parameters: &mut Vec<Parameter<'a>>, event: &'a Event) -> Result<(), EnqueueError> {
     parameters.extend([
         Parameter::Uuid(event.id()),
@@ -305,7 +311,8 @@ pub(crate) fn storable(at: DateTime<Utc>) -> NaiveDateTime {
     at.naive_utc().clamp(first, end)
 }
 
-/// Which statement carries the next events: the largest that they fill and whose payloads are not too many.
+/// Which statement carries the next events: the largest that they fill and whose payloads are not too
+/// many.
 fn statement_of(events: &[Event]) -> usize {
     let mut bytes = 0;
     let fitting = events

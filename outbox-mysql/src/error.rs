@@ -60,11 +60,11 @@ fn classify_number(number: u16) -> StoreErrorKind {
         | 1969
         | 3024
         | 4031 => StoreErrorKind::Unavailable,
-        // The server only reads: after a fail-over the old primary is a replica, and the next connection may
-        // find the new one. A node of a cluster is not ready, or the cluster refused the commit.
+        // The server only reads: after a fail-over the old primary is a replica, and the next connection
+        // may find the new one. A node of a cluster is not ready, or the cluster refused the commit.
         1047 | 1290 | 1792 | 1836 | 3100 | 3101 => StoreErrorKind::Unavailable,
-        // Access denied by user, database, table, column, routine or privilege; a host that may not connect;
-        // an expired password, a locked account; encryption that is demanded.
+        // Access denied by user, database, table, column, routine or privilege; a host that may not
+        // connect; an expired password, a locked account; encryption that is demanded.
         1044 | 1045 | 1129 | 1130 | 1142 | 1143 | 1227 | 1370 | 1698 | 1820 | 1862 | 3118 | 3159 | 4151 => {
             StoreErrorKind::Denied
         }
@@ -112,8 +112,8 @@ pub(crate) async fn within<T>(
     }
 }
 
-/// Makes a call again that the server has undone: InnoDB ends a deadlock by rolling one of the transactions
-/// back, and which one is not ours to say.
+/// Makes a call again that the server has undone: InnoDB ends a deadlock by rolling one of the
+/// transactions back, and which one is not ours to say.
 pub(crate) async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,

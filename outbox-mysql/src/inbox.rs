@@ -23,8 +23,8 @@ use crate::{
 
 pub use schema::inbox_migration_sql;
 
-/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to
-/// clone.
+/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap
+/// to clone.
 ///
 /// ```no_run
 /// # async fn handle(pool: sqlx::MySqlPool, event: outbox_core::ReceivedEvent) -> Result<(), Box<dyn std::error::Error>> {
@@ -41,12 +41,13 @@ pub use schema::inbox_migration_sql;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses, as [`MysqlOutbox`](crate::MysqlOutbox) does. For other drivers than sqlx, see
-/// [`outbox_core::statement`].
+/// Outside a transaction it refuses, as [`MysqlOutbox`](crate::MysqlOutbox) does. For other drivers than
+/// sqlx, see [`outbox_core::statement`].
 ///
 /// Under every isolation level, a copy of an event that another transaction is handling waits for its end,
 /// for as long as `innodb_lock_wait_timeout` says. After that, and where the server ends a deadlock, the
-/// answer is [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict): roll back, and begin again.
+/// answer is [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict): roll back, and begin
+/// again.
 #[derive(Clone)]
 pub struct MysqlInbox {
     consumer: Arc<str>,
@@ -55,8 +56,9 @@ pub struct MysqlInbox {
 }
 
 impl MysqlInbox {
-    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They
-    /// are in the consumer's database, which need not have an outbox. The url of `config` is not needed.
+    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise.
+    /// They are in the consumer's database, which need not have an outbox. The url of `config` is not
+    /// needed.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -67,19 +69,19 @@ impl MysqlInbox {
         Ok(Self { consumer: consumer.into(), tables, statements })
     }
 
-    /// Creates the inbox's tables. Does nothing where they are there; two processes may do it at once. These
-    /// databases commit each definition, and with it a transaction that the connection is in.
+    /// Creates the inbox's tables. Does nothing where they are there; two processes may do it at once.
+    /// These databases commit each definition, and with it a transaction that the connection is in.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version
-    /// than this program knows.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer
+    /// version than this program knows.
     pub async fn migrate(&self, connection: &mut MySqlConnection) -> Result<(), StoreError> {
         schema::migrate(connection, &self.tables).await
     }
 
-    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and
-    /// privileges, a wrong storage engine or collation, a read replica, another version, events that can
-    /// never be purged. Changes nothing.
+    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns
+    /// and privileges, a wrong storage engine or collation, a read replica, another version, events that
+    /// can never be purged. Changes nothing.
     ///
     /// # Errors
     /// Where the server cannot be asked.
@@ -114,7 +116,8 @@ impl MysqlInbox {
         let time = || Parameter::Time(event.time().map(|time| storable(time).and_utc()));
         let write = self.statement(&statements.write, [source(), id(), time()]);
         match driver.execute(transaction, write).await {
-            // It takes back this statement alone, unlike a count of rows it says the same in every driver's mode.
+            // It takes back this statement alone, unlike a count of rows it says the same in every
+            // driver's mode.
             Err(error) if number_of(&error) == Some(DUPLICATE) => return Ok(Receipt::Seen),
             written => written.map(drop)?,
         }
@@ -249,10 +252,10 @@ impl Statements {
     fn new(tables: &Tables) -> Self {
         // It waits for a transaction that has written the same row, or is removing it, and has not ended.
         let write = "INSERT INTO {inbox} (consumer, source, id, time) VALUES (?, ?, ?, ?)";
-        // After the row was written, which has waited for a purge that was removing a former one. A locking
-        // read sees what that purge has committed, also where the transaction's snapshot is from before. An
-        // event that is younger than the least age of a purge is not before any horizon: then the table is
-        // neither read nor locked.
+        // After the row was written, which has waited for a purge that was removing a former one. A
+        // locking read sees what that purge has committed, also where the transaction's snapshot is from
+        // before. An event that is younger than the least age of a purge is not before any horizon: then
+        // the table is neither read nor locked.
         let horizon = format!(
             "SELECT 1 AS number FROM {{inbox_horizons}} WHERE consumer = ? AND source = ? AND horizon >= ? \
              AND ? <= UTC_TIMESTAMP(6) - INTERVAL {} SECOND LOCK IN SHARE MODE",

@@ -10,7 +10,8 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgArguments, query::
 
 use crate::error::classify;
 
-/// The mark of PostgreSQL's statements, for [`outbox_core::statement::Driver`]: `impl Driver<YourTransaction, Postgres>`.
+/// The mark of PostgreSQL's statements, for [`outbox_core::statement::Driver`]: `impl
+/// Driver<YourTransaction, Postgres>`.
 ///
 /// The codes of its errors are SQLSTATEs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,7 +22,8 @@ use crate::{
 
 /// The most events that one statement of `enqueue_all` writes; more are written by several.
 const EVENTS_PER_STATEMENT: usize = 5_000;
-/// The most payload that one statement of `enqueue_all` carries, in bytes, far below the 1 GiB of a message.
+/// The most payload that one statement of `enqueue_all` carries, in bytes, far below the 1 GiB of a
+/// message.
 const BYTES_PER_STATEMENT: usize = 16 << 20;
 
 /// Writes events inside a transaction of the service. Has no connection of its own and is cheap to clone.
@@ -39,9 +40,9 @@ const BYTES_PER_STATEMENT: usize = 16 << 20;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on a pooled
-/// connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself knows only of the
-/// transactions it began.
+/// Outside a transaction it refuses: a transaction of sqlx, a hand-written `BEGIN` and one that is open on
+/// a pooled connection are all accepted. That costs one short statement an `enqueue`, since sqlx itself
+/// knows only of the transactions it began.
 ///
 /// Through any other driver, see [`outbox_core::statement`], or run [`insert`](Self::insert) yourself.
 #[derive(Debug, Clone)]
@@ -88,11 +89,13 @@ impl PostgresOutbox {
         }
     }
 
-    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
-    /// check. It answers the event's sequence in one row, or no row if the id is in the outbox already.
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which
+    /// it does not check. It answers the event's sequence in one row, or no row if the id is in the outbox
+    /// already.
     ///
     /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Text`](Parameter::Text),
-    /// [`Integer`](Parameter::Integer), [`Bytes`](Parameter::Bytes), three `Text`, [`Time`](Parameter::Time).
+    /// [`Integer`](Parameter::Integer), [`Bytes`](Parameter::Bytes), three `Text`,
+    /// [`Time`](Parameter::Time).
     ///
     /// # Errors
     /// A payload over the limit.
@@ -166,8 +169,8 @@ impl EnqueueBy for PostgresOutbox {
         D: Driver<T, Postgres> + Sync,
     {
         let statement = self.insert(event)?;
-        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a savepoint
-        // is refused as it is outside any.
+        // Both in one simple query, so in one round trip. In the implicit transaction of such a query a
+        // savepoint is refused as it is outside any.
         let sql = "SAVEPOINT outbox_enqueue; RELEASE SAVEPOINT outbox_enqueue";
         driver.run(transaction, sql).await.map_err(no_transaction)?;
         let written = driver.numbers(transaction, statement).await;
@@ -186,7 +189,8 @@ impl EnqueueBy for PostgresOutbox {
         D: Driver<T, Postgres> + Sync,
     {
         let statements = self.insert_all(events)?;
-        // All or none: a duplicate takes back those that were written before it, and nothing of the caller's.
+        // All or none: a duplicate takes back those that were written before it, and nothing of the
+        // caller's.
         driver.run(transaction, "SAVEPOINT outbox_enqueue").await.map_err(no_transaction)?;
         let result = write(driver, transaction, statements).await;
         let end = match &result {

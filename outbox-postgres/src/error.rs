@@ -29,9 +29,9 @@ fn classify_code(code: &str) -> StoreErrorKind {
     match code {
         // serialization_failure, deadlock_detected, lock_not_available
         "40001" | "40P01" | "55P03" => StoreErrorKind::Conflict,
-        // read_only_sql_transaction: after a fail-over the old primary is a replica, and the next connection
-        // may find the new one. idle_in_transaction_session_timeout, query_canceled by statement_timeout,
-        // statement_completion_unknown: the same thing may work when it is tried again.
+        // read_only_sql_transaction: after a fail-over the old primary is a replica, and the next
+        // connection may find the new one. idle_in_transaction_session_timeout, query_canceled by
+        // statement_timeout, statement_completion_unknown: the same thing may work when it is tried again.
         "25006" | "25P03" | "57014" | "40003" => StoreErrorKind::Unavailable,
         // no_active_sql_transaction, in_failed_sql_transaction
         "25P01" | "25P02" => StoreErrorKind::Misuse,

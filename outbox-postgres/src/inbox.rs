@@ -20,8 +20,8 @@ use crate::{
 
 pub use schema::inbox_migration_sql;
 
-/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap to
-/// clone.
+/// The inbox of one consumer, in a transaction of the consumer. Has no connection of its own and is cheap
+/// to clone.
 ///
 /// ```no_run
 /// # async fn handle(pool: sqlx::PgPool, event: outbox_core::ReceivedEvent) -> Result<(), Box<dyn std::error::Error>> {
@@ -38,11 +38,11 @@ pub use schema::inbox_migration_sql;
 /// # Ok(()) }
 /// ```
 ///
-/// Outside a transaction it refuses, as [`PostgresOutbox`](crate::PostgresOutbox) does. For other drivers than sqlx, see
-/// [`outbox_core::statement`].
+/// Outside a transaction it refuses, as [`PostgresOutbox`](crate::PostgresOutbox) does. For other drivers
+/// than sqlx, see [`outbox_core::statement`].
 ///
-/// Under READ COMMITTED, the default, a copy of an event that another transaction is handling waits for its
-/// end. Under REPEATABLE READ and SERIALIZABLE it waits too, and is then answered with
+/// Under READ COMMITTED, the default, a copy of an event that another transaction is handling waits for
+/// its end. Under REPEATABLE READ and SERIALIZABLE it waits too, and is then answered with
 /// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict) (SQLSTATE 40001): begin again.
 #[derive(Clone)]
 pub struct PostgresInbox {
@@ -53,8 +53,9 @@ pub struct PostgresInbox {
 }
 
 impl PostgresInbox {
-    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise. They
-    /// are in the consumer's database, which need not have an outbox. The url of `config` is not needed.
+    /// The inbox of `consumer` in the tables that `config` names: `outbox_inbox…` unless told otherwise.
+    /// They are in the consumer's database, which need not have an outbox. The url of `config` is not
+    /// needed.
     ///
     /// # Errors
     /// A name that [`check_consumer`] refuses.
@@ -65,18 +66,18 @@ impl PostgresInbox {
         Ok(Self { consumer: consumer.into(), tables, statements, sqlx: Sqlx { prepare: config.prepare } })
     }
 
-    /// Creates the inbox's tables, in one transaction. Does nothing where they are there; two processes may
-    /// do it at once.
+    /// Creates the inbox's tables, in one transaction. Does nothing where they are there; two processes
+    /// may do it at once.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer version
-    /// than this program knows.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a newer
+    /// version than this program knows.
     pub async fn migrate(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
         schema::migrate(connection, &self.tables).await
     }
 
-    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns and
-    /// privileges, a read replica, another version, events that can never be purged. Changes nothing.
+    /// Looks for whatever would break a guarantee, and names all of it at once: missing tables, columns
+    /// and privileges, a read replica, another version, events that can never be purged. Changes nothing.
     ///
     /// # Errors
     /// Where the server cannot be asked.
@@ -203,8 +204,8 @@ const INSIDE: &str = "SAVEPOINT outbox_inbox; RELEASE SAVEPOINT outbox_inbox";
 /// Longer than the calendar of the database is for ever.
 const AGE_MICROS_MAX: i64 = 100_000_000_000_000_000;
 
-/// What the write of a receipt answers: whether the event is as old as what may be purged, and whether the snapshot is
-/// the transaction's. Old and not frozen is 1.
+/// What the write of a receipt answers: whether the event is as old as what may be purged, and whether the
+/// snapshot is the transaction's. Old and not frozen is 1.
 const YOUNG: i64 = 0;
 const OLD_AND_FROZEN: i64 = 2;
 
@@ -234,13 +235,13 @@ impl Statements {
                ELSE {YOUNG} END::bigint AS number",
             PURGE_AGE_MIN.as_secs()
         );
-        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED it sees the
-        // purge that removed a former row, since the write has waited for it. In one statement with the write it
-        // would see the horizon from before the wait.
+        // The horizon is read by a statement of its own, after the row was written: under READ COMMITTED
+        // it sees the purge that removed a former row, since the write has waited for it. In one statement
+        // with the write it would see the horizon from before the wait.
         let horizon = "SELECT count(*) AS number FROM {inbox_horizons} \
                        WHERE consumer = $1 AND source = $2 AND horizon >= $3";
-        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails (40001) if it
-        // was changed or made since the snapshot.
+        // A snapshot of the whole transaction would not see that purge. Writing the horizon's row fails
+        // (40001) if it was changed or made since the snapshot.
         let horizon_locked = "INSERT INTO {inbox_horizons} AS h (consumer, source, horizon) \
                               VALUES ($1, $2, '-infinity') \
                               ON CONFLICT (consumer, source) DO UPDATE SET horizon = h.horizon \

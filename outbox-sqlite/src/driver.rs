@@ -11,16 +11,17 @@ use rusqlite::{Connection, Error, Row, ToSql, params_from_iter, types::ToSqlOutp
 
 use crate::error::classify;
 
-/// The mark of SQLite's statements, for [`outbox_core::statement::Driver`]: `impl Driver<YourTransaction, Sqlite>`.
+/// The mark of SQLite's statements, for [`outbox_core::statement::Driver`]: `impl Driver<YourTransaction,
+/// Sqlite>`.
 ///
-/// The codes of its errors are extended result codes, as numbers. An adapter reads SQLite's message in an error's text,
-/// which says of a duplicate in which column it is.
+/// The codes of its errors are extended result codes, as numbers. An adapter reads SQLite's message in an
+/// error's text, which says of a duplicate in which column it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sqlite;
 
-/// Statements on a connection of rusqlite. They run in the call: a future that is not ready at once could not be `Send`,
-/// since a connection is not `Sync`.
+/// Statements on a connection of rusqlite. They run in the call: a future that is not ready at once could
+/// not be `Send`, since a connection is not `Sync`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rusqlite;
 

@@ -19,8 +19,8 @@ use crate::{
     error::driver_error,
 };
 
-/// Writes events in the service's own transaction, on the service's own connection. Cheap to clone; holds no
-/// connection.
+/// Writes events in the service's own transaction, on the service's own connection. Cheap to clone; holds
+/// no connection.
 ///
 /// Use `TransactionBehavior::Immediate` for a transaction that reads before it writes: a deferred one is
 /// refused at its first write if anybody else wrote meanwhile, whatever the busy timeout.
@@ -73,10 +73,10 @@ impl SqliteOutbox {
     /// [`Transaction`] can be given as it is.
     ///
     /// # Errors
-    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over the
-    /// limit, both before anything is sent; [`EnqueueError::Duplicate`] for an id that is there already;
-    /// [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way. The
-    /// transaction is still usable, and holds nothing of the event.
+    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over
+    /// the limit, both before anything is sent; [`EnqueueError::Duplicate`] for an id that is there
+    /// already; [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way.
+    /// The transaction is still usable, and holds nothing of the event.
     pub fn enqueue(&self, connection: &Connection, event: &Event) -> Result<Sequence, EnqueueError> {
         at_once(self.enqueue_in(&Rusqlite, &mut &*connection, event))
     }
@@ -94,12 +94,13 @@ impl SqliteOutbox {
         at_once(self.enqueue_all_in(&Rusqlite, &mut &*connection, events))
     }
 
-    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which it does not
-    /// check. It answers the event's sequence in one row; the extended result code 2067 (`SQLITE_CONSTRAINT_UNIQUE`)
-    /// says that the id is in the outbox already.
+    /// The statement that writes one event, for a driver of your own: run it inside a transaction, which
+    /// it does not check. It answers the event's sequence in one row; the extended result code 2067
+    /// (`SQLITE_CONSTRAINT_UNIQUE`) says that the id is in the outbox already.
     ///
     /// The parameters are, in order: four [`Text`](Parameter::Text), [`Integer`](Parameter::Integer),
-    /// [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger): microseconds since 1970.
+    /// [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger): microseconds
+    /// since 1970.
     ///
     /// # Errors
     /// A payload over the limit.
@@ -155,7 +156,8 @@ impl SqliteOutbox {
         }
         driver.run(transaction, "SAVEPOINT outbox_enqueue_all").await.map_err(failed)?;
         let written = self.write_all(driver, transaction, events).await;
-        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the savepoint with it.
+        // SQLite ends the whole transaction by itself after a full disk or a failing one, and the
+        // savepoint with it.
         if written.is_ok() || is_inside(driver, transaction).await.map_err(failed)? {
             let end = match &written {
                 Ok(_) => "RELEASE outbox_enqueue_all",
@@ -237,8 +239,8 @@ impl Enqueue<Transaction<'_>> for SqliteOutbox {
     }
 }
 
-/// Whether the connection is inside a transaction. A savepoint would begin one where there is none; `BEGIN` is refused
-/// inside one and changes nothing there.
+/// Whether the connection is inside a transaction. A savepoint would begin one where there is none;
+/// `BEGIN` is refused inside one and changes nothing there.
 pub(crate) async fn is_inside<T, D>(driver: &D, transaction: &mut T) -> Result<bool, DriverError>
 where
     T: ?Sized,

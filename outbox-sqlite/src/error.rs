@@ -7,8 +7,8 @@ use rusqlite::{Error, ErrorCode, ffi};
 pub(crate) fn classify(error: &Error) -> StoreErrorKind {
     let (code, message) = match error {
         Error::SqliteFailure(code, message) => (code.code, message.clone().unwrap_or_default()),
-        // With the bundled library the driver has a variant for errors in SQL; its text begins with SQLite's
-        // message.
+        // With the bundled library the driver has a variant for errors in SQL; its text begins with
+        // SQLite's message.
         other => (ErrorCode::Unknown, other.to_string()),
     };
     classify_code(code, &message)
@@ -28,8 +28,8 @@ fn classify_code(code: ErrorCode, message: &str) -> StoreErrorKind {
             StoreErrorKind::Denied
         }
         ErrorCode::ApiMisuse => StoreErrorKind::Misuse,
-        // SQLite has no code of its own for these; the words are part of its test suite and have not changed
-        // since version 3.0.
+        // SQLite has no code of its own for these; the words are part of its test suite and have not
+        // changed since version 3.0.
         _ if message.starts_with("no such") || message.contains("has no column named") => {
             StoreErrorKind::Schema
         }

@@ -63,8 +63,8 @@ CREATE TABLE IF NOT EXISTS {p}_inbox_schema (
 );
 ";
 
-/// The inbox's tables as plain SQL, to be run by a tool of your own. Running it again does nothing. They need
-/// none of the outbox's tables.
+/// The inbox's tables as plain SQL, to be run by a tool of your own. Running it again does nothing. They
+/// need none of the outbox's tables.
 pub fn inbox_migration_sql(config: &SqliteConfig) -> String {
     format!(
         "-- The inbox, schema version {INBOX_SCHEMA_VERSION}.\nBEGIN IMMEDIATE;{}{}COMMIT;\n",
@@ -81,13 +81,13 @@ fn version_sql() -> String {
     )
 }
 
-/// The inbox of one consumer, in the consumer's own transaction, on the consumer's own connection. Cheap to
-/// clone; holds no connection.
+/// The inbox of one consumer, in the consumer's own transaction, on the consumer's own connection. Cheap
+/// to clone; holds no connection.
 ///
 /// SQLite has one writer at a time: [`receive`](Self::receive) waits for another one for as long as the
 /// connection's busy timeout, then answers [`StoreErrorKind::Conflict`]. Begin the transaction with
-/// `TransactionBehavior::Immediate`: a deferred one that has read before is refused at once if anybody wrote
-/// meanwhile.
+/// `TransactionBehavior::Immediate`: a deferred one that has read before is refused at once if anybody
+/// wrote meanwhile.
 ///
 /// ```
 /// use outbox_core::{Receipt, inbox::EventIdentity};
@@ -366,8 +366,8 @@ impl ReceiveBy for SqliteInbox {
     }
 }
 
-/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call itself, on
-/// the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
+/// For code that is generic over stores. The trait's future is ready at once: the work is done by the call
+/// itself, on the calling thread, as it is for [`SqliteOutbox`](crate::SqliteOutbox).
 impl Inbox<Transaction<'_>> for SqliteInbox {
     fn receive(
         &self,

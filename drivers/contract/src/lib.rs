@@ -29,7 +29,8 @@ pub trait Harness: Sized + 'static {
     /// A connection of its own, inside a transaction.
     fn begin(place: &Self::Place) -> impl Future<Output = Self::Session> + Send;
 
-    /// The same outside any: either it has not begun one, or its transaction has been ended behind the driver's back.
+    /// The same outside any: either it has not begun one, or its transaction has been ended behind the
+    /// driver's back.
     fn outside(place: &Self::Place) -> impl Future<Output = Self::Session> + Send;
 
     /// Commits.

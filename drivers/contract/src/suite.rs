@@ -52,7 +52,8 @@ pub async fn rolled_back_events_are_not_there<H: Harness>() {
     place.drop().await;
 }
 
-/// As [`EnqueueError::NoTransaction`] and [`InboxError::NoTransaction`], and the connection is as good as before.
+/// As [`EnqueueError::NoTransaction`] and [`InboxError::NoTransaction`], and the connection is as good as
+/// before.
 pub async fn outside_a_transaction_nothing_is_written<H: Harness>() {
     let Some(place) = H::Place::fresh().await else { return };
     let mut session = H::outside(&place).await;
@@ -138,7 +139,8 @@ pub async fn a_receipt_is_new_until_it_is_committed_and_then_seen<H: Harness>() 
     place.drop().await;
 }
 
-/// A purge takes the oldest first and no more than it may; what lies behind it is too old, and nothing of it is written.
+/// A purge takes the oldest first and no more than it may; what lies behind it is too old, and nothing of
+/// it is written.
 pub async fn what_was_purged_is_too_old_and_never_new<H: Harness>() {
     let Some(place) = H::Place::fresh().await else { return };
     let mut session = H::begin(&place).await;

@@ -9,8 +9,8 @@ pub(crate) struct Codes {
     pub(crate) conflict: &'static str,
     /// The statement needs a transaction.
     pub(crate) outside: &'static str,
-    /// What the message of that error contains in every language that the server speaks, and no other message of the
-    /// statements that an adapter runs without parameters.
+    /// What the message of that error contains in every language that the server speaks, and no other
+    /// message of the statements that an adapter runs without parameters.
     pub(crate) outside_word: &'static str,
 }
 

@@ -25,7 +25,8 @@ use outbox_core::{StoreError, StoreErrorKind};
 /// An adapter's outbox or inbox in transactions of diesel or diesel-async.
 pub type Through<A> = outbox_core::statement::Through<A, Diesel>;
 
-/// Puts diesel before `adapter`: the outbox or inbox of `outbox_postgres`, `outbox_mysql` or `outbox_sqlite`.
+/// Puts diesel before `adapter`: the outbox or inbox of `outbox_postgres`, `outbox_mysql` or
+/// `outbox_sqlite`.
 pub fn through<A>(adapter: A) -> Through<A> {
     Through::new(adapter, Diesel)
 }

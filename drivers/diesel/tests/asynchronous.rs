@@ -1,5 +1,6 @@
 //! Enqueue and inbox through diesel-async, on real servers.
 #![cfg(all(feature = "async-postgres", feature = "async-mysql"))]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 use contract::{Harness, MariadbPlace, MysqlPlace, PostgresPlace, driver_suite};
 use diesel_async::{

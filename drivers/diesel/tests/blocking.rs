@@ -1,5 +1,6 @@
 //! Enqueue and inbox through diesel, on a real server and on a file.
 #![cfg(all(feature = "postgres", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 use contract::{Harness, PostgresPlace, SqlitePlace, driver_suite};
 use diesel::{

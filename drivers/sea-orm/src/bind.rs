@@ -7,8 +7,8 @@ use sea_orm::{DbBackend, Value, sea_query::ArrayType};
 
 pub(crate) fn raw(backend: DbBackend, statement: Statement<'_>) -> Result<sea_orm::Statement, DriverError> {
     let literal = |parameter: &Parameter<'_>| matches!(parameter, Parameter::Texts(_) | Parameter::Times(_));
-    // An array that is bound as a text is another type for the same place. The connection keeps prepared statements by
-    // their text, and may be used through sqlx as well, so the text must be another one too.
+    // An array that is bound as a text is another type for the same place. The connection keeps prepared
+    // statements by their text, and may be used through sqlx as well, so the text must be another one too.
     let mark = if statement.parameters.iter().any(literal) { " /* array literals */" } else { "" };
     let sql = format!("{}{mark}", statement.sql);
     let values = statement.parameters.into_iter().map(value).collect::<Result<Vec<_>, _>>()?;

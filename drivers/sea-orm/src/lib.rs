@@ -15,12 +15,14 @@ use sea_orm::{
 /// An adapter's outbox or inbox in transactions of SeaORM.
 pub type Through<A> = outbox_core::statement::Through<A, SeaOrm>;
 
-/// Puts SeaORM before `adapter`: the outbox or inbox of `outbox_postgres`, `outbox_mysql` or `outbox_sqlite`.
+/// Puts SeaORM before `adapter`: the outbox or inbox of `outbox_postgres`, `outbox_mysql` or
+/// `outbox_sqlite`.
 pub fn through<A>(adapter: A) -> Through<A> {
     Through::new(adapter, SeaOrm)
 }
 
-/// Statements in a `sea_orm::DatabaseTransaction`, by its own methods: it lends its connection to no other code.
+/// Statements in a `sea_orm::DatabaseTransaction`, by its own methods: it lends its connection to no other
+/// code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SeaOrm;

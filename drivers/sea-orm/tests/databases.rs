@@ -1,5 +1,6 @@
 //! Enqueue and inbox through SeaORM, on real servers and on a file.
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 use contract::{Harness, MariadbPlace, MysqlPlace, Place as _, PostgresPlace, SqlitePlace, driver_suite};
 use outbox_core::{Enqueue, EnqueueError, Event, Inbox, StoreErrorKind};

@@ -5,7 +5,7 @@ use outbox_core::{
     statement::{Driver, DriverError, Parameter, Statement},
 };
 use outbox_postgres::Postgres;
-use sqlx::{PgConnection, Row as _, postgres::PgArguments, query::Query};
+use sqlx::{Executor as _, PgConnection, Row as _, postgres::PgArguments, query::Query};
 
 /// Statements on a connection of sqlx 0.8.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +13,8 @@ pub struct Sqlx08;
 
 impl Driver<PgConnection, Postgres> for Sqlx08 {
     async fn run(&self, transaction: &mut PgConnection, sql: &'static str) -> Result<(), DriverError> {
-        sqlx::raw_sql(sql).execute(transaction).await.map(drop).map_err(failed)
+        // `raw_sql` of this version has a future that no trait can promise to be `Send`.
+        transaction.execute(sql).await.map(drop).map_err(failed)
     }
 
     async fn execute(

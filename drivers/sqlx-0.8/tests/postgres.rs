@@ -2,7 +2,7 @@
 
 use contract::{Harness, Place as _, PostgresPlace, driver_suite};
 use outbox_core::{Enqueue, Event, Inbox, statement::Through};
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 use sqlx_0_8::{Sqlx08, bind};
 
 struct OnConnection;
@@ -21,7 +21,7 @@ impl Harness for OnConnection {
 
     async fn begin(place: &PostgresPlace) -> PgConnection {
         let mut connection = Self::outside(place).await;
-        sqlx::raw_sql("BEGIN").execute(&mut connection).await.unwrap();
+        connection.execute("BEGIN").await.unwrap();
         connection
     }
 
@@ -30,11 +30,11 @@ impl Harness for OnConnection {
     }
 
     async fn commit(mut connection: PgConnection) {
-        sqlx::raw_sql("COMMIT").execute(&mut connection).await.unwrap();
+        connection.execute("COMMIT").await.unwrap();
     }
 
     async fn rollback(mut connection: PgConnection) {
-        sqlx::raw_sql("ROLLBACK").execute(&mut connection).await.unwrap();
+        connection.execute("ROLLBACK").await.unwrap();
     }
 }
 

@@ -1,4 +1,5 @@
 //! Enqueue and inbox through tokio-postgres, on a real server.
+#![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
 use contract::{Harness, Place as _, PostgresPlace, driver_suite};
 use outbox_core::{Enqueue, Event, Inbox};

@@ -39,7 +39,7 @@ impl MysqlPlace {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
         let url = format!("{}/{schema}", server.rsplit_once('/').unwrap().0);
         let config = MysqlConfig::builder().url(&url).build().unwrap();
-        let store = MysqlStore::connect(&config).await.unwrap();
+        let store = MysqlStore::connect_lazy(&config).await.unwrap();
         store.migrate().await.unwrap();
         let place = Self { url, schema, config, store };
         let mut connection = MySqlConnection::connect(&place.url).await.unwrap();

@@ -42,7 +42,7 @@ impl Place for PostgresPlace {
     async fn fresh() -> Option<Self> {
         let (url, schema) = (address("PostgreSQL", "postgres")?, name());
         let config = PostgresConfig::builder().url(&url).schema(&schema).build().unwrap();
-        let store = PostgresStore::connect(&config).await.unwrap();
+        let store = PostgresStore::connect_lazy(&config).await.unwrap();
         let place = Self { url, schema, config, store };
         place.run(format!("CREATE SCHEMA {}", place.schema)).await;
         place.store.migrate().await.unwrap();
