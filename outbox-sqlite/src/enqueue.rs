@@ -73,10 +73,10 @@ impl SqliteOutbox {
     /// [`Transaction`] can be given as it is.
     ///
     /// # Errors
-    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over
-    /// the limit, both before anything is sent; [`EnqueueError::Duplicate`] for an id that is there
-    /// already; [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`] if another writer is in the way.
-    /// The transaction is still usable, and holds nothing of the event.
+    /// [`EnqueueError::NoTransaction`] outside a transaction, [`EnqueueError::Event`] for a payload over the
+    /// limit, both before anything is sent; [`EnqueueError::Duplicate`] for an id that is there already;
+    /// [`EnqueueError::Store`] with [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict) if
+    /// another writer is in the way. The transaction is still usable, and holds nothing of the event.
     pub fn enqueue(&self, connection: &Connection, event: &Event) -> Result<Sequence, EnqueueError> {
         at_once(self.enqueue_in(&Rusqlite, &mut &*connection, event))
     }

@@ -85,9 +85,10 @@ fn version_sql() -> String {
 /// to clone; holds no connection.
 ///
 /// SQLite has one writer at a time: [`receive`](Self::receive) waits for another one for as long as the
-/// connection's busy timeout, then answers [`StoreErrorKind::Conflict`]. Begin the transaction with
-/// `TransactionBehavior::Immediate`: a deferred one that has read before is refused at once if anybody
-/// wrote meanwhile.
+/// connection's busy timeout, then answers
+/// [`StoreErrorKind::Conflict`](outbox_core::StoreErrorKind::Conflict). Begin the transaction with
+/// `TransactionBehavior::Immediate`: a deferred one that has read before is refused at once if anybody wrote
+/// meanwhile.
 ///
 /// ```
 /// use outbox_core::{Receipt, inbox::EventIdentity};
@@ -153,8 +154,8 @@ impl SqliteInbox {
     /// processes may do it at once.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Schema`] if the tables are of a later release, which are left alone; else what
-    /// SQLite says.
+    /// [`StoreErrorKind::Schema`](outbox_core::StoreErrorKind::Schema) if the tables are of a later release,
+    /// which are left alone; else what SQLite says.
     pub fn migrate(&self, connection: &mut Connection) -> Result<(), StoreError> {
         let doing = "migrate the inbox";
         let transaction =

@@ -54,7 +54,7 @@ use crate::{Finding, StoreError};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreCapabilities {
-    /// How many partitions there are: [`PARTITIONS`](crate::store::PARTITIONS), or 1 where only one relay
+    /// How many partitions there are: [`PARTITIONS`], or 1 where only one relay
     /// makes sense.
     pub partitions: u16,
     /// The most settlements that one settle should have, where more would be slower: a relay keeps to it.
