@@ -6,10 +6,13 @@
 
 #[cfg(any(feature = "async-mysql", feature = "async-postgres"))]
 mod asynchronous;
+#[cfg(any(feature = "async-mysql", feature = "async-postgres", feature = "postgres", feature = "sqlite"))]
 mod bind;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod blocking;
+#[cfg(any(feature = "async-mysql", feature = "async-postgres", feature = "postgres", feature = "sqlite"))]
 mod error;
+#[cfg(any(feature = "async-mysql", feature = "async-postgres", feature = "postgres", feature = "sqlite"))]
 mod row;
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]

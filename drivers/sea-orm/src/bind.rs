@@ -3,7 +3,9 @@
 use std::fmt::{Display, Write as _};
 
 use outbox_core::statement::{DriverError, Parameter, Statement};
-use sea_orm::{DbBackend, Value, sea_query::ArrayType};
+#[cfg(feature = "postgres")]
+use sea_orm::sea_query::ArrayType;
+use sea_orm::{DbBackend, Value};
 
 pub(crate) fn raw(backend: DbBackend, statement: Statement<'_>) -> Result<sea_orm::Statement, DriverError> {
     let literal = |parameter: &Parameter<'_>| matches!(parameter, Parameter::Texts(_) | Parameter::Times(_));
@@ -23,8 +25,11 @@ fn value(parameter: Parameter<'_>) -> Result<Value, DriverError> {
         Parameter::Text(value) => value.map(String::from).into(),
         Parameter::Bytes(value) => value.map(<[u8]>::to_vec).into(),
         Parameter::Time(value) => value.into(),
+        #[cfg(feature = "postgres")]
         Parameter::Uuids(values) => array(ArrayType::Uuid, values),
+        #[cfg(feature = "postgres")]
         Parameter::Integers(values) => array(ArrayType::Int, values),
+        #[cfg(feature = "postgres")]
         Parameter::ByteStrings(values) => array(ArrayType::Bytes, values.into_iter().map(<[u8]>::to_vec)),
         // SeaORM panics at a null in an array. The statements cast their arrays, also from a literal.
         Parameter::Texts(values) => array_literal(values).into(),
@@ -35,6 +40,7 @@ fn value(parameter: Parameter<'_>) -> Result<Value, DriverError> {
     })
 }
 
+#[cfg(feature = "postgres")]
 fn array<V: Into<Value>>(kind: ArrayType, values: impl IntoIterator<Item = V>) -> Value {
     Value::Array(kind, Some(Box::new(values.into_iter().map(Into::into).collect())))
 }
