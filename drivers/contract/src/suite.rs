@@ -28,6 +28,8 @@ pub async fn committed_events_are_relayed_as_they_were_written<H: Harness>() {
     assert_eq!(all.len(), many.len() + 2);
     H::commit(session).await;
 
+    let scheduled = 1 + many.iter().filter(|event| event.available_at().is_some()).count();
+    assert_eq!(place.number(H::Place::COUNT_SCHEDULED).await, i64::try_from(scheduled).unwrap());
     let written: Vec<&Event> = [&full, &plain].into_iter().chain(&many).collect();
     let relayed = relay(&place, written.len()).await;
     let mut found = BTreeMap::new();
@@ -171,6 +173,9 @@ pub async fn what_was_purged_is_too_old_and_never_new<H: Harness>() {
     place.drop().await;
 }
 
+/// When the events of the suite that have such a time may be published: a time that has passed.
+pub const AVAILABLE_AT: &str = "2026-01-02T03:04:05.678901Z";
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn identity(id: &str, age: Duration) -> EventIdentity {
@@ -182,7 +187,7 @@ fn event(aggregate: &str) -> Event {
 }
 
 fn full(aggregate: &str) -> Event {
-    let available_at: DateTime<Utc> = "2026-01-02T03:04:05.678901Z".parse().unwrap();
+    let available_at: DateTime<Utc> = AVAILABLE_AT.parse().unwrap();
     Event::builder(r#"type "ä" \, {}"#, aggregate, r"event's \n type %")
         .version(7)
         .payload((0..=255u8).collect::<Vec<u8>>())

@@ -32,6 +32,10 @@ pub trait Place: Sized + Send + Sync {
     /// What a relay reads.
     fn store(&self) -> Arc<dyn OutboxStore>;
 
+    /// Counts the events that are available at [`suite::AVAILABLE_AT`](crate::suite::AVAILABLE_AT), to the
+    /// microsecond.
+    const COUNT_SCHEDULED: &'static str;
+
     /// One number, asked on a connection of the adapter's own driver.
     fn number(&self, sql: &'static str) -> impl Future<Output = i64> + Send;
 }

@@ -49,6 +49,9 @@ impl MysqlPlace {
 }
 
 impl Place for MysqlPlace {
+    const COUNT_SCHEDULED: &'static str =
+        "SELECT count(*) FROM outbox WHERE available_at = '2026-01-02 03:04:05.678901'";
+
     async fn fresh() -> Option<Self> {
         Self::on("MySQL", "mysql").await
     }
@@ -81,6 +84,8 @@ impl std::ops::Deref for MariadbPlace {
 }
 
 impl Place for MariadbPlace {
+    const COUNT_SCHEDULED: &'static str = MysqlPlace::COUNT_SCHEDULED;
+
     async fn fresh() -> Option<Self> {
         MysqlPlace::on("MariaDB", "mariadb").await.map(Self)
     }

@@ -39,6 +39,9 @@ impl PostgresPlace {
 }
 
 impl Place for PostgresPlace {
+    const COUNT_SCHEDULED: &'static str =
+        "SELECT count(*) FROM outbox WHERE available_at = '2026-01-02 03:04:05.678901Z'";
+
     async fn fresh() -> Option<Self> {
         let (url, schema) = (address("PostgreSQL", "postgres")?, name());
         let config = PostgresConfig::builder().url(&url).schema(&schema).build().unwrap();

@@ -32,6 +32,8 @@ impl SqlitePlace {
 }
 
 impl Place for SqlitePlace {
+    const COUNT_SCHEDULED: &'static str = "SELECT count(*) FROM outbox WHERE available_at = 1767323045678901";
+
     async fn fresh() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("shop.sqlite3");
