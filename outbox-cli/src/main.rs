@@ -14,7 +14,7 @@ mod table;
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
-use outbox_core::{Finding, OutboxAdmin, store::Sequence};
+use outbox_core::{OutboxAdmin, store::Sequence};
 
 use self::{
     config::{Config, Needs},
