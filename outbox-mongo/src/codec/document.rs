@@ -404,7 +404,7 @@ mod tests {
             ("headers", doc! { "a": 1 }.into(), "header \"a\" is of type"),
             ("headers", doc! { "a b": "c" }.into(), "HTTP field name"),
             ("_id", Bson::Int32(5), "_id is of type"),
-            ("_id", "no uuid".into(), "no UUID"),
+            ("_id", "4711".into(), "is not a UUID"),
             ("available_at", "tomorrow".into(), "available_at is of type"),
             ("partition", Bson::Int64(wrong.into()), "but that of its aggregate"),
         ] {
