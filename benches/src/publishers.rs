@@ -52,7 +52,7 @@ impl Times {
     }
 
     fn acknowledge(&self, message: &Message) {
-        let number = message.event.payload.get(..16).and_then(|digits| std::str::from_utf8(digits).ok());
+        let number = message.event.body().get(..16).and_then(|digits| std::str::from_utf8(digits).ok());
         if let Some(number) = number.and_then(|digits| usize::from_str_radix(digits, 16).ok())
             && let Some(slot) = self.acknowledged.get(number)
         {

@@ -93,9 +93,10 @@ pub(crate) async fn inspect(admin: &dyn OutboxAdmin, name: &EventName, json: boo
             value["archived"] = archived.into();
             value["partition"] = record.partition.into();
             value["hold"] = json!(hold);
-            match std::str::from_utf8(&record.payload) {
-                Ok(text) => value["payload"] = text.into(),
-                Err(_) => value["payload_hex"] = hex(&record.payload).into(),
+            match record.payload.as_deref().map(|payload| std::str::from_utf8(payload).map_err(|_| payload)) {
+                None => value["payload"] = Value::Null,
+                Some(Ok(text)) => value["payload"] = text.into(),
+                Some(Err(bytes)) => value["payload_hex"] = hex(bytes).into(),
             }
             return output::print_json(&value);
         }
@@ -130,11 +131,15 @@ fn shown(record: &EventRecord, archived: bool, hold: Option<&operate::Hold>) -> 
     for (name, value) in &record.headers {
         line("header", &format!("{name}: {value}"));
     }
-    line("payload", &format!("{} bytes", record.payload.len()));
-    match std::str::from_utf8(&record.payload) {
+    let Some(payload) = record.payload.as_deref() else {
+        line("payload", "none: a tombstone");
+        return out;
+    };
+    line("payload", &format!("{} bytes", payload.len()));
+    match std::str::from_utf8(payload) {
         // A payload may well have several lines.
         Ok(text) => text.lines().for_each(|text| _ = writeln!(out, "{}", printable(text))),
-        Err(_) => _ = writeln!(out, "{}", hex(&record.payload)),
+        Err(_) => _ = writeln!(out, "{}", hex(payload)),
     }
     out
 }
@@ -160,7 +165,7 @@ fn to_json(record: &EventRecord) -> Value {
         "sent_at": time(record.sent_at),
         "attempts": record.attempts,
         "last_error": record.last_error,
-        "payload_bytes": record.payload.len(),
+        "payload_bytes": record.payload.as_ref().map(|payload| payload.len()),
     })
 }
 

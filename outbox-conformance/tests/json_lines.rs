@@ -52,7 +52,7 @@ fn read(line: &str) -> StoredMessage {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         match name.as_str() {
             "specversion" | "id" | "source" | "type" | "time" | "subject" | "sequence" | "attempt"
-            | "dataversion" => {
+            | "dataversion" | "tombstone" => {
                 stored.attributes.insert(name, text);
             }
             "datacontenttype" => stored.content_type = Some(text),

@@ -95,7 +95,7 @@ pub struct Event {
     aggregate_id: String,
     event_type: String,
     version: i32,
-    payload: Bytes,
+    payload: Option<Bytes>,
     content_type: String,
     headers: BTreeMap<String, String>,
     topic: Option<String>,
@@ -115,13 +115,28 @@ impl Event {
             aggregate_id: aggregate_id.into(),
             event_type: event_type.into(),
             version: 1,
-            payload: Bytes::new(),
+            payload: Some(Bytes::new()),
             content_type: CONTENT_TYPE_DEFAULT.to_owned(),
             headers: BTreeMap::new(),
             topic: None,
             available_at: None,
         };
         EventBuilder { event, problem: None }
+    }
+
+    /// Starts an event without a payload: it says that what the aggregate was is gone.
+    ///
+    /// Apache Kafka gets a record whose value is null, by which a compacted topic forgets the key; every other
+    /// broker gets an empty body. The attribute `tombstone` marks it everywhere, so that a consumer can tell
+    /// it from an event whose payload is empty.
+    pub fn tombstone(
+        aggregate_type: impl Into<String>,
+        aggregate_id: impl Into<String>,
+        event_type: impl Into<String>,
+    ) -> EventBuilder {
+        let mut builder = Self::builder(aggregate_type, aggregate_id, event_type);
+        builder.event.payload = None;
+        builder
     }
 
     /// The idempotency key: unique among all events of the outbox. A UUIDv7 unless the caller gave one.
@@ -149,9 +164,14 @@ impl Event {
         self.version
     }
 
-    /// The payload, byte for byte as it will be published.
-    pub fn payload(&self) -> &Bytes {
-        &self.payload
+    /// The payload, byte for byte as it will be published; `None` is a [`tombstone`](Self::tombstone).
+    pub fn payload(&self) -> Option<&Bytes> {
+        self.payload.as_ref()
+    }
+
+    /// The size of the payload, in bytes; zero for a tombstone.
+    pub fn payload_len(&self) -> usize {
+        self.payload.as_ref().map_or(0, Bytes::len)
     }
 
     /// The media type of the payload.
@@ -176,7 +196,7 @@ impl Event {
 
     /// Checks the payload against the limit of the outbox it is written to. Called by every `enqueue`.
     pub fn check_payload(&self, payload_bytes_max: usize) -> Result<(), EventError> {
-        check_bytes("payload", self.payload.len(), payload_bytes_max)
+        check_bytes("payload", self.payload_len(), payload_bytes_max)
     }
 }
 
@@ -204,7 +224,7 @@ impl EventBuilder {
 
     /// Sets the payload, any bytes.
     pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
-        self.event.payload = payload.into();
+        self.event.payload = Some(payload.into());
         self
     }
 
@@ -369,7 +389,7 @@ mod tests {
         assert_eq!(error, EventError::Payload { problem: "key must be a string".to_owned() });
         let event =
             Event::builder("t", "1", "e").json(&[1]).headers([("a", "1"), ("b", "2")]).build().unwrap();
-        assert_eq!((&event.payload()[..], event.headers().len()), (&b"[1]"[..], 2));
+        assert_eq!((event.payload().unwrap(), event.headers().len()), (&Bytes::from("[1]"), 2));
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, Utc};
 
-use crate::{AggregateKey, EventError, event::CONTENT_TYPE_DEFAULT, inbox::EventIdentity, store::Sequence};
+use crate::{
+    AggregateKey, EventError, cloudevents::TOMBSTONE, event::CONTENT_TYPE_DEFAULT, inbox::EventIdentity,
+    store::Sequence,
+};
 
 /// What stands before an attribute's name in the binding of Kafka, and in that of AMQP, which has two.
 const PREFIXES: [&str; 3] = ["ce_", "cloudEvents:", "cloudEvents_"];
@@ -75,6 +78,9 @@ pub struct ReceivedEvent {
     pub sequence: Option<Sequence>,
     /// Which attempt to publish it this message is, from 1.
     pub attempt: u32,
+    /// The event has no payload: what the aggregate was is gone. The message has an empty body, or a null
+    /// value where the broker has such a thing.
+    pub tombstone: bool,
     /// All other attributes, such as `partitionkey`, by their names without a prefix.
     pub extensions: BTreeMap<String, String>,
     /// The event's own headers, such as `traceparent`. What is not UTF-8 has replacement characters.
@@ -136,6 +142,7 @@ impl ReceivedEvent {
             version: take_number(&mut attributes, "dataversion").unwrap_or(1),
             sequence: take_number(&mut attributes, "sequence"),
             attempt: take_number(&mut attributes, "attempt").unwrap_or(1),
+            tombstone: attributes.remove(TOMBSTONE).is_some_and(|text| text == "true"),
             extensions: attributes,
             headers,
         })
@@ -243,7 +250,7 @@ mod tests {
                 id: Uuid::parse_str(ID).unwrap(),
                 event_type: "order.placed".to_owned(),
                 version: 2,
-                payload: "{}".into(),
+                payload: Some("{}".into()),
                 content_type: Some("text/plain".to_owned()),
                 headers: [("traceparent", "00-0af7-b7ad-01"), ("X-Tenant", "größe")]
                     .map(|(name, value)| (name.to_owned(), value.to_owned()))

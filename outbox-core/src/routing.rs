@@ -285,7 +285,6 @@ fn parse(template: &str) -> Result<Vec<Part>, TemplateError> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use chrono::DateTime;
     use uuid::Uuid;
 
@@ -296,7 +295,7 @@ mod tests {
             id: Uuid::nil(),
             event_type: "order.placed".to_owned(),
             version: 3,
-            payload: Bytes::new(),
+            payload: None,
             content_type: None,
             headers: headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
             topic: topic.map(str::to_owned),

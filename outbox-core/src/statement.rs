@@ -68,7 +68,7 @@ pub enum Parameter<'a> {
     /// An array of PostgreSQL, `text[]`.
     Texts(Vec<Option<Cow<'a, str>>>),
     /// An array of PostgreSQL, `bytea[]`.
-    ByteStrings(Vec<&'a [u8]>),
+    ByteStrings(Vec<Option<&'a [u8]>>),
     /// An array of PostgreSQL, `timestamptz[]`.
     Times(Vec<Option<DateTime<Utc>>>),
 }
@@ -88,6 +88,27 @@ impl<'a> Parameter<'a> {
 /// An event's content type as it is stored: the default is null, which saves its bytes in every row.
 pub fn content_type_column(event: &Event) -> Option<&str> {
     Some(event.content_type()).filter(|text| *text != CONTENT_TYPE_DEFAULT)
+}
+
+/// An event's payload as it is stored, in the column of texts or in that of bytes: a text wherever it can be
+/// one, so that people and tools can read it. Both are null for a tombstone.
+///
+/// A text holds no NUL, since PostgreSQL has none in its texts.
+pub fn payload_columns(event: &Event) -> (Option<&str>, Option<&[u8]>) {
+    let Some(payload) = event.payload() else { return (None, None) };
+    match std::str::from_utf8(payload) {
+        Ok(text) if !payload.contains(&0) => (Some(text), None),
+        _ => (None, Some(payload)),
+    }
+}
+
+/// An event's payload as one value, for a database whose values have types of their own: a text wherever it
+/// can be one, else bytes; null for a tombstone.
+pub fn payload_value(event: &Event) -> Parameter<'_> {
+    match payload_columns(event) {
+        (Some(text), _) => Parameter::text(text),
+        (None, bytes) => Parameter::Bytes(bytes),
+    }
 }
 
 /// An event's headers as they are stored: the text of a JSON object, or null if there are none.

@@ -178,6 +178,12 @@ pub enum DecodeError {
         /// Those that the Rust type has of this event type.
         expected: String,
     },
+    /// It is a tombstone, which has no payload.
+    #[error("{event_type} is a tombstone, which has no payload: ask `tombstone` before `decode`")]
+    Tombstone {
+        /// The event type.
+        event_type: String,
+    },
     /// The payload is written in another format.
     #[error("the payload of {event_type} is {received:?}, and {expected:?} is read here")]
     ContentType {
@@ -215,6 +221,9 @@ impl ReceivedEvent {
     pub fn decode<T: OutboxEvent + DeserializeOwned>(&self, payload: &[u8]) -> Result<T, DecodeError> {
         if !self.is::<T>() {
             return Err(self.other_kind(T::KINDS));
+        }
+        if self.tombstone {
+            return Err(DecodeError::Tombstone { event_type: self.event_type.clone() });
         }
         if essence(&self.content_type) != essence(T::CONTENT_TYPE) {
             return Err(DecodeError::ContentType {

@@ -91,7 +91,7 @@ impl KafkaPublisher {
         if let Some(problem) = name_problem(&message.topic) {
             return error(Code::InvalidTopic, problem);
         }
-        let bytes = message.event.payload.len();
+        let bytes = message.event.payload_len();
         match self.payload_bytes_max {
             Some(bytes_max) if bytes > bytes_max => error(
                 Code::MessageSizeTooLarge,
@@ -210,10 +210,11 @@ impl Flight<'_> {
             }
             let key = record::key(message, self.publisher.config.key);
             let delivery = Box::new(Delivery { call: Arc::clone(self.call), index });
-            let mut record = BaseRecord::with_opaque_to(&message.topic, delivery)
+            let mut record: BaseRecord<'_, [u8], [u8], _> = BaseRecord::with_opaque_to(&message.topic, delivery)
                 .key(key.as_bytes())
-                .payload(&message.event.payload[..])
                 .headers(record::headers(message, &mut scratch));
+            // A record without a value is what a compacted topic takes for a deletion.
+            record.payload = message.event.payload.as_deref();
             self.call.flying.fetch_add(1, Ordering::Relaxed);
             while let Err((error, back)) = self.live.send(record) {
                 let code = error.rdkafka_error_code().unwrap_or(Code::InvalidArgument);

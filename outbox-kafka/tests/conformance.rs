@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_conformance::{Outage, Oversized, Proxy, PublisherHarness, StoredMessage};
-use outbox_core::Publisher;
+use outbox_core::{Publisher, cloudevents::TOMBSTONE};
 use outbox_kafka::{KafkaConfig, KafkaPublisher};
 use rdkafka::{
     ClientConfig, Message as _,
@@ -119,8 +119,10 @@ async fn proxy(brokers: &str) -> Proxy {
 }
 
 fn stored(message: &OwnedMessage) -> StoredMessage {
-    let payload = message.payload().expect("a record with a value").to_vec();
+    let payload = message.payload().unwrap_or_default().to_vec();
     let mut stored = StoredMessage::binary_mode("ce_", server::headers(message), payload);
+    let marked = stored.attributes.contains_key(TOMBSTONE);
+    assert_eq!(message.payload().is_none(), marked, "a record without a value is a tombstone, and no other is");
     stored.key = message.key().map(|key| String::from_utf8(key.to_vec()).unwrap());
     stored
 }

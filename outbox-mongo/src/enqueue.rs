@@ -9,7 +9,10 @@ use mongodb::{
     },
     error::{Error, ErrorKind},
 };
-use outbox_core::{AggregateKey, Enqueue, EnqueueError, Event, StoreError, StoreErrorKind, store::Sequence};
+use outbox_core::{
+    AggregateKey, Enqueue, EnqueueError, Event, StoreError, StoreErrorKind, statement::payload_columns,
+    store::Sequence,
+};
 
 use crate::{
     MongoConfig,
@@ -146,7 +149,11 @@ impl Enqueue<ClientSession> for MongoOutbox {
 /// What is a default is left out: a document is the smaller, and the relay reads it the same.
 fn document_of(event: &Event) -> Document {
     let key = AggregateKey::new(event.aggregate_type(), event.aggregate_id());
-    let payload = Binary { subtype: BinarySubtype::Generic, bytes: event.payload().to_vec() };
+    let payload = match payload_columns(event) {
+        (Some(text), _) => Bson::from(text),
+        (None, Some(bytes)) => Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }),
+        (None, None) => Bson::Null,
+    };
     let mut document = doc! {
         "_id": id_of(event.id()),
         // Filled by the server, because it is empty and on the first level.

@@ -88,13 +88,13 @@ pub(crate) fn validator() -> Document {
     let text = doc! { "bsonType": "string", "minLength": 1 };
     doc! {
         "$jsonSchema": {
-            "required": ["sequence", "aggregate_type", "aggregate_id", "event_type", "payload"],
+            "required": ["sequence", "aggregate_type", "aggregate_id", "event_type"],
             "properties": {
                 "sequence": { "bsonType": "timestamp" },
                 "aggregate_type": text.clone(),
                 "aggregate_id": text.clone(),
                 "event_type": text,
-                "payload": { "bsonType": ["binData", "string"] },
+                "payload": { "bsonType": ["binData", "string", "null"] },
                 "status": { "enum": [0, 1, 2] },
                 "partition": { "bsonType": ["int", "long", "double"], "minimum": 0, "maximum": i32::from(PARTITIONS) - 1 },
             },

@@ -153,7 +153,7 @@ async fn large_payloads_are_read_whole_and_within_the_limit() {
         read.extend(fetched.rows);
     }
     for (n, row) in read.iter().enumerate() {
-        let payload = &row.content.as_ref().unwrap().payload;
+        let payload = row.content.as_ref().unwrap().body();
         assert!(payload.len() == 100_000 && payload.iter().all(|byte| usize::from(*byte) == n), "{n}");
     }
     place.drop().await;

@@ -218,10 +218,10 @@ async fn a_plain_insert_from_any_language_is_complete_and_in_order() {
     assert_eq!(rows.len(), 5);
     assert!(sequences(&rows).is_sorted_by(|a, b| a < b));
     let event = rows[2].content.as_ref().unwrap();
-    assert_eq!(&event.payload[..], br#"{"path": "C:\new", "n": 2}"#);
+    assert_eq!(event.body(), br#"{"path": "C:\new", "n": 2}"#);
     assert_eq!((event.version, event.headers.len(), event.topic.as_deref()), (1, 0, None));
     let event = rows[4].content.as_ref().unwrap();
-    assert_eq!((event.version, &event.payload[..]), (3, &[0, 255][..]));
+    assert_eq!((event.version, event.body()), (3, &[0, 255][..]));
     assert_eq!(event.id.to_string(), "0193bb0c-0000-7000-8000-000000000001");
     // Whatever the id was made of, an operator finds the event by it.
     for row in &rows {

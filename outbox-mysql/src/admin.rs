@@ -162,7 +162,7 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
         .with_id(row.try_get("id")?)
         .with_event_type(text("event_type")?.unwrap_or_default())
         .with_version(row.try_get("version")?)
-        .with_payload(Bytes::copy_from_slice(bytes("payload")?.unwrap_or_default()))
+        .with_payload(bytes("payload")?.map(Bytes::copy_from_slice))
         .with_content_type(text("content_type")?)
         .with_headers(bytes("headers")?.map(readable_headers).unwrap_or_default())
         .with_topic(text("topic")?)

@@ -294,7 +294,7 @@ fn push<'a>(parameters: &mut Vec<Parameter<'a>>, event: &'a Event) -> Result<(),
         Parameter::bytes(event.aggregate_id().as_bytes()),
         Parameter::bytes(event.event_type().as_bytes()),
         Parameter::Integer(event.version()),
-        Parameter::bytes(event.payload()),
+        Parameter::Bytes(event.payload().map(|payload| &payload[..])),
         Parameter::Bytes(content_type_column(event).map(str::as_bytes)),
         Parameter::Text(headers_column(event)?.map(Cow::Owned)),
         Parameter::Bytes(event.topic().map(str::as_bytes)),
@@ -319,8 +319,8 @@ fn statement_of(events: &[Event]) -> usize {
         .iter()
         .take(EVENTS_PER_STATEMENT[0])
         .take_while(|event| {
-            let fits = bytes == 0 || bytes + event.payload().len() <= BYTES_PER_STATEMENT;
-            bytes += event.payload().len();
+            let fits = bytes == 0 || bytes + event.payload_len() <= BYTES_PER_STATEMENT;
+            bytes += event.payload_len();
             fits
         })
         .count();

@@ -149,7 +149,7 @@ async fn a_plain_insert_from_any_language_is_complete_and_in_order(server: Serve
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
     assert_eq!(sequences(&rows), [1, 2, 3]);
     let event = rows[2].content.as_ref().unwrap();
-    assert_eq!(&event.payload[..], br#"{"n": 2}"#);
+    assert_eq!(event.body(), br#"{"n": 2}"#);
     assert_eq!((event.version, event.headers.len(), event.topic.as_deref()), (1, 0, None));
     assert!(rows[0].age < std::time::Duration::from_secs(600), "{:?}", rows[0].age);
     let ids: std::collections::HashSet<_> = rows.iter().map(|row| row.content.as_ref().unwrap().id).collect();

@@ -60,7 +60,7 @@ impl NatsPublisher {
         if let Some(problem) = record::subject_problem(&message.topic) {
             return Err(PublishError::permanent("InvalidSubject", problem));
         }
-        let bytes = message.event.payload.len();
+        let bytes = message.event.payload_len();
         if let Some(bytes_max) = self.producer.payload_bytes_max().filter(|max| bytes > *max) {
             let refusal = Refusal::Publish(PublishErrorKind::MaxPayloadExceeded);
             let detail = format!(

@@ -64,7 +64,7 @@ pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError>
     }
     match failure {
         Some(error) => Err(error),
-        None => Ok(PublishMessage::build().headers(headers).payload(message.event.payload.clone())),
+        None => Ok(PublishMessage::build().headers(headers).payload(message.event.payload.clone().unwrap_or_default())),
     }
 }
 

@@ -270,7 +270,7 @@ fn record(row: &PgRow) -> Result<EventRecord, sqlx::Error> {
         .with_id(row.try_get("id")?)
         .with_event_type(row.try_get("event_type")?)
         .with_version(row.try_get("version")?)
-        .with_payload(Bytes::from(row.try_get::<Vec<u8>, _>("payload")?))
+        .with_payload(row.try_get::<Option<Vec<u8>>, _>("payload")?.map(Bytes::from))
         .with_content_type(row.try_get("content_type")?)
         .with_headers(headers.map(|json| readable_headers(json.to_string().as_bytes())).unwrap_or_default())
         .with_topic(row.try_get("topic")?)

@@ -107,7 +107,7 @@ impl PostgresOutbox {
             Parameter::text(event.aggregate_id()),
             Parameter::text(event.event_type()),
             Parameter::Integer(event.version()),
-            Parameter::bytes(event.payload()),
+            Parameter::Bytes(event.payload().map(|payload| &payload[..])),
             Parameter::Text(content_type_column(event).map(Cow::Borrowed)),
             Parameter::Text(headers_column(event)?.map(Cow::Owned)),
             Parameter::Text(event.topic().map(Cow::Borrowed)),
@@ -278,8 +278,8 @@ fn chunk_len(events: &[Event]) -> usize {
         .iter()
         .take(EVENTS_PER_STATEMENT)
         .take_while(|event| {
-            let fits = bytes == 0 || bytes + event.payload().len() <= BYTES_PER_STATEMENT;
-            bytes += event.payload().len();
+            let fits = bytes == 0 || bytes + event.payload_len() <= BYTES_PER_STATEMENT;
+            bytes += event.payload_len();
             fits
         })
         .count()
@@ -293,7 +293,7 @@ struct Columns<'a> {
     aggregate_ids: Vec<Option<Cow<'a, str>>>,
     event_types: Vec<Option<Cow<'a, str>>>,
     versions: Vec<i32>,
-    payloads: Vec<&'a [u8]>,
+    payloads: Vec<Option<&'a [u8]>>,
     content_types: Vec<Option<Cow<'a, str>>>,
     headers: Vec<Option<Cow<'a, str>>>,
     topics: Vec<Option<Cow<'a, str>>>,
@@ -307,7 +307,7 @@ impl<'a> Columns<'a> {
         self.aggregate_ids.push(Some(event.aggregate_id().into()));
         self.event_types.push(Some(event.event_type().into()));
         self.versions.push(event.version());
-        self.payloads.push(event.payload());
+        self.payloads.push(event.payload().map(|payload| &payload[..]));
         self.content_types.push(content_type_column(event).map(Cow::Borrowed));
         self.headers.push(headers_column(event)?.map(Cow::Owned));
         self.topics.push(event.topic().map(Cow::Borrowed));

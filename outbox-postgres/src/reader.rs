@@ -267,7 +267,7 @@ impl PostgresReader {
         for read in batch.missing() {
             if let Ok(event) = &mut read.row.content {
                 match payloads.remove(&read.row.sequence) {
-                    Some(payload) => event.payload = payload.into(),
+                    Some(payload) => event.payload = Some(payload.into()),
                     // Settled or removed since by another relay, which then holds the lease.
                     None => read.row.content = Err("the row was removed while it was read".to_owned()),
                 }

@@ -98,7 +98,7 @@ async fn a_plain_insert_from_any_language_is_complete_and_in_order() {
     let rows = reader.fetch(request(&leases)).await.unwrap().rows;
     assert_eq!(sequences(&rows), [1, 2, 3]);
     let event = rows[2].content.as_ref().unwrap();
-    assert_eq!(&event.payload[..], br#"{"path": "C:\new", "n": 2}"#);
+    assert_eq!(event.body(), br#"{"path": "C:\new", "n": 2}"#);
     assert_eq!((event.version, event.headers.len(), event.topic.as_deref()), (1, 0, None));
     place.drop().await;
 }

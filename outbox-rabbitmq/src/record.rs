@@ -47,7 +47,7 @@ pub(crate) struct Record {
 /// What AMQP cannot carry.
 pub(crate) fn record(config: &RabbitMqConfig, message: &Message) -> Result<Record, PublishError> {
     let (exchange, routing_key) = address(config, &message.topic)?;
-    let payload = message.event.payload.clone();
+    let payload = message.event.payload.clone().unwrap_or_default();
     if payload.len() > config.payload_bytes_max {
         return Err(PublishError::permanent(
             "PayloadTooLarge",

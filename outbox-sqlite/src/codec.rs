@@ -86,9 +86,10 @@ impl Pending<'_> {
             Ok(StoredEvent::new(
                 uuid(id)?,
                 name("event_type", event_type)?.to_owned(),
-                bytes_of(payload)?,
+                Bytes::new(),
                 time("created_at", created_at)?,
             )
+            .with_payload(payload_of(payload)?)
             .with_version(version_of(version)?)
             .with_content_type(optional_name("content_type", content_type)?)
             .with_headers(headers_of(headers)?)
@@ -117,7 +118,7 @@ pub(crate) fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRecord> {
     .with_id(uuid(row.get_ref(1)?).ok())
     .with_event_type(lossy(row.get_ref(4)?))
     .with_version(version_of(row.get_ref(5)?).unwrap_or(1))
-    .with_payload(bytes_of(row.get_ref(6)?).unwrap_or_default())
+    .with_payload(payload_of(row.get_ref(6)?).unwrap_or_default())
     .with_content_type(optional_text(7)?)
     .with_headers(row.get_ref(8)?.as_bytes().map(readable_headers).unwrap_or_default())
     .with_topic(optional_text(9)?)
@@ -204,10 +205,11 @@ fn version_of(value: ValueRef<'_>) -> Result<i32, String> {
     }
 }
 
-fn bytes_of(value: ValueRef<'_>) -> Result<Bytes, String> {
+/// The payload; null is a tombstone.
+fn payload_of(value: ValueRef<'_>) -> Result<Option<Bytes>, String> {
     match value {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ok(Bytes::copy_from_slice(bytes)),
-        ValueRef::Null => Err("payload is null: store an empty blob for an event without one".to_owned()),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Ok(Some(Bytes::copy_from_slice(bytes))),
+        ValueRef::Null => Ok(None),
         other => Err(format!("payload is of type {}, not a blob or a text", other.data_type())),
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use outbox_core::{
     Enqueue, EnqueueError, Event,
-    statement::{Driver, DriverError, EnqueueBy, Parameter, Statement, headers_column},
+    statement::{Driver, DriverError, EnqueueBy, Parameter, Statement, headers_column, payload_value},
     store::Sequence,
 };
 use rusqlite::{Connection, Transaction, ffi};
@@ -99,6 +99,7 @@ impl SqliteOutbox {
     /// (`SQLITE_CONSTRAINT_UNIQUE`) says that the id is in the outbox already.
     ///
     /// The parameters are, in order: four [`Text`](Parameter::Text), [`Integer`](Parameter::Integer),
+    /// `Text` or
     /// [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger): microseconds
     /// since 1970.
     ///
@@ -112,7 +113,7 @@ impl SqliteOutbox {
             Parameter::text(event.aggregate_id()),
             Parameter::text(event.event_type()),
             Parameter::Integer(event.version()),
-            Parameter::bytes(event.payload()),
+            payload_value(event),
             Parameter::text(event.content_type()),
             Parameter::Text(headers_column(event)?.map(Cow::Owned)),
             Parameter::Text(event.topic().map(Cow::Borrowed)),

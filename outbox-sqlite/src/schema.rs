@@ -64,7 +64,7 @@ CREATE TABLE IF NOT EXISTS {p} (
   aggregate_id   TEXT    NOT NULL,
   event_type     TEXT    NOT NULL,
   version        INTEGER NOT NULL DEFAULT 1,
-  payload        BLOB,                           -- a blob or a text; null cannot be published
+  payload        BLOB,                           -- a text or a blob; null is a tombstone
   content_type   TEXT,                           -- null: application/json
   headers        TEXT,                           -- a JSON object whose values are strings; null: none
   topic          TEXT,                           -- null: the relay's choice

@@ -207,7 +207,7 @@ fn same(event: &Event, message: &Message) {
     assert_eq!(message.key.aggregate_id(), event.aggregate_id());
     assert_eq!(found.event_type, event.event_type());
     assert_eq!(found.version, event.version());
-    assert_eq!(&found.payload, event.payload());
+    assert_eq!(found.payload.as_ref(), event.payload());
     assert_eq!(found.content_type.as_deref().unwrap_or(CONTENT_TYPE_DEFAULT), event.content_type());
     assert_eq!(&found.headers, event.headers());
     assert_eq!(found.topic.as_deref(), event.topic());

@@ -24,7 +24,7 @@ impl OutboxAdmin for RedbStore {
             let found = matching(&transaction.open_table(table)?, &filter, rows_max as usize)?;
             let payloads = transaction.open_table(PAYLOADS)?;
             let record = |(sequence, record): (Sequence, Record)| {
-                Ok(record.to_event_record(sequence, &payload(&payloads, sequence)?))
+                Ok(record.to_event_record(sequence, payload(&payloads, sequence)?))
             };
             found.into_iter().map(record).collect()
         })
@@ -169,7 +169,7 @@ fn matching(
         }
         let (sequence, bytes) = entry?;
         let (sequence, record) = (sequence.value(), from_bytes::<Record>(bytes.value())?);
-        if filter.matches(&record.to_event_record(sequence, &[])) {
+        if filter.matches(&record.to_event_record(sequence, None)) {
             found.push((sequence, record));
         }
     }

@@ -144,7 +144,7 @@ fn write_events(
         last += 1;
         ids.insert(event.id().as_u128(), last)?;
         let record = Record::pending(event, Content::of(event), now);
-        tables.insert(last, &record, event.payload())?;
+        tables.insert(last, &record, event.payload().map(|payload| &payload[..]))?;
         sequences.push(last);
     }
     meta.insert("sequence", last)?;

@@ -64,7 +64,7 @@ fn read(
     let mut next_due =
         holds.iter().filter_map(|(_, hold)| hold.until.filter(|at| !hold.is_paused() && *at > now)).min();
     let row = |sequence: Sequence, record: &Record| -> Result<Row, redb::Error> {
-        Ok(record.to_row(sequence, &payload(&payloads, sequence)?, now))
+        Ok(record.to_row(sequence, payload(&payloads, sequence)?, now))
     };
 
     holds.sort_by_key(|(_, hold)| hold.until);

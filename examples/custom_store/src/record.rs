@@ -92,28 +92,29 @@ impl Record {
         self.content.get("event_type").and_then(Value::as_str).unwrap_or_default()
     }
 
-    pub(crate) fn to_row(&self, sequence: Sequence, payload: &[u8], now: i64) -> Row {
+    pub(crate) fn to_row(&self, sequence: Sequence, payload: Option<Bytes>, now: i64) -> Row {
         Row::new(sequence, PARTITION, self.key(), self.to_event(payload))
             .with_attempts(self.attempts)
             .with_age(micros(now.saturating_sub(self.created_at)))
     }
 
-    fn to_event(&self, payload: &[u8]) -> Result<StoredEvent, String> {
+    fn to_event(&self, payload: Option<Bytes>) -> Result<StoredEvent, String> {
         let content = Content::deserialize(&self.content).map_err(|error| error.to_string())?;
         check_headers(&content.headers).map_err(|error| error.to_string())?;
         Ok(StoredEvent::new(
             Uuid::parse_str(&content.id).map_err(|error| format!("the id is not a UUID: {error}"))?,
             content.event_type,
-            Bytes::copy_from_slice(payload),
+            Bytes::new(),
             utc(self.created_at),
         )
+        .with_payload(payload)
         .with_version(content.version)
         .with_content_type(content.content_type)
         .with_headers(content.headers)
         .with_topic(content.topic))
     }
 
-    pub(crate) fn to_event_record(&self, sequence: Sequence, payload: &[u8]) -> EventRecord {
+    pub(crate) fn to_event_record(&self, sequence: Sequence, payload: Option<Bytes>) -> EventRecord {
         // Field by field, so that what can be read of an undecodable event is shown.
         let text = |name: &str| self.content.get(name).and_then(Value::as_str).map(str::to_owned);
         let version = self.content.get("version").and_then(Value::as_i64).and_then(|n| n.try_into().ok());
@@ -122,7 +123,7 @@ impl Record {
             .with_id(self.id())
             .with_event_type(self.event_type().to_owned())
             .with_version(version.unwrap_or(1))
-            .with_payload(Bytes::copy_from_slice(payload))
+            .with_payload(payload)
             .with_content_type(text("content_type"))
             .with_headers(readable_headers(headers.to_string().as_bytes()))
             .with_topic(text("topic"))

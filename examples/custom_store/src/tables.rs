@@ -78,11 +78,12 @@ pub(crate) fn event(
     events.get(sequence)?.map(|bytes| from_bytes(bytes.value())).transpose()
 }
 
+/// The payload; a tombstone has none.
 pub(crate) fn payload(
     payloads: &impl ReadableTable<i64, Bytes>,
     sequence: Sequence,
-) -> Result<Vec<u8>, redb::Error> {
-    Ok(payloads.get(sequence)?.map(|bytes| bytes.value().to_vec()).unwrap_or_default())
+) -> Result<Option<bytes::Bytes>, redb::Error> {
+    Ok(payloads.get(sequence)?.map(|payload| bytes::Bytes::copy_from_slice(payload.value())))
 }
 
 /// All holds. There are as many as aggregates that wait, which is few.
@@ -125,9 +126,11 @@ impl<'t> Tables<'t> {
         &mut self,
         sequence: Sequence,
         record: &Record,
-        payload: &[u8],
+        payload: Option<&[u8]>,
     ) -> Result<(), redb::Error> {
-        self.payloads.insert(sequence, payload)?;
+        if let Some(payload) = payload {
+            self.payloads.insert(sequence, payload)?;
+        }
         self.put(sequence, record)
     }
 

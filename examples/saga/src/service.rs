@@ -86,7 +86,7 @@ impl Service {
         let receipt = self.change(|transaction| {
             let receipt = self.inbox.receive(transaction, &event.identity)?;
             let follow = match receipt {
-                Receipt::New => (self.effect)(transaction, &event, &message.event.payload)?,
+                Receipt::New => (self.effect)(transaction, &event, message.event.body())?,
                 Receipt::Seen => Vec::new(),
                 Receipt::TooOld => return Err("the message is older than the receipts that are kept".into()),
             };

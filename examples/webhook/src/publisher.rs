@@ -43,14 +43,14 @@ impl WebhookPublisher {
     }
 
     async fn send(&self, message: &Message) -> Result<(), PublishError> {
-        let (bytes, bytes_max) = (message.event.payload.len(), self.config.payload_bytes_max);
+        let (bytes, bytes_max) = (message.event.payload_len(), self.config.payload_bytes_max);
         if bytes > bytes_max {
             let detail = format!("the payload has {bytes} bytes, more than the limit of {bytes_max}");
             return Err(error::unsendable("payload-too-large", detail));
         }
         let url = endpoint(&self.config.base_url, &message.topic)?;
         let headers = headers(message, &self.config.key, now_s())?;
-        let request = self.client.post(url).headers(headers).body(message.event.payload.clone());
+        let request = self.client.post(url).headers(headers).body(message.event.payload.clone().unwrap_or_default());
         let answer = request.send().await.map_err(error::no_answer)?;
         if answer.status().is_success() {
             return Ok(());

@@ -74,7 +74,7 @@ pub(crate) fn headers(
         insert(&mut headers, &name, &value)?;
     }
     let id = message.event.id.to_string();
-    insert(&mut headers, "webhook-signature", &key.sign(&id, timestamp_s, &message.event.payload))?;
+    insert(&mut headers, "webhook-signature", &key.sign(&id, timestamp_s, message.event.body()))?;
     insert(&mut headers, "webhook-timestamp", &timestamp_s.to_string())?;
     insert(&mut headers, "webhook-id", &id)?;
     Ok(headers)

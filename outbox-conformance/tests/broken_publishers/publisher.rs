@@ -103,8 +103,8 @@ impl Broken {
         let permanent = |code: &'static str, detail: &str| Err(PublishError::permanent(code, detail));
         let asks_broker = self.is(Fault::LimitAskedOfTheBroker) && self.0.broker.mode() != Mode::Passing;
         let enforced = !asks_broker && !self.is(Fault::LimitNotEnforced);
-        let empty = self.is(Fault::EmptyRefused) && message.event.payload.is_empty();
-        if message.event.payload.len() > PAYLOAD_BYTES_MAX && enforced || empty {
+        let empty = self.is(Fault::EmptyRefused) && message.event.body().is_empty();
+        if message.event.payload_len() > PAYLOAD_BYTES_MAX && enforced || empty {
             return permanent("payload-size", "the payload has the wrong size");
         }
         if &*message.topic == BROKEN_NAME {
@@ -145,6 +145,7 @@ impl Broken {
             Fault::KeyOfEvent => stored.key = Some(message.event.id.to_string()),
             Fault::TextOnly => stored.payload = String::from_utf8_lossy(&payload).into_owned().into(),
             Fault::Truncated => stored.payload = payload.slice(..payload.len().min(65_536)),
+            Fault::TombstoneUnmarked => drop(stored.attributes.remove("tombstone")),
             Fault::TimeForgotten => drop(stored.attributes.remove("time")),
             Fault::HeadersFolded => {
                 let folded =

@@ -256,7 +256,10 @@ fn spoil_row(fault: Fault, row: &mut Row) {
     let Ok(event) = &mut row.content else { return };
     match fault {
         Fault::IdsChanged => event.id = uuid::Uuid::from_u128(event.id.as_u128() ^ 1),
-        Fault::PayloadTruncated => event.payload.truncate(65_535),
+        Fault::PayloadTruncated => {
+            event.payload.iter_mut().for_each(|payload| payload.truncate(65_535));
+        }
+        Fault::TombstoneEmpty => drop(event.payload.get_or_insert_default()),
         Fault::HeadersFolded => {
             let headers = std::mem::take(&mut event.headers);
             event.headers = headers.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect();
@@ -273,9 +276,10 @@ fn row_of(record: &EventRecord) -> Row {
         Ok(StoredEvent::new(
             record.id.unwrap_or_default(),
             record.event_type.clone(),
-            record.payload.clone(),
+            bytes::Bytes::new(),
             record.created_at,
         )
+        .with_payload(record.payload.clone())
         .with_version(record.version)
         .with_content_type(record.content_type.clone())
         .with_headers(record.headers.clone())

@@ -27,7 +27,7 @@ impl PublisherHarness for MemoryPublisherHarness {
     async fn fresh() -> Option<Self> {
         let memory = MemoryPublisher::new();
         let too_large =
-            |message: &Message| &*message.topic == SMALL && message.event.payload.len() > SMALL_BYTES_MAX;
+            |message: &Message| &*message.topic == SMALL && message.event.payload_len() > SMALL_BYTES_MAX;
         memory.fail_next_where(too_large, PublishError::permanent("too-large", "refused"), u32::MAX);
         Some(Self { memory, destinations: AtomicU32::new(0) })
     }
@@ -62,7 +62,7 @@ pub fn stored(message: &Message) -> StoredMessage {
         content_type: Some(cloudevents::content_type(message).to_owned()),
         headers: message.event.headers.clone(),
         key: Some(message.key.to_string()),
-        payload: message.event.payload.clone(),
+        payload: message.event.payload.clone().unwrap_or_default(),
         ..StoredMessage::default()
     };
     cloudevents::attributes(message, &mut String::new(), |name, value| {

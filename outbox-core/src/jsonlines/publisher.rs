@@ -247,7 +247,7 @@ mod tests {
                 id: Uuid::from_u128(u128::from(i)),
                 event_type: "e".to_owned(),
                 version: 1,
-                payload: format!("{{\"i\":{i}}}").into(),
+                payload: Some(format!("{{\"i\":{i}}}").into()),
                 content_type: None,
                 headers: BTreeMap::new(),
                 topic: None,

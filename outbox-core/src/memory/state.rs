@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
@@ -204,7 +203,7 @@ impl EventRow {
             key: self.key.clone(),
             event_type: event.map(|event| event.event_type.clone()).unwrap_or_default(),
             version: event.map_or(1, |event| event.version),
-            payload: event.map_or_else(Bytes::new, |event| event.payload.clone()),
+            payload: event.and_then(|event| event.payload.clone()),
             content_type: event.and_then(|event| event.content_type.clone()),
             headers: event.map(|event| event.headers.clone()).unwrap_or_default(),
             topic: event.and_then(|event| event.topic.clone()),

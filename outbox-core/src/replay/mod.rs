@@ -308,7 +308,7 @@ impl ReplayPlan {
             }
         };
         self.events += 1;
-        self.payload_bytes += record.payload.len() as u64;
+        self.payload_bytes += record.payload_len() as u64;
         let first = self.range.map_or(record.sequence, |(first, _)| first);
         self.range = Some((first, record.sequence));
         if self.topics.len() < TOPICS_NAMED_MAX || self.topics.contains_key(&message.topic) {
@@ -343,7 +343,7 @@ impl Pages {
 
     /// This is the page that was asked for with `rows`.
     fn read(&mut self, page: &[EventRecord], rows: u32) {
-        let bytes: usize = page.iter().map(|record| record.payload.len() + 256).sum();
+        let bytes: usize = page.iter().map(|record| record.payload_len() + 256).sum();
         self.rows = if bytes > PAGE_BYTES { rows / 2 } else { rows.saturating_mul(2) };
         self.rows = self.rows.clamp(1, PAGE_ROWS.1);
         match (page.last(), &mut self.filter) {

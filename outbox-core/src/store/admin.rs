@@ -151,8 +151,8 @@ pub struct EventRecord {
     pub event_type: String,
     /// The version of the payload's schema.
     pub version: i32,
-    /// The payload.
-    pub payload: Bytes,
+    /// The payload; `None` is a tombstone, or a payload that cannot be read.
+    pub payload: Option<Bytes>,
     /// The media type of the payload.
     pub content_type: Option<String>,
     /// Headers, as far as they can be read.
@@ -191,7 +191,7 @@ impl EventRecord {
             key,
             event_type: String::new(),
             version: 1,
-            payload: Bytes::new(),
+            payload: None,
             content_type: None,
             headers: BTreeMap::new(),
             topic: None,
@@ -203,6 +203,11 @@ impl EventRecord {
             cause: None,
             sent_at: None,
         }
+    }
+
+    /// The size of the payload, in bytes; zero for a tombstone.
+    pub fn payload_len(&self) -> usize {
+        self.payload.as_ref().map_or(0, Bytes::len)
     }
 }
 
@@ -279,7 +284,7 @@ with!(EventRecord {
     with_id id: Option<Uuid>,
     with_event_type event_type: String,
     with_version version: i32,
-    with_payload payload: Bytes,
+    with_payload payload: Option<Bytes>,
     with_content_type content_type: Option<String>,
     with_headers headers: BTreeMap<String, String>,
     with_topic topic: Option<String>,

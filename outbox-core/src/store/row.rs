@@ -48,7 +48,7 @@ impl Row {
     pub fn bytes(&self) -> usize {
         let content = match &self.content {
             Ok(event) => {
-                event.payload.len()
+                event.payload_len()
                     + event.event_type.len()
                     + event.headers.iter().map(|(name, value)| name.len() + value.len() + 64).sum::<usize>()
             }
@@ -68,8 +68,8 @@ pub struct StoredEvent {
     pub event_type: String,
     /// The version of the payload's schema.
     pub version: i32,
-    /// The payload.
-    pub payload: Bytes,
+    /// The payload; `None` is a tombstone.
+    pub payload: Option<Bytes>,
     /// The media type of the payload; `None` is [`CONTENT_TYPE_DEFAULT`](crate::event::CONTENT_TYPE_DEFAULT).
     pub content_type: Option<String>,
     /// Headers that travel with the message.
@@ -92,7 +92,7 @@ impl StoredEvent {
             id,
             event_type: event_type.into(),
             version: 1,
-            payload: payload.into(),
+            payload: Some(payload.into()),
             content_type: None,
             headers: BTreeMap::new(),
             topic: None,
@@ -106,18 +106,29 @@ impl StoredEvent {
             id: event.id(),
             event_type: event.event_type().to_owned(),
             version: event.version(),
-            payload: event.payload().clone(),
+            payload: event.payload().cloned(),
             content_type: Some(event.content_type().to_owned()),
             headers: event.headers().clone(),
             topic: event.topic().map(str::to_owned),
             created_at,
         }
     }
+
+    /// The bytes of the payload; none for a tombstone, which has the [`payload`](Self::payload) `None`.
+    pub fn body(&self) -> &[u8] {
+        self.payload.as_deref().unwrap_or_default()
+    }
+
+    /// The size of the payload, in bytes; zero for a tombstone.
+    pub fn payload_len(&self) -> usize {
+        self.body().len()
+    }
 }
 
 with!(Row { with_sequence sequence: Sequence, with_partition partition: Partition, with_attempts attempts: u32, with_age age: Duration });
 
 with!(StoredEvent {
+    with_payload payload: Option<Bytes>,
     with_version version: i32,
     with_content_type content_type: Option<String>,
     with_headers headers: BTreeMap<String, String>,

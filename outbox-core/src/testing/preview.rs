@@ -50,7 +50,7 @@ pub fn headers(message: &Message) -> BTreeMap<String, String> {
 }
 
 /// The message as a consumer reads it, so that a producer's events are decoded by the consumer's types in one
-/// test: `testing::received(&message)?.decode::<OrderPlaced>(&message.event.payload)?`.
+/// test: `testing::received(&message)?.decode::<OrderPlaced>(message.event.body())?`.
 ///
 /// # Errors
 /// As [`ReceivedEvent::from_headers`].

@@ -224,9 +224,10 @@ impl<'a> Stored<'a> {
         Ok(StoredEvent::new(
             uuid(self.id)?,
             name("event_type", self.event_type)?.to_owned(),
-            payload(self.payload)?,
+            Bytes::new(),
             self.created_at(sequence),
         )
+        .with_payload(payload(self.payload)?)
         .with_version(version(self.version)?)
         .with_content_type(optional_name("content_type", self.content_type)?)
         .with_headers(headers(self.headers)?)
@@ -307,12 +308,13 @@ fn version(value: Option<RawBsonRef<'_>>) -> Result<i32, String> {
     )
 }
 
-fn payload(value: Option<RawBsonRef<'_>>) -> Result<Bytes, String> {
+/// The payload; one that is missing or null is a tombstone.
+fn payload(value: Option<RawBsonRef<'_>>) -> Result<Option<Bytes>, String> {
     match value {
-        Some(RawBsonRef::Binary(binary)) => Ok(Bytes::copy_from_slice(binary.bytes)),
-        Some(RawBsonRef::String(text)) => Ok(Bytes::copy_from_slice(text.as_bytes())),
+        Some(RawBsonRef::Binary(binary)) => Ok(Some(Bytes::copy_from_slice(binary.bytes))),
+        Some(RawBsonRef::String(text)) => Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
+        Some(RawBsonRef::Null) | None => Ok(None),
         Some(other) => Err(format!("payload is of type {:?}, not binary or a string", other.element_type())),
-        None => Err("payload is missing: store empty binary for an event without one".to_owned()),
     }
 }
 

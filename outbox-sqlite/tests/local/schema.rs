@@ -145,7 +145,7 @@ async fn a_plain_insert_of_four_columns_is_an_event() {
         assert_eq!((event.id.get_version_num(), event.id.get_variant()), (4, uuid::Variant::RFC4122));
         ids.insert(event.id);
         assert_eq!((&row.key, row.attempts, event.version), (&key("4711"), 0, 1));
-        assert_eq!((&event.payload[..], event.event_type.as_str()), (&b"{\"a\": 1}"[..], "order.placed"));
+        assert_eq!((event.body(), event.event_type.as_str()), (&b"{\"a\": 1}"[..], "order.placed"));
         assert_eq!((&event.content_type, &event.topic, event.headers.len()), (&None, &None, 0));
         // The clock of the database is that of this machine; a day is far more than a rounding error.
         assert!(

@@ -358,9 +358,10 @@ async fn readmit(database: &Database, fetched: &mut Fetched) -> Result<(), Store
                 Ok(StoredEvent::new(
                     record.id.unwrap_or_default(),
                     record.event_type,
-                    record.payload,
+                    "",
                     record.created_at,
                 )
+                .with_payload(record.payload)
                 .with_version(record.version)
                 .with_content_type(record.content_type)
                 .with_headers(record.headers)

@@ -107,6 +107,7 @@ pub(crate) fn compare(messages: &[Arc<Message>], received: Vec<(ReceivedEvent, V
         assert_eq!(read.headers, event.headers, "{key}");
         assert_eq!(read.traceparent(), event.headers.get("traceparent").map(String::as_str), "{key}");
         assert_eq!(read.extensions, BTreeMap::new(), "{key}");
-        assert_eq!(payload, event.payload, "{key}");
+        assert_eq!(payload, event.body(), "{key}");
+        assert_eq!(read.tombstone, event.payload.is_none(), "{key}");
     }
 }

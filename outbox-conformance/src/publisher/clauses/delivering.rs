@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outbox_core::{AggregateKey, cloudevents, publisher::Message, store::PAYLOAD_BYTES_MAX_DEFAULT};
+use bytes::Bytes;
+use outbox_core::{
+    AggregateKey,
+    cloudevents::{self, TOMBSTONE},
+    publisher::Message,
+    store::PAYLOAD_BYTES_MAX_DEFAULT,
+};
 
 use crate::{
     publisher::stage::Stage,
@@ -79,7 +85,7 @@ pub(super) async fn every_byte_of_a_payload_is_stored(stage: &Stage<'_>) -> Verd
         (None, b"{\"a\" : 1.10,\t\"a\":2}".to_vec()),
     ] {
         let mut message = stage.message(&stage.harness.destination().await);
-        message.event.payload = payload.clone().into();
+        message.event.payload = Some(payload.clone().into());
         message.event.content_type = content_type.map(str::to_owned);
         let stored = stage.store_one("a message with odd bytes", message).await?;
         equal("the payload", payload, stored.payload.to_vec())?;
@@ -89,9 +95,18 @@ pub(super) async fn every_byte_of_a_payload_is_stored(stage: &Stage<'_>) -> Verd
 
 pub(super) async fn an_empty_payload_is_stored(stage: &Stage<'_>) -> Verdict {
     let mut message = stage.message(&stage.harness.destination().await);
-    message.event.payload.clear();
+    message.event.payload = Some(Bytes::new());
     let stored = stage.store_one("a message with an empty payload", message).await?;
-    equal("its payload in bytes", 0, stored.payload.len())
+    equal("its payload in bytes", 0, stored.payload.len())?;
+    equal("its attribute tombstone", None, stored.attributes.get(TOMBSTONE).map(String::as_str))
+}
+
+pub(super) async fn a_tombstone_is_marked(stage: &Stage<'_>) -> Verdict {
+    let mut message = stage.message(&stage.harness.destination().await);
+    message.event.payload = None;
+    let stored = stage.store_one("a message without a payload", message).await?;
+    equal("its payload in bytes", 0, stored.payload.len())?;
+    equal("its attribute tombstone", Some("true"), stored.attributes.get(TOMBSTONE).map(String::as_str))
 }
 
 pub(super) async fn a_large_payload_is_stored_whole(stage: &Stage<'_>) -> Verdict {
@@ -99,7 +114,7 @@ pub(super) async fn a_large_payload_is_stored_whole(stage: &Stage<'_>) -> Verdic
     let bytes = limit.min(PAYLOAD_BYTES_MAX_DEFAULT);
     let payload: Vec<u8> = (0..bytes).map(|index| (index * 31 % 251) as u8).collect();
     let mut message = stage.message(&stage.harness.destination().await);
-    message.event.payload = payload.clone().into();
+    message.event.payload = Some(payload.clone().into());
     let stored = stage.store_one("a large message", message).await?;
     equal("its payload in bytes", bytes, stored.payload.len())?;
     that(payload == stored.payload, "the payload as it was", "other bytes")

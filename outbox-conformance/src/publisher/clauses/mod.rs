@@ -68,6 +68,8 @@ publisher_clauses! { $
         "a payload of any bytes is stored byte for byte, whatever its content type says";
     delivering::an_empty_payload_is_stored
         "an empty payload is stored as a message with an empty payload";
+    delivering::a_tombstone_is_marked
+        "an event without a payload is stored with an empty one, or none, and the attribute `tombstone`, which is `true`";
     delivering::a_large_payload_is_stored_whole
         "a payload of a megabyte, or of the declared limit if that is lower, is stored whole";
     delivering::headers_are_stored_as_written

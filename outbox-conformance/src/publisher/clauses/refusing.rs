@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
 use outbox_core::publisher::{
     Message, PublishError,
     PublishErrorKind::{Permanent, Unavailable},
@@ -26,7 +25,7 @@ const CODE_BYTES_MAX: usize = 64;
 pub(super) async fn the_largest_payload_is_taken(stage: &Stage<'_>) -> Verdict {
     let Some(limit) = limit(stage) else { return Ok(()) };
     let mut message = stage.message(&stage.harness.destination().await);
-    message.event.payload = Bytes::from(vec![b'x'; limit]);
+    message.event.payload = Some(vec![b'x'; limit].into());
     let stored = stage.store_one("a payload of the declared limit", message).await?;
     equal("its payload in bytes", limit, stored.payload.len())
 }
@@ -208,7 +207,7 @@ pub(super) async fn unsound_messages(stage: &Stage<'_>) -> Vec<(&'static str, Me
 pub(super) fn above_the_limit(stage: &Stage<'_>, destination: &str) -> Option<Message> {
     let limit = limit(stage)?;
     let mut message = stage.message(destination);
-    message.event.payload = Bytes::from(vec![b'x'; limit + 1]);
+    message.event.payload = Some(vec![b'x'; limit + 1].into());
     Some(message)
 }
 
@@ -227,7 +226,7 @@ fn limit_of(stage: &Stage<'_>) -> Option<usize> {
 async fn oversized(stage: &Stage<'_>) -> Option<Message> {
     let oversized = stage.harness.oversized().await?;
     let mut message = stage.message(&oversized.destination);
-    message.event.payload = Bytes::from(vec![b'x'; oversized.payload_bytes]);
+    message.event.payload = Some(vec![b'x'; oversized.payload_bytes].into());
     Some(message)
 }
 

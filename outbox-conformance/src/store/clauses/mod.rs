@@ -55,6 +55,8 @@ store_clauses! { $
         "the sequences of a transaction ascend in the order in which its events were given, and are above zero";
     writing::every_field_is_returned_as_written
         "every field of an event is returned as it was written, byte for byte";
+    writing::every_kind_of_payload_is_returned_as_written
+        "a payload comes back byte for byte, text or not; one that is absent is not one that is empty";
     writing::a_payload_of_a_megabyte_is_returned_whole
         "the largest payload that is allowed by default is returned whole";
     writing::keys_that_look_alike_stay_apart

@@ -159,7 +159,7 @@ mod tests {
             id: uuid::Uuid::from_u128(sequence as u128),
             event_type: "e".to_owned(),
             version: 1,
-            payload: bytes::Bytes::new(),
+            payload: None,
             content_type: None,
             headers: BTreeMap::new(),
             topic: None,
