@@ -124,6 +124,7 @@ fn shown(record: &EventRecord, archived: bool, hold: Option<&operate::Hold>) -> 
     line("created", &time(record.created_at));
     record.available_at.iter().for_each(|at| line("available", &time(*at)));
     record.sent_at.iter().for_each(|at| line("sent", &time(*at)));
+    record.failed_at.iter().for_each(|at| line("failed", &time(*at)));
     line("attempts", &record.attempts.to_string());
     record.last_error.iter().for_each(|error| line("last error", error));
     hold.iter().for_each(|hold| line("held", &hold.line()));
@@ -163,6 +164,7 @@ fn to_json(record: &EventRecord) -> Value {
         "created_at": time(Some(record.created_at)),
         "available_at": time(record.available_at),
         "sent_at": time(record.sent_at),
+        "failed_at": time(record.failed_at),
         "attempts": record.attempts,
         "last_error": record.last_error,
         "payload_bytes": record.payload.as_ref().map(|payload| payload.len()),

@@ -132,6 +132,7 @@ impl Record {
             .with_last_error(self.last_error.clone())
             .with_cause(self.cause)
             .with_sent_at(self.done_at.filter(|_| self.status == Status::Sent).map(utc))
+            .with_failed_at(self.done_at.filter(|_| self.status == Status::Failed).map(utc))
     }
 }
 

@@ -214,6 +214,7 @@ impl EventRow {
             last_error: self.last_error.clone(),
             cause: self.life.cause(),
             sent_at: if let Life::Sent { at } = self.life { Some(at) } else { None },
+            failed_at: if let Life::Failed { at, .. } = self.life { Some(at) } else { None },
         }
     }
 }

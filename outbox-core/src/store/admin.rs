@@ -173,6 +173,8 @@ pub struct EventRecord {
     pub cause: Option<FailureCause>,
     /// When it was acknowledged.
     pub sent_at: Option<DateTime<Utc>>,
+    /// When it was given up.
+    pub failed_at: Option<DateTime<Utc>>,
 }
 
 impl EventRecord {
@@ -202,6 +204,7 @@ impl EventRecord {
             last_error: None,
             cause: None,
             sent_at: None,
+            failed_at: None,
         }
     }
 
@@ -294,6 +297,7 @@ with!(EventRecord {
     with_last_error last_error: Option<String>,
     with_cause cause: Option<FailureCause>,
     with_sent_at sent_at: Option<DateTime<Utc>>,
+    with_failed_at failed_at: Option<DateTime<Utc>>,
 });
 
 with!(HoldRecord { with_due_in due_in: Option<Duration>, with_paused paused: bool });

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use outbox_core::{
     EventFilter, WhenSent,
     store::{
@@ -27,17 +28,24 @@ pub(super) async fn sent_rows_are_kept(stage: &Stage<'_>) -> Verdict {
     equal("its status", Status::Sent, record.status)?;
     equal("its attempts", 3, record.attempts)?;
     equal("its cause", None, record.cause)?;
-    let tolerance = chrono::TimeDelta::seconds(1);
-    let range = before - tolerance..=after + tolerance;
-    that(
-        record.sent_at.is_some_and(|at| range.contains(&at)),
-        format!("sent_at in {range:?}"),
-        record.sent_at,
-    )?;
+    expect_between("sent_at", before, record.sent_at, after)?;
+    equal("its failed_at", None, record.failed_at)?;
     equal("the other event", Status::Pending, stage.record_of(sequences[1]).await?.status)?;
     relay.expect_nothing("by the same reader").await?;
     relay.renew_reader().await?;
     relay.expect_rows("by a new reader", &sequences[1..]).await.map(drop)
+}
+
+/// The time was written between two others, within the second to which some clocks count.
+fn expect_between(
+    what: &str,
+    before: DateTime<Utc>,
+    at: Option<DateTime<Utc>>,
+    after: DateTime<Utc>,
+) -> Verdict {
+    let tolerance = chrono::TimeDelta::seconds(1);
+    let range = before - tolerance..=after + tolerance;
+    that(at.is_some_and(|at| range.contains(&at)), format!("{what} in {range:?}"), at)
 }
 
 pub(super) async fn sent_rows_are_deleted(stage: &Stage<'_>) -> Verdict {
@@ -89,10 +97,13 @@ pub(super) async fn a_failed_event_releases_its_successors(stage: &Stage<'_>) ->
         let error = format!("refused: \"ünïcode\", {cause:?}\n{}", "x".repeat(3000));
         let outcome =
             Outcome::Failed { cause: *cause, error: error.clone(), successors: Successors::Release };
+        let before = stage.harness.now().await;
         relay.finish(row, 7, outcome).await?;
+        let after = stage.harness.now().await;
         let record = stage.record_of(row.sequence).await?;
         equal("its status", Status::Failed, record.status)?;
         equal("its attempts", 7, record.attempts)?;
+        expect_between("failed_at", before, record.failed_at, after)?;
         equal("its cause", Some(*cause), record.cause)?;
         equal("its error", Some(error), record.last_error)?;
         equal("its sent_at", None, record.sent_at)?;
