@@ -306,51 +306,58 @@ fn summary(status: &RelayStatus) -> Result<(), String> {
             status.in_flight
         ));
     }
+    if status.unrecorded > 0 {
+        return Err(format!(
+            "the database refuses to record what became of {} events, which will be published again: {}",
+            status.unrecorded,
+            status.last_store_error.as_deref().unwrap_or("see the log")
+        ));
+    }
     Ok(())
 }
 
-/// Logs what changes. What the engine logs itself, errors of the store and a burial, is not repeated.
+/// Logs how many partitions there are, which come and go a few at a time. All else the engine logs itself.
 async fn narrate(mut handle: RelayHandle) {
-    let mut seen = RelayStatus::default();
-    while let Ok(status) = handle.wait_for(|status| changed(&seen, status)).await {
-        if status.partitions != seen.partitions {
-            tracing::info!(partitions = status.partitions, before = seen.partitions, "partitions changed");
-        }
-        let error = status.last_publish_error.as_deref().unwrap_or("no reason given");
-        match (seen.broker.is_unavailable(), status.broker.is_unavailable()) {
-            (false, true) => tracing::warn!(error, "the broker is unavailable: waiting for it"),
-            (true, false) => tracing::info!("the broker is available again"),
-            _ => {}
-        }
-        if status.failed > seen.failed {
-            let (count, total) = (status.failed - seen.failed, status.failed);
-            tracing::warn!(count, total, error, "events were given up; they are kept in the table as failed");
-        }
-        seen = status;
+    let mut seen = 0;
+    while let Ok(status) =
+        handle.wait_for(|status| !status.phase.is_over() && status.partitions != seen).await
+    {
+        tracing::info!(partitions = status.partitions, before = seen, "partitions changed");
+        seen = status.partitions;
         tokio::time::sleep(CHANGES_INTERVAL).await;
     }
 }
 
-fn changed(seen: &RelayStatus, status: &RelayStatus) -> bool {
-    let of = |status: &RelayStatus| (status.partitions, status.broker.is_unavailable(), status.failed);
-    !status.phase.is_over() && of(seen) != of(status)
-}
-
-/// The signals that end a process in an orderly way.
+/// The signals that end a process in an orderly way. Left alone, SIGQUIT and SIGHUP would end it at once, and a
+/// terminal that is closed sends SIGHUP.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 
+    /// The next request to end.
     pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.quit.recv() => return "SIGQUIT",
+                _ = self.hang_up.recv() => {
+                    tracing::info!("SIGHUP: the settings are read at the start alone; SIGTERM ends the program");
+                }
+            }
         }
     }
 }

@@ -126,6 +126,77 @@ fn sigterm_lets_what_is_in_flight_finish() {
 }
 
 #[test]
+fn sighup_ends_nothing_and_sigquit_lets_what_is_in_flight_finish() {
+    let folder = migrated();
+    let mut relay = relay_with_a_message_in_flight(&folder, &TO_STDOUT);
+    relay.signal("HUP");
+    relay.wait_for_log("SIGHUP");
+    relay.signal("QUIT");
+    relay.wait_for_log("SIGQUIT");
+    assert!(relay.is_running());
+    relay.stdout.take().unwrap().read_to_string(&mut String::new()).unwrap();
+    let ended = relay.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(folder.status(&[STORE])["sent"], 1);
+}
+
+#[test]
+fn what_the_database_refuses_to_record_is_named_and_holds_up_its_own_aggregate_alone() {
+    let folder = migrated();
+    let connection = service(&folder);
+    connection
+        .execute_batch(
+            "CREATE TRIGGER odd BEFORE UPDATE ON outbox WHEN OLD.aggregate_id = 'odd'
+             BEGIN SELECT RAISE(ABORT, 'the trigger odd says no'); END;
+             WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 200)
+             INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             SELECT 'order', CASE n % 10 WHEN 0 THEN 'odd' ELSE CAST(n AS TEXT) END, 'order.placed', '{}' FROM numbers;",
+        )
+        .unwrap();
+    let relay = folder.relay(&TO_FILE);
+    relay.wait_for_log("the trigger odd says no");
+    until("all others are recorded", || folder.status(&[STORE])["sent"] == 180);
+    assert_eq!(folder.status(&[STORE])["pending"], 20);
+    let of_odd = || {
+        let events = json_lines(&folder.path("events.jsonl"));
+        events.iter().filter(|event| event["subject"] == "order/odd").count()
+    };
+    assert!(of_odd() < 20, "what a restart repeats is bounded: no more is published of what is not recorded");
+    relay.signal("TERM");
+    let ended = relay.ended();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("order/odd"), "the aggregate is named: {ended:?}");
+
+    connection.execute_batch("DROP TRIGGER odd").unwrap();
+    let relay = folder.relay(&TO_FILE);
+    until("the odd ones are recorded", || folder.status(&[STORE])["sent"] == 200);
+    relay.signal("TERM");
+    assert_eq!(relay.ended().code, Some(0));
+}
+
+#[test]
+fn an_event_that_is_given_up_is_named_with_its_own_cause() {
+    let folder = migrated();
+    service(&folder)
+        .execute_batch(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload)
+             VALUES ('order', 'bad' || char(10) || 'id', 'order.placed', '{}');",
+        )
+        .unwrap();
+    let mut relay = folder.relay(&TO_STDOUT);
+    drop(relay.stdout.take());
+    insert(&mut service(&folder), 0..5);
+    relay.wait_for_log("the broker is unavailable");
+    relay.wait_for_log("an event was given up");
+    until("it is recorded", || folder.status(&[STORE])["failed"] == 1);
+    relay.signal("TERM");
+    let log = relay.ended().stderr;
+    let line = log.lines().find(|line| line.contains("an event was given up")).unwrap();
+    assert!(line.contains("control character") && line.contains("undecodable"), "{line}");
+    assert!(!line.contains("pipe"), "{line}");
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let folder = migrated();
     let mut variables = TO_STDOUT.to_vec();

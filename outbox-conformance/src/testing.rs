@@ -209,3 +209,34 @@ async fn expect_written(admin: &impl OutboxAdmin, Written { created_micros, numb
     assert_eq!(shown, expected);
     assert_eq!(admin.paused_topics().await.unwrap(), ["paused"]);
 }
+
+/// What must not be shown of any of [`malformed_urls`].
+pub const URL_SECRET: &str = "hush4711canary";
+
+/// Some hundred URLs whose password, [`URL_SECRET`] with something beside it, was not percent-encoded, or whose
+/// end got lost. Whatever a program makes of them, it must not show the secret: not in an error, and not in the
+/// `Debug` of what it accepts.
+pub fn malformed_urls(scheme: &str) -> Vec<String> {
+    let marks = [
+        "", "/", "?", "#", "@", ":", "%", "%zz", "%4", "[", "]", " ", "&", ";", "\\", "\n", "ä", "\"", "=",
+        ",",
+    ];
+    let ends =
+        ["@host/db", "@host:5432/db", "@host", "@host:no/db", "@[::1/db", "@", "", "@host/db?x=@", "/@h"];
+    let mut urls = Vec::new();
+    for mark in marks {
+        for password in [
+            format!("{URL_SECRET}{mark}1"),
+            format!("77{mark}{URL_SECRET}"),
+            format!("77{mark}{URL_SECRET}{mark}{mark}77"),
+        ] {
+            for end in ends {
+                // Without an @ behind it, this is a right URL with a port and a path.
+                if end.contains('@') || !password.starts_with("77/") {
+                    urls.push(format!("{scheme}://me:{password}{end}"));
+                }
+            }
+        }
+    }
+    urls
+}

@@ -146,8 +146,10 @@ fn a_message_of_another_kind_is_not_read() {
         "the event type is \"order.placed\", and payment.charge or payment.refund is read here: ask `is` before `decode`"
     );
 
-    let older =
-        Event::builder("order", "1", "order.placed").payload(event.payload().unwrap().clone()).build().unwrap();
+    let older = Event::builder("order", "1", "order.placed")
+        .payload(event.payload().unwrap().clone())
+        .build()
+        .unwrap();
     let error = received(&older).decode::<OrderPlaced>(older.payload().unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -155,7 +157,8 @@ fn a_message_of_another_kind_is_not_read() {
     );
 
     let protobuf = Event::of(&placed()).content_type("application/protobuf");
-    let error = received(&protobuf.build().unwrap()).decode::<OrderPlaced>(event.payload().unwrap()).unwrap_err();
+    let error =
+        received(&protobuf.build().unwrap()).decode::<OrderPlaced>(event.payload().unwrap()).unwrap_err();
     assert!(matches!(error, DecodeError::ContentType { .. }), "{error}");
     let with_parameter = Event::of(&placed()).content_type("Application/JSON; charset=utf-8");
     received(&with_parameter.build().unwrap()).decode::<OrderPlaced>(event.payload().unwrap()).unwrap();

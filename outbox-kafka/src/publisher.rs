@@ -14,7 +14,9 @@ use std::{
 use async_trait::async_trait;
 use outbox_core::{
     ConfigError, Finding, Publisher,
-    publisher::{Message, PublishError, PublisherCapabilities, Reporter, Stored},
+    publisher::{
+        Message, PublishError, PublishErrorKind, PublishErrorScope, PublisherCapabilities, Reporter, Stored,
+    },
     settings::Problem,
 };
 use rdkafka::{error::KafkaError, producer::BaseRecord, types::RDKafkaErrorCode as Code};
@@ -89,7 +91,8 @@ impl KafkaPublisher {
     fn check_message(&self, message: &Message) -> Result<(), PublishError> {
         let error = |code, detail| Err(publish_error(refused(code), code, detail));
         if let Some(problem) = name_problem(&message.topic) {
-            return error(Code::InvalidTopic, problem);
+            let for_good = (PublishErrorKind::Permanent, PublishErrorScope::Message, Stored::No);
+            return Err(publish_error(for_good, Code::InvalidTopic, problem));
         }
         let bytes = message.event.payload_len();
         match self.payload_bytes_max {
@@ -210,9 +213,10 @@ impl Flight<'_> {
             }
             let key = record::key(message, self.publisher.config.key);
             let delivery = Box::new(Delivery { call: Arc::clone(self.call), index });
-            let mut record: BaseRecord<'_, [u8], [u8], _> = BaseRecord::with_opaque_to(&message.topic, delivery)
-                .key(key.as_bytes())
-                .headers(record::headers(message, &mut scratch));
+            let mut record: BaseRecord<'_, [u8], [u8], _> =
+                BaseRecord::with_opaque_to(&message.topic, delivery)
+                    .key(key.as_bytes())
+                    .headers(record::headers(message, &mut scratch));
             // A record without a value is what a compacted topic takes for a deletion.
             record.payload = message.event.payload.as_deref();
             self.call.flying.fetch_add(1, Ordering::Relaxed);

@@ -122,7 +122,11 @@ fn stored(message: &OwnedMessage) -> StoredMessage {
     let payload = message.payload().unwrap_or_default().to_vec();
     let mut stored = StoredMessage::binary_mode("ce_", server::headers(message), payload);
     let marked = stored.attributes.contains_key(TOMBSTONE);
-    assert_eq!(message.payload().is_none(), marked, "a record without a value is a tombstone, and no other is");
+    assert_eq!(
+        message.payload().is_none(),
+        marked,
+        "a record without a value is a tombstone, and no other is"
+    );
     stored.key = message.key().map(|key| String::from_utf8(key.to_vec()).unwrap());
     stored
 }

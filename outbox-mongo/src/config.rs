@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use mongodb::options::ConnectionString;
 use outbox_core::{
     ConfigError,
-    settings::{Kind, Problem, Setting, check_identifier},
+    settings::{Kind, Problem, Setting, UrlRules, check_identifier},
     store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 
@@ -187,6 +187,10 @@ impl fmt::Debug for MongoConfigBuilder {
     }
 }
 
+const URL_FORM: &str = "mongodb://user:password@host:port/database?replicaSet=name";
+
+const URL_RULES: UrlRules = UrlRules::new(&["mongodb"], URL_FORM).many_hosts();
+
 fn parse_url(url: &str, problems: &mut Vec<Problem>) -> Option<ConnectionString> {
     if url.starts_with("mongodb+srv:") {
         problems.push(Problem::new(
@@ -196,19 +200,17 @@ fn parse_url(url: &str, problems: &mut Vec<Problem>) -> Option<ConnectionString>
         ));
         return None;
     }
-    match ConnectionString::parse(url) {
-        Ok(connect) => Some(connect),
-        // The parser's own words may repeat parts of the url, and with them the password.
-        Err(_) => {
-            problems.push(Problem::new(
-                "url",
-                "is not valid",
-                "give mongodb://user:password@host:port/database?replicaSet=name, with special characters \
-                 percent-encoded",
-            ));
-            None
-        }
+    if let Err(problem) = URL_RULES.check("url", url) {
+        problems.push(problem);
+        return None;
     }
+    // The parser's own words may repeat parts of the url, and with them the password.
+    ConnectionString::parse(url)
+        .inspect_err(|_| {
+            let what = "has a parameter that is not known, or a value that it cannot have";
+            problems.push(Problem::new("url", what, format!("correct it, as in {URL_FORM}")));
+        })
+        .ok()
 }
 
 /// How long the driver looks for a primary, unless the url says otherwise: longer than an election.

@@ -80,6 +80,18 @@ impl<const SHORT_LIVED: bool> StoreHarness for MongoHarness<SHORT_LIVED> {
         Some(i64::from(sequence.time) << 31 | i64::from(sequence.increment))
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        // The only rule that MongoDB has: a validator that takes the document as it is, and no change of it.
+        let changed = doc! { "$or": [{ "status": { "$gt": 0 } }, { "attempts": { "$gt": 0 } }] };
+        let (aggregate_type, aggregate_id) = (key.aggregate_type(), key.aggregate_id());
+        let refused = doc! { "$and": [
+            { "aggregate_type": aggregate_type, "aggregate_id": aggregate_id }, changed,
+        ] };
+        let command = doc! { "collMod": "outbox", "validator": { "$nor": [refused] } };
+        self.0.database.run_command(command).await.unwrap();
+        true
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         let archive = self.0.collection("outbox_archive").find(doc! {}).await.unwrap();
         let archive: Vec<_> = archive.try_collect().await.unwrap();

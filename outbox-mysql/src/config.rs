@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use outbox_core::{
     ConfigError,
-    settings::{Kind, Problem, Setting, check_identifier},
+    settings::{Kind, Problem, Setting, UrlRules, check_identifier},
     store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, mysql::MySqlConnectOptions};
@@ -166,26 +166,50 @@ impl fmt::Debug for MysqlConfigBuilder {
     }
 }
 
+const URL_FORM: &str = "mysql://user:password@host:port/database";
+
+/// The driver leaves out a parameter that it does not know without a word.
+const URL_RULES: UrlRules = UrlRules::new(&["mysql", "mariadb"], URL_FORM).parameters(&[
+    "sslmode",
+    "ssl-mode",
+    "sslca",
+    "ssl-ca",
+    "charset",
+    "collation",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "socket",
+    "timezone",
+    "time-zone",
+]);
+
 fn parse_url(url: &str, has_schema: bool, problems: &mut Vec<Problem>) -> Option<MySqlConnectOptions> {
-    let scheme = url.starts_with("mysql://") || url.starts_with("mariadb://");
-    match MySqlConnectOptions::from_str(url) {
-        Ok(options) if scheme && options.get_database().is_none() && !has_schema => {
-            let remedy = "add /database to its host, or name the database by schema";
-            problems.push(Problem::new("url", "names no database", remedy));
-            None
-        }
-        // The driver's log of slow statements would be the relay's noise, not its user's.
-        Ok(options) if scheme => Some(options.disable_statement_logging()),
-        // The parser's own words may repeat parts of the url, and with them the password.
-        _ => {
-            problems.push(Problem::new(
-                "url",
-                "is not valid",
-                "give mysql://user:password@host:port/database, with special characters percent-encoded",
-            ));
-            None
-        }
+    if let Err(problem) = URL_RULES.check("url", url) {
+        problems.push(problem);
+        return None;
     }
+    let Ok(options) = MySqlConnectOptions::from_str(url) else {
+        // The parser's own words may repeat parts of the url, and with them the password.
+        let what = "has a parameter with a value that it cannot have";
+        problems.push(Problem::new("url", what, format!("correct it, as in {URL_FORM}?ssl-mode=REQUIRED")));
+        return None;
+    };
+    if options.get_database().is_none() && !has_schema {
+        let remedy = "add /database to its host, or name the database by schema";
+        problems.push(Problem::new("url", "names no database", remedy));
+        return None;
+    }
+    // The driver keeps the brackets of an IPv6 address, and then looks for a host of that name.
+    let address = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let options = match address.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
+    };
+    // The driver's log of slow statements would be the relay's noise, not its user's.
+    Some(options.disable_statement_logging())
 }
 
 /// How long the adapter waits for a connection.
@@ -277,6 +301,13 @@ mod tests {
         assert!(MysqlConfig::builder().url("postgres://me:hush@host/db").build().is_err());
         assert!(MysqlConfig::builder().url("mysql://me:hush@host/").schema("shop").build().is_ok());
         assert!(MysqlConfig::builder().url("mariadb://me:hush@host/shop").build().is_ok());
+    }
+
+    #[test]
+    fn an_ipv6_address_is_what_the_driver_connects_to() {
+        let config = MysqlConfig::builder().url("mysql://me@[::1]:3307/shop").build().unwrap();
+        let connect = config.connect.unwrap();
+        assert_eq!((connect.get_host(), connect.get_port()), ("::1", 3307));
     }
 
     #[test]

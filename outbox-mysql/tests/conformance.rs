@@ -60,6 +60,18 @@ impl<S: On> StoreHarness for Harness<S> {
         Some(Sequence::try_from(done.last_insert_id()).unwrap())
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        let sql = format!(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON outbox FOR EACH ROW \
+             IF OLD.aggregate_type = '{}' AND OLD.aggregate_id = '{}' THEN \
+             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused by a trigger'; END IF",
+            key.aggregate_type(),
+            key.aggregate_id()
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.0.pool).await.unwrap();
+        true
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         sqlx::query_scalar("SELECT id FROM outbox_archive").fetch_all(&self.0.pool).await.unwrap()
     }

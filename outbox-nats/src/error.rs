@@ -56,6 +56,8 @@ pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope
             | ErrorCode::STREAM_MISMATCH
             | ErrorCode::STREAM_SEALED
             | ErrorCode::STREAM_OFFLINE
+            // Full, and it takes nothing new until its consumers have caught up, or its disk failed.
+            | ErrorCode::STREAM_STORE_FAILED
             | ErrorCode::CLUSTER_NOT_AVAILABLE
             | ErrorCode::CLUSTER_NOT_LEADER
             | ErrorCode::CLUSTER_INCOMPLETE
@@ -83,9 +85,7 @@ pub(crate) fn classify(refusal: Refusal) -> (PublishErrorKind, PublishErrorScope
             (Unavailable, Broker, Unknown)
         }
 
-        // A stream that is full and takes nothing new, or a disk that failed.
-        Refusal::JetStream(ErrorCode::STREAM_STORE_FAILED)
-        | Refusal::Publish(
+        Refusal::Publish(
             Publish::WrongLastMessageId | Publish::WrongLastSequence | Publish::MaxAckPending,
         ) => (Transient, Message, No),
         Refusal::JetStream(_) | Refusal::Publish(Publish::TimedOut | Publish::Other) => {
@@ -141,7 +141,7 @@ mod tests {
             (Refusal::ConnectionLost, "ConnectionLost", (Unavailable, Broker, Unknown)),
             (Refusal::Publish(Publish::BrokenPipe), "BrokenPipe", (Unavailable, Broker, Unknown)),
             (Refusal::NobodyAnswers, "NobodyAnswers", (Unavailable, Broker, Unknown)),
-            (js(10077), "JetStream10077", (Transient, Message, No)),
+            (js(10077), "JetStream10077", (Unavailable, Destination, No)),
             (js(10999), "JetStream10999", (Transient, Message, Unknown)),
             (Refusal::Publish(Publish::Other), "Other", (Transient, Message, Unknown)),
         ] {

@@ -6,21 +6,31 @@ use async_nats::{HeaderMap, HeaderName, HeaderValue, jetstream::message::Publish
 use outbox_core::{
     cloudevents,
     publisher::{Message, PublishError},
+    replay::REPLAY_HEADER,
 };
 
 /// By what a stream recognises a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// The longest subject, in bytes. A server ends the connection of a client that sends a line of more than 4 KiB
+/// (`max_control_line`), and with it what others have in flight; the line has the subject, the subject of the answer
+/// and two sizes.
+const SUBJECT_BYTES_MAX: usize = 2_048;
 
 /// What is wrong with a topic as the subject of a message. `$` begins the subjects of the server's own
 /// interfaces: a message there would be an order.
 pub(crate) fn subject_problem(topic: &str) -> Option<String> {
     let legal = |c: char| !c.is_whitespace() && !c.is_control() && c != '*' && c != '>';
     let words = topic.split('.').all(|word| !word.is_empty());
-    let legal = words && topic.chars().all(legal) && !topic.starts_with('$') && !topic.starts_with("_INBOX.");
+    let legal = words
+        && topic.len() <= SUBJECT_BYTES_MAX
+        && topic.chars().all(legal)
+        && !topic.starts_with('$')
+        && !topic.starts_with("_INBOX.");
     (!legal).then(|| {
         format!(
-            "{topic:?} is not a valid subject for a message: use words with dots between them, without white space, *, > and a \
-             leading $, are one"
+            "{topic:?} is not a valid subject for a message: use words with dots between them, at most \
+             {SUBJECT_BYTES_MAX} bytes, without white space, *, > and a leading $"
         )
     })
 }
@@ -41,7 +51,7 @@ pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError>
             failure = insert(&mut headers, name, value).err();
         }
     };
-    insert(MESSAGE_ID, message.event.id.hyphenated().encode_lower(&mut [0; 36]));
+    insert(MESSAGE_ID, &message_id(message));
     let mut name_buffer = String::with_capacity(24);
     let mut value_buffer = String::with_capacity(64);
     let mut attribute = |name: &str, value: &str| {
@@ -64,8 +74,23 @@ pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError>
     }
     match failure {
         Some(error) => Err(error),
-        None => Ok(PublishMessage::build().headers(headers).payload(message.event.payload.clone().unwrap_or_default())),
+        None => Ok(PublishMessage::build()
+            .headers(headers)
+            .payload(message.event.payload.clone().unwrap_or_default())),
     }
+}
+
+/// By what a stream takes a message for one that it has: not by the event alone, which another source may have
+/// under the same id, which may go to another subject of the same stream, and which a replay sends once more.
+fn message_id(message: &Message) -> String {
+    let mut id = String::with_capacity(96);
+    id.push_str(message.event.id.hyphenated().encode_lower(&mut [0; 36]));
+    let replay = message.event.headers.get(REPLAY_HEADER).map(String::as_str);
+    for part in [Some(&*message.source), Some(&*message.topic), replay].into_iter().flatten() {
+        id.push(' ');
+        percent_encode(part, &mut id);
+    }
+    id
 }
 
 fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), PublishError> {
@@ -104,9 +129,22 @@ mod tests {
 
     #[test]
     fn topics_that_are_no_subjects_are_known() {
-        for topic in
-            ["", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "a*b", "a\tb", "a\0", "$JS.API", "_INBOX.x"]
-        {
+        for topic in [
+            &*"x".repeat(SUBJECT_BYTES_MAX + 1),
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            "a b",
+            "a.*",
+            "a.>",
+            "a*b",
+            "a\tb",
+            "a\0",
+            "$JS.API",
+            "_INBOX.x",
+        ] {
             assert!(subject_problem(topic).is_some(), "{topic:?}");
         }
         for topic in ["orders", "orders.eu.placed", "grüße.a-b_c/d:e", "a.$b"] {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use outbox_core::{
     ConfigError,
-    settings::{Kind, Problem, Setting, check_identifier},
+    settings::{Kind, Problem, Setting, UrlRules, check_identifier},
     store::PAYLOAD_BYTES_MAX_DEFAULT,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, postgres::PgConnectOptions};
@@ -212,21 +212,50 @@ impl fmt::Debug for PostgresConfigBuilder {
     }
 }
 
+const URL_FORM: &str = "postgres://user:password@host:port/database";
+
+/// The driver warns of a parameter that it does not know with its value, which may be secret, and goes on.
+const URL_RULES: UrlRules = UrlRules::new(&["postgres", "postgresql"], URL_FORM).parameters(&[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "options[",
+]);
+
 fn parse_url(url: &str, problems: &mut Vec<Problem>) -> Option<PgConnectOptions> {
-    let scheme = url.starts_with("postgres://") || url.starts_with("postgresql://");
-    match PgConnectOptions::from_str(url) {
-        // The driver's log of slow statements would be the relay's noise, not its user's.
-        Ok(options) if scheme => Some(options.disable_statement_logging()),
-        // The parser's own words may repeat parts of the url, and with them the password.
-        _ => {
-            problems.push(Problem::new(
-                "url",
-                "is not valid",
-                "give postgres://user:password@host:port/database, with special characters percent-encoded",
-            ));
-            None
-        }
+    if let Err(problem) = URL_RULES.check("url", url) {
+        problems.push(problem);
+        return None;
     }
+    let Ok(options) = PgConnectOptions::from_str(url) else {
+        // The parser's own words may repeat parts of the url, and with them the password.
+        let what = "has a parameter with a value that it cannot have";
+        problems.push(Problem::new("url", what, format!("correct it, as in {URL_FORM}?sslmode=require")));
+        return None;
+    };
+    // The driver keeps the brackets of an IPv6 address, and then looks for a host of that name.
+    let address = options.get_host().strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let options = match address.map(str::to_owned) {
+        Some(address) => options.host(&address),
+        None => options,
+    };
+    // The driver's log of slow statements would be the relay's noise, not its user's.
+    Some(options.disable_statement_logging())
 }
 
 /// How long the adapter waits for a connection.
@@ -312,6 +341,13 @@ mod tests {
             assert_eq!(problem.setting, key, "{error}");
         }
         assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn an_ipv6_address_is_what_the_driver_connects_to() {
+        let config = PostgresConfig::builder().url("postgres://me@[::1]:5433/shop").build().unwrap();
+        let connect = config.connect.unwrap();
+        assert_eq!((connect.get_host(), connect.get_port()), ("::1", 5433));
     }
 
     #[test]

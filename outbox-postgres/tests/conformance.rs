@@ -59,6 +59,19 @@ impl<const NEWER: bool> StoreHarness for PostgresHarness<NEWER> {
         Some(query.fetch_one(&self.0.pool).await.unwrap())
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        let sql = format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'refused by a trigger'; END $$; \
+             CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON outbox FOR EACH ROW \
+             WHEN (OLD.aggregate_type = '{}' AND OLD.aggregate_id = '{}') EXECUTE FUNCTION refuse()",
+            key.aggregate_type(),
+            key.aggregate_id()
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.0.pool).await.unwrap();
+        true
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         sqlx::query_scalar("SELECT id FROM outbox_archive").fetch_all(&self.0.pool).await.unwrap()
     }

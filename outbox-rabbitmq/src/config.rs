@@ -8,7 +8,7 @@ use std::{
 use lapin::uri::{AMQPScheme, AMQPUri};
 use outbox_core::{
     ConfigError,
-    settings::{Kind, Problem, Setting, check_file},
+    settings::{Kind, Problem, Setting, UrlRules, check_file},
 };
 
 use crate::declare::{Declaration, RabbitMqExchangeKind, RabbitMqQueueKind};
@@ -153,6 +153,10 @@ pub struct RabbitMqConfigBuilder {
     config: RabbitMqConfig,
 }
 
+const URL_FORM: &str = "amqp://user:password@host:port/vhost";
+
+const URL_RULES: UrlRules = UrlRules::new(&["amqp", "amqps"], URL_FORM);
+
 impl RabbitMqConfigBuilder {
     /// Sends everything to this exchange, with the topic as routing key. Without, that is the default
     /// exchange, for which a topic is the name of a queue.
@@ -228,14 +232,14 @@ impl RabbitMqConfigBuilder {
     /// Names everything that is wrong at once. Never holds a secret.
     pub fn build(mut self) -> Result<RabbitMqConfig, ConfigError> {
         let mut problems = Vec::new();
-        match self.url.parse() {
-            Ok(uri) => self.config.uri = uri,
+        match (URL_RULES.check("url", &self.url), self.url.parse()) {
+            (Err(problem), _) => problems.push(problem),
+            (_, Ok(uri)) => self.config.uri = uri,
             // Neither the URL nor the parser's text about it: they may hold the password.
-            Err(_) => problems.push(Problem::new(
+            (_, Err(_)) => problems.push(Problem::new(
                 "url",
-                "is not valid",
-                "give amqp://user:password@host:port/vhost or amqps://…, with special characters \
-                 percent-encoded",
+                "has a parameter that is not known, or a value that it cannot have",
+                format!("correct it, as in {URL_FORM}"),
             )),
         }
         self.config.check(&mut problems);

@@ -77,6 +77,18 @@ impl StoreHarness for SqliteHarness {
         Some(connection.last_insert_rowid())
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        let sql = format!(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON outbox \
+             WHEN OLD.aggregate_type = '{}' AND OLD.aggregate_id = '{}' \
+             BEGIN SELECT RAISE(ABORT, 'refused by a trigger'); END",
+            key.aggregate_type(),
+            key.aggregate_id()
+        );
+        self.connect().execute_batch(&sql).unwrap();
+        true
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         let connection = self.connect();
         let mut ids = connection.prepare("SELECT id FROM outbox_archive").unwrap();

@@ -50,7 +50,8 @@ impl WebhookPublisher {
         }
         let url = endpoint(&self.config.base_url, &message.topic)?;
         let headers = headers(message, &self.config.key, now_s())?;
-        let request = self.client.post(url).headers(headers).body(message.event.payload.clone().unwrap_or_default());
+        let request =
+            self.client.post(url).headers(headers).body(message.event.payload.clone().unwrap_or_default());
         let answer = request.send().await.map_err(error::no_answer)?;
         if answer.status().is_success() {
             return Ok(());

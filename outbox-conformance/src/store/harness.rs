@@ -51,6 +51,13 @@ pub trait StoreHarness: Send + Sync + 'static {
     /// map, past the library, and returns its sequence. `None` where the schema refuses every such row.
     async fn insert_undecodable(&self, key: &AggregateKey) -> Option<Sequence>;
 
+    /// From now on the database refuses to record what becomes of this aggregate's events, as a trigger or a
+    /// constraint of the user's may. False, the default: it has no such thing.
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        let _ = key;
+        false
+    }
+
     /// The ids of the events in the archive, in any order.
     async fn archived(&self) -> Vec<Uuid>;
 

@@ -111,6 +111,10 @@ impl Broken {
             if self.is(Fault::BrokenNameIsTheBroker) {
                 return Err(PublishError::unavailable("bad-name", "the connection was closed"));
             }
+            if self.is(Fault::BrokenNameIsWaitedFor) {
+                let error = PublishError::unavailable("bad-name", "no topic can have this name");
+                return Err(error.scope(Scope::Destination));
+            }
             return permanent("bad-name", "no topic can have this name");
         }
         if message.event.headers.contains_key(BROKEN_HEADER) && !self.is(Fault::HeaderDropped) {

@@ -63,6 +63,11 @@ impl StoreHarness for BrokenHarness {
         self.inner.insert_undecodable(key).await
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        self.broken.seen().refused = Some(key.clone());
+        true
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         self.inner.archived().await
     }

@@ -8,7 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use outbox_core::{
-    AggregateKey, Disposal, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, WhenSent,
+    AggregateKey, Disposal, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    WhenSent,
     memory::MemoryStore,
     store::{
         Claimed, Count, Epoch, EventRecord, FailureCause, HoldReason, HoldRecord, Lease, Membership,
@@ -34,6 +35,8 @@ pub(crate) struct Seen {
     owners: BTreeMap<Partition, (RelayId, Lease)>,
     joined: u32,
     settled: BTreeSet<(Sequence, u32)>,
+    /// What the database refuses to record.
+    pub(crate) refused: Option<AggregateKey>,
     pub(crate) holds_forgotten: BTreeSet<AggregateKey>,
     /// Holds whose reason should have changed and did not.
     pub(crate) reasons_kept: BTreeMap<AggregateKey, HoldReason>,
@@ -80,6 +83,19 @@ impl Broken {
             }
         }
         Ok(())
+    }
+
+    /// Refuses what the harness had it refuse.
+    fn refuse(&self, key: &AggregateKey) -> Result<(), StoreError> {
+        if self.seen().refused.as_ref() != Some(key) {
+            return Ok(());
+        }
+        let kind = match self.fault {
+            Fault::RefusalCalledOutage => StoreErrorKind::Unavailable,
+            Fault::RefusalCalledConflict => StoreErrorKind::Conflict,
+            _ => StoreErrorKind::Unexpected,
+        };
+        Err(StoreError::new(kind, "a trigger refuses it"))
     }
 
     /// Settles one event as the owner of its partition, whichever relay that is.
@@ -225,6 +241,8 @@ impl OutboxStore for Broken {
         sequence: Sequence,
         attempts: u32,
     ) -> Result<bool, StoreError> {
+        let key = self.memory.list(&EventFilter::default().after(sequence - 1), 1).await?.pop();
+        key.map_or(Ok(()), |record| self.refuse(&record.key))?;
         match (self.fault, self.owner_of(lease.partition)) {
             (Fault::AttemptForgotten, _) => Ok(true),
             (Fault::AttemptUnfenced, Some((owner, lease))) => {
@@ -236,6 +254,20 @@ impl OutboxStore for Broken {
 
     async fn settle(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
         let mut request = request.clone();
+        let refused = request.settlements.iter().find_map(|one| self.refuse(&one.key).err());
+        match refused {
+            Some(_) if self.is(Fault::RefusedHalfWritten) => {
+                let written = |one: &Settlement| self.refuse(&one.key).is_ok();
+                request.settlements.retain(written);
+                self.memory.settle(&request).await?;
+                return Err(StoreError::new(StoreErrorKind::Unexpected, "a trigger refuses one of it"));
+            }
+            Some(_) if self.is(Fault::RefusalUntold) => {
+                request.settlements.retain(|one| self.refuse(&one.key).is_ok());
+            }
+            Some(error) => return Err(error),
+            None => {}
+        }
         match self.fault {
             Fault::KeepDeletes if request.when_sent == WhenSent::Keep => request.when_sent = WhenSent::Delete,
             Fault::DeleteKeeps if request.when_sent == WhenSent::Delete => request.when_sent = WhenSent::Keep,

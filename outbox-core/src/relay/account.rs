@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use super::{
     Availability, Change, GivenUp, ObservedFetch, ObservedPublish, ObservedSettle, Observer, Phase,
-    RelayStatus, StoreWork,
+    RelayStatus, StoreWork, log::Log,
 };
 use crate::{
-    StoreError, StoreErrorKind, chain,
+    AggregateKey, StoreError, StoreErrorKind, chain,
     clock::Monotonic,
     publisher::{Message, PublishError},
-    store::{Lease, Partition, Purged, RelayId},
+    store::{Lease, Partition, Purged, RelayId, Sequence, Settlement},
 };
 
 /// Keeps the status, and tells the observer what changes it.
@@ -19,6 +19,8 @@ pub(crate) struct Account {
     observer: Option<Arc<dyn Observer>>,
     /// Outcomes that the observer is told at the end of the turn, all at once.
     published: Vec<ObservedPublish>,
+    /// What is written of it for people.
+    log: Log,
     /// What of the store fails, and since when.
     troubles: BTreeMap<StoreWork, Monotonic>,
 }
@@ -32,7 +34,7 @@ impl fmt::Debug for Account {
 impl Account {
     pub(crate) fn new(observer: Option<Arc<dyn Observer>>) -> Self {
         let (status, published, troubles) = (RelayStatus::default(), Vec::new(), BTreeMap::new());
-        Self { status, observer, published, troubles }
+        Self { status, observer, published, log: Log::default(), troubles }
     }
 
     pub(crate) fn status(&self) -> &RelayStatus {
@@ -40,7 +42,15 @@ impl Account {
     }
 
     /// The end of a turn: what was gathered is told, and these are the numbers in memory.
-    pub(crate) fn turn_ended(&mut self, buffered: usize, in_flight: usize) {
+    pub(crate) fn turn_ended(
+        &mut self,
+        now: Monotonic,
+        buffered: usize,
+        in_flight: usize,
+        unrecorded: usize,
+    ) {
+        self.log.tick(now, unrecorded);
+        self.status.unrecorded = unrecorded;
         self.status.buffered = buffered;
         self.status.in_flight = in_flight;
         if !self.published.is_empty() {
@@ -115,6 +125,7 @@ impl Account {
     }
 
     pub(crate) fn topics_paused(&self, topics: &[String]) {
+        self.log.topics_paused(topics);
         self.changed(&Change::TopicsPaused(topics.to_vec()));
     }
 
@@ -145,8 +156,9 @@ impl Account {
         }
     }
 
-    pub(crate) fn broker_available(&mut self) {
+    pub(crate) fn broker_available(&mut self, now: Monotonic) {
         if matches!(self.status.broker, Availability::Unavailable { .. }) {
+            self.log.broker_available(now);
             self.changed(&Change::BrokerAvailable);
         }
         self.status.broker = Availability::Available;
@@ -155,19 +167,23 @@ impl Account {
     pub(crate) fn broker_unavailable(&mut self, now: Monotonic, error: &PublishError) {
         if !matches!(self.status.broker, Availability::Unavailable { .. }) {
             self.status.broker = Availability::Unavailable { since: now };
+            self.log.broker_unavailable(now, error.to_string());
             self.changed(&Change::BrokerUnavailable { error: error.clone() });
         }
     }
 
-    pub(crate) fn topic_available(&self, topic: Arc<str>) {
+    pub(crate) fn topic_available(&mut self, now: Monotonic, topic: Arc<str>) {
+        self.log.topic_available(now, &topic);
         self.changed(&Change::TopicAvailable { topic });
     }
 
-    pub(crate) fn topic_unavailable(&self, topic: Arc<str>, error: &PublishError) {
+    pub(crate) fn topic_unavailable(&mut self, now: Monotonic, topic: Arc<str>, error: &PublishError) {
+        self.log.topic_unavailable(now, Arc::clone(&topic), error.to_string());
         self.changed(&Change::TopicUnavailable { topic, error: error.clone() });
     }
 
-    pub(crate) fn settled(&mut self, settle: &ObservedSettle, given_up: &[GivenUp]) {
+    pub(crate) fn settled(&mut self, now: Monotonic, settle: &ObservedSettle, given_up: &[GivenUp]) {
+        self.log.given_up(now, given_up);
         self.status.sent += settle.sent;
         self.status.retried += settle.retried;
         self.status.failed += settle.failed;
@@ -178,6 +194,36 @@ impl Account {
         }
     }
 
+    /// The store refuses to record something of an aggregate, which waits from now on, if it did not before.
+    pub(crate) fn refused(
+        &mut self,
+        now: Monotonic,
+        key: &AggregateKey,
+        sequence: Option<Sequence>,
+        new: bool,
+        error: &StoreError,
+    ) {
+        let text = chain(error).to_string();
+        if new {
+            self.status.store_errors += 1;
+            self.log.refused(now, key, sequence, &text);
+            let (key, error) = (key.clone(), text.clone());
+            self.changed(&Change::Unrecorded { key, sequence, error });
+        }
+        self.status.last_store_error = Some(text);
+    }
+
+    /// An outcome was recorded in its plainest form.
+    pub(crate) fn recorded_plainly(&self, settlement: &Settlement, error: &StoreError) {
+        self.log.recorded_plainly(settlement, error);
+    }
+
+    /// All of an aggregate is recorded by now; of all of them, if it was the `last`.
+    pub(crate) fn taken_back(&mut self, key: &AggregateKey, last: bool) {
+        self.log.recorded(key, last);
+        self.changed(&Change::Recorded { key: key.clone() });
+    }
+
     pub(crate) fn purged(&self, purged: &Purged) {
         if *purged != Purged::default() {
             self.tell(|observer, _| observer.purged(purged));
@@ -185,7 +231,8 @@ impl Account {
     }
 
     /// The store did what it was asked.
-    pub(crate) fn store_answered(&mut self, work: StoreWork) {
+    pub(crate) fn store_answered(&mut self, now: Monotonic, work: StoreWork) {
+        self.log.store_answered(now, work);
         if self.troubles.remove(&work).is_some() {
             self.changed(&Change::StoreRecovered { work });
         }
@@ -195,7 +242,7 @@ impl Account {
     /// The store did not do what it was asked.
     pub(crate) fn store_failed(&mut self, now: Monotonic, work: StoreWork, error: &StoreError) {
         let text = chain(error).to_string();
-        tracing::warn!(error = text, "the store did not do what was asked: trying again");
+        self.log.store_failed(now, work, &text);
         self.status.store_errors += 1;
         // A store that asks to run the same again has answered.
         let conflict = error.kind() == StoreErrorKind::Conflict;

@@ -18,6 +18,8 @@ pub(crate) struct Decided {
     when_sent: WhenSent,
     outcomes: Vec<Settlement>,
     unholds: Vec<Unhold>,
+    /// What the store has refused before: apart, so that it cannot keep others waiting.
+    again: (Vec<Settlement>, Vec<Unhold>),
     /// What the store is being asked to record.
     settling: Option<Arc<SettleRequest>>,
     /// What is told of the events that are to be recorded as failed.
@@ -28,12 +30,14 @@ impl Decided {
     /// Nothing is decided. At most `events_max` outcomes are recorded at once.
     pub(crate) fn new(events_max: usize, when_sent: WhenSent) -> Self {
         let (outcomes, unholds, failing) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Self { events_max, when_sent, outcomes, unholds, settling: None, failing }
+        let again = (Vec::new(), Vec::new());
+        Self { events_max, when_sent, outcomes, unholds, again, settling: None, failing }
     }
 
     /// How many events have an outcome that is not recorded.
     pub(crate) fn count(&self) -> usize {
-        self.outcomes.len() + self.settling.as_ref().map_or(0, |request| request.settlements.len())
+        let settling = self.settling.as_ref().map_or(0, |request| request.settlements.len());
+        self.outcomes.len() + self.again.0.len() + settling
     }
 
     /// No outcome waits to be recorded.
@@ -47,6 +51,11 @@ impl Decided {
 
     pub(crate) fn settle(&mut self, settlement: Settlement) {
         self.outcomes.push(settlement);
+    }
+
+    /// These were refused before, and are to be recorded now.
+    pub(crate) fn settle_again(&mut self, outcomes: Vec<Settlement>, unholds: Vec<Unhold>) {
+        self.again = (outcomes, unholds);
     }
 
     /// The event is to be recorded as failed, which its [`settle`](Self::settle) says as well.
@@ -75,12 +84,18 @@ impl Decided {
         relay: RelayId,
         lease_of: impl Fn(Partition) -> Option<Lease>,
     ) -> Option<Arc<SettleRequest>> {
-        if self.settling.is_some() || (self.outcomes.is_empty() && self.unholds.is_empty()) {
+        if self.settling.is_some() {
             return None;
         }
-        let count = self.outcomes.len().min(self.events_max);
-        let settlements: Vec<Settlement> = self.outcomes.drain(..count).collect();
-        let unholds = std::mem::take(&mut self.unholds);
+        let (mut settlements, mut unholds) = std::mem::take(&mut self.again);
+        if settlements.is_empty() && unholds.is_empty() {
+            let count = self.outcomes.len().min(self.events_max);
+            settlements = self.outcomes.drain(..count).collect();
+            unholds = std::mem::take(&mut self.unholds);
+        }
+        if settlements.is_empty() && unholds.is_empty() {
+            return None;
+        }
         let partitions: BTreeSet<Partition> = settlements
             .iter()
             .map(|settlement| settlement.partition)
@@ -102,6 +117,8 @@ impl Decided {
     pub(crate) fn lose(&mut self, gone: &HashSet<Partition>) {
         self.outcomes.retain(|outcome| !gone.contains(&outcome.partition));
         self.unholds.retain(|unhold| !gone.contains(&unhold.partition));
+        self.again.0.retain(|outcome| !gone.contains(&outcome.partition));
+        self.again.1.retain(|unhold| !gone.contains(&unhold.partition));
         self.failing.retain(|_, (partition, _)| !gone.contains(partition));
     }
 }

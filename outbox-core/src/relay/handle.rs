@@ -85,6 +85,9 @@ pub struct RelayStatus {
     pub retried: u64,
     /// Events recorded as failed.
     pub failed: u64,
+    /// Outcomes that the database refuses to record: the aggregates wait, and a restart repeats what was
+    /// published. See [`Change::Unrecorded`](crate::relay::Change::Unrecorded).
+    pub unrecorded: usize,
     /// Leases that a settle found lost.
     pub fenced: u64,
     /// Times that its row expired before it was renewed.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::StoreWork;
+use super::{StoreWork, writing::Written};
 use crate::{
     StoreError,
     clock::Monotonic,
-    store::{Claimed, Fetched, Lease, Partition, Purged, RelayId, Settled},
+    store::{Claimed, Fetched, Lease, Partition, Purged, RelayId},
 };
 
 /// Something that happened outside the engine.
@@ -17,9 +17,10 @@ pub(crate) enum Happening {
     Fetched(Fetched, Duration),
     /// It was not, and is not to be read again before that time.
     FetchFailed(StoreError, Monotonic),
-    /// Outcomes were recorded, after so long.
-    Settled(Settled, Duration),
-    AttemptBegun(bool),
+    /// Outcomes were recorded, or refused.
+    Settled(Box<Written>),
+    /// An attempt was recorded (`false`: fenced), or refused.
+    AttemptBegun(Result<bool, StoreError>),
     PublishEnded(u64, &'static str),
     Purged(Purged),
     Trouble(StoreWork, StoreError),

@@ -75,6 +75,8 @@ pub(crate) struct Lane {
     pub(crate) alone: bool,
     /// It stands in a queue of lanes that may publish.
     pub(crate) queued: bool,
+    /// The store refuses to record something of it: nothing more is published.
+    aside: bool,
     queue: VecDeque<Item>,
     /// What waits in `queue`.
     load: Load,
@@ -89,6 +91,7 @@ impl Lane {
             first: true,
             alone: false,
             queued: false,
+            aside: false,
             queue: VecDeque::new(),
             load: Load::default(),
         }
@@ -103,7 +106,7 @@ impl Lane {
     }
 
     fn is_empty(&self) -> bool {
-        self.state == LaneState::Open && self.queue.is_empty() && self.hold.is_none()
+        self.state == LaneState::Open && self.queue.is_empty() && self.hold.is_none() && !self.aside
     }
 }
 
@@ -260,10 +263,23 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if lane.is_empty() {
             self.lanes.remove(key);
-        } else if lane.state == LaneState::Open && !lane.queued {
+        } else if lane.state == LaneState::Open && !lane.queued && !lane.aside {
             lane.queued = true;
             if lane.alone { self.alone.push_back(key.clone()) } else { self.ready.push_back(key.clone()) }
         }
+    }
+
+    /// Nothing of the aggregate is published until it is taken [`back`](Self::take_back).
+    pub(crate) fn set_aside(&mut self, key: &AggregateKey, partition: Partition) {
+        self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(partition)).aside = true;
+    }
+
+    /// The aggregate goes on.
+    pub(crate) fn take_back(&mut self, key: &AggregateKey) {
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.aside = false;
+        }
+        self.offer(key);
     }
 
     /// The next lane that may publish, beside others.
@@ -295,7 +311,7 @@ impl Lanes {
                 && lane.queued
             {
                 lane.queued = false;
-                if lane.state == LaneState::Open && !lane.is_empty() {
+                if lane.state == LaneState::Open && !lane.is_empty() && !lane.aside {
                     return Some(key);
                 }
             }

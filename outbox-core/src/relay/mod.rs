@@ -13,6 +13,7 @@ mod handle;
 mod happening;
 mod lanes;
 mod leases;
+mod log;
 mod observer;
 mod polling;
 mod reading;
@@ -21,6 +22,8 @@ mod scopes;
 mod settings;
 mod share;
 mod steward;
+mod unrecorded;
+mod writing;
 
 use std::{future::Future, sync::Arc};
 

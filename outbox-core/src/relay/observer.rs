@@ -1,6 +1,6 @@
 //! What a relay tells while it works: [`Observer`].
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
@@ -149,6 +149,18 @@ pub enum StoreWork {
     Retention,
 }
 
+/// A word for logs: `membership`, `reading`, `settling`, `retention`.
+impl fmt::Display for StoreWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Membership => "membership",
+            Self::Reading => "reading",
+            Self::Settling => "settling",
+            Self::Retention => "retention",
+        })
+    }
+}
+
 /// A change of a relay's state, or of what it knows of store and broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -189,6 +201,23 @@ pub enum Change {
     },
     /// These topics, and no others, are paused by an operator from now on.
     TopicsPaused(Vec<String>),
+    /// The database refuses to record what became of an aggregate's event. The aggregate waits, and is tried
+    /// again, at most once a minute; others go on.
+    #[non_exhaustive]
+    Unrecorded {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The event; `None` for a hold that holds nothing.
+        sequence: Option<Sequence>,
+        /// What the database said, with its causes.
+        error: String,
+    },
+    /// All that became of the aggregate's events is recorded by now.
+    #[non_exhaustive]
+    Recorded {
+        /// The aggregate.
+        key: AggregateKey,
+    },
     /// The store does not do what it is asked, and is asked again. Told once, until it does.
     #[non_exhaustive]
     StoreTrouble {

@@ -1,7 +1,7 @@
 //! The loops around the engine: one task each for reading, settling, membership and retention, one for every
 //! publish call, and the one that feeds the engine what happened and does what it says.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use tokio::sync::mpsc;
@@ -12,23 +12,18 @@ use super::{
     handle::Signals,
     happening::{Happening, Standing},
     steward::Steward,
+    writing::{Write, write},
 };
 use crate::{
     OutboxStore, Publisher, chain,
     clock::{Clock, Monotonic, Task},
     publisher::{Message, Report, Reporter},
     retry::backoff,
-    store::{FetchRequest, Lease, OutboxReader, PurgeRequest, RelayId, Sequence, SettleRequest},
+    store::{FetchRequest, Lease, OutboxReader, PurgeRequest, RelayId},
 };
 
 /// How many reports are taken up before what follows from them is done.
 const REPORTS_AT_ONCE: usize = 4_096;
-
-/// What the settler is asked to write.
-enum Write {
-    Settle(Arc<SettleRequest>),
-    Attempt(RelayId, Lease, Sequence, u32),
-}
 
 /// The parts that every task needs.
 #[derive(Clone)]
@@ -60,7 +55,7 @@ pub(crate) struct Loop {
     writes: mpsc::UnboundedSender<Write>,
     /// Each lease once.
     releases: mpsc::UnboundedSender<Vec<Lease>>,
-    calls: std::collections::HashMap<u64, Task>,
+    calls: BTreeMap<u64, Task>,
     tasks: Vec<Task>,
     /// The leases were given back, or are to expire.
     left: bool,
@@ -90,7 +85,7 @@ impl Loop {
             clock.spawn(Box::pin(write(parts.clone(), rng.fork(), write_orders, tell.clone()))),
         ];
         let engine = Engine::new(parts.config.clone(), rng.u64(..), parts.observer.clone());
-        let (calls, left) = (std::collections::HashMap::new(), false);
+        let (calls, left) = (BTreeMap::new(), false);
         Self {
             parts,
             engine,
@@ -118,7 +113,7 @@ impl Loop {
         loop {
             let now = self.parts.clock.now();
             self.act(now);
-            self.engine.turn_ended();
+            self.engine.turn_ended(now);
             signals.publish(self.engine.status());
             if let Some(stop_at) = stop_at
                 && (self.engine.is_drained() || now >= stop_at)
@@ -160,7 +155,7 @@ impl Loop {
         }
         self.left = true;
         self.parts.publisher.close().await;
-        self.engine.ended();
+        self.engine.ended(self.parts.clock.now());
         signals.publish(self.engine.status());
         self.engine.status().clone()
     }
@@ -168,7 +163,7 @@ impl Loop {
     /// Does all that the engine wants done.
     fn act(&mut self, now: Monotonic) {
         // Settling first: it is what makes room, and what failed events wait for.
-        while let Some(command) = self.engine.next_settle() {
+        while let Some(command) = self.engine.next_settle(now) {
             self.order(command);
         }
         while let Some(command) = self.engine.next_publish(now) {
@@ -176,7 +171,7 @@ impl Loop {
         }
         // Once more: an event that must not be published, such as one whose topic is paused, was decided just
         // now.
-        while let Some(command) = self.engine.next_settle() {
+        while let Some(command) = self.engine.next_settle(now) {
             self.order(command);
         }
         while let Some(command) = self.engine.next_release() {
@@ -230,7 +225,7 @@ impl Loop {
                 engine.fetch_failed(now, retry_at);
                 engine.store_failed(now, StoreWork::Reading, &error);
             }
-            Happening::Settled(settled, took) => engine.settled(now, &settled, took),
+            Happening::Settled(written) => engine.settled(now, *written),
             Happening::AttemptBegun(recorded) => {
                 if let Some(command) = engine.attempt_begun(now, recorded) {
                     self.order(command);
@@ -244,7 +239,7 @@ impl Loop {
                 self.engine.call_ended(now, call, why);
                 self.calls.remove(&call);
             }
-            Happening::Purged(purged) => engine.purged(&purged),
+            Happening::Purged(purged) => engine.purged(now, &purged),
             Happening::Trouble(work, error) => engine.store_failed(now, work, &error),
         }
     }
@@ -252,10 +247,10 @@ impl Loop {
     fn standing(&mut self, now: Monotonic, standing: Standing) {
         let engine = &mut self.engine;
         match standing {
-            Standing::Joined(relay, lease_until) => engine.joined(relay, lease_until),
-            Standing::Renewed(lease_until) => engine.renewed(lease_until),
+            Standing::Joined(relay, lease_until) => engine.joined(now, relay, lease_until),
+            Standing::Renewed(lease_until) => engine.renewed(now, lease_until),
             Standing::Buried => engine.buried(),
-            Standing::Looked => engine.looked(),
+            Standing::Looked => engine.looked(now),
             Standing::Claimed(claimed) => engine.claimed(now, &claimed),
             Standing::Lost(leases) => engine.lost(&leases),
             Standing::Drain(partitions) => engine.drain(&partitions),
@@ -333,46 +328,6 @@ async fn read(
             }
         };
         let _ = tell.send(happening);
-    }
-}
-
-/// Writes as it is told, one thing after the other, each until it has succeeded: an outcome that is not
-/// recorded would be published again.
-async fn write(
-    parts: Parts,
-    mut rng: fastrand::Rng,
-    mut orders: mpsc::UnboundedReceiver<Write>,
-    tell: mpsc::UnboundedSender<Happening>,
-) {
-    while let Some(order) = orders.recv().await {
-        let mut failures = 0;
-        loop {
-            let began_at = parts.clock.now();
-            let took = || parts.clock.now().saturating_sub(began_at);
-            let written = match &order {
-                Write::Settle(request) => {
-                    let settled = parts.store.settle(request).await;
-                    settled.map(|settled| Happening::Settled(settled, took()))
-                }
-                Write::Attempt(relay, lease, sequence, attempts) => parts
-                    .store
-                    .begin_attempt(*relay, *lease, *sequence, *attempts)
-                    .await
-                    .map(Happening::AttemptBegun),
-            };
-            match written {
-                Ok(happening) => {
-                    let _ = tell.send(happening);
-                    break;
-                }
-                Err(error) => {
-                    failures += 1;
-                    let _ = tell.send(Happening::Trouble(StoreWork::Settling, error));
-                    let (min, max) = parts.config.unavailable_delay;
-                    parts.clock.sleep(backoff(min, max, failures, rng.f64())).await;
-                }
-            }
-        }
     }
 }
 

@@ -52,9 +52,16 @@ impl Scopes {
         self.broker.failed(now, self.delay_min, self.delay_max, random);
     }
 
-    /// The topic is unavailable: how long it is not tried.
-    pub(crate) fn topic_failed(&mut self, now: Monotonic, topic: Arc<str>, random: f64) -> Duration {
+    /// The topic is unavailable, as the broker says: how long it is not tried.
+    pub(crate) fn topic_failed(
+        &mut self,
+        now: Monotonic,
+        topic: Arc<str>,
+        error: String,
+        random: f64,
+    ) -> Duration {
         let scope = self.topics.entry(topic).or_default();
+        scope.error = error;
         scope.failed(now, self.delay_min, self.delay_max, random);
         scope.until.saturating_sub(now).max(self.delay_min)
     }
@@ -72,6 +79,11 @@ impl Scopes {
     /// The topic was unavailable when it was last tried.
     pub(crate) fn is_shut(&self, topic: &str) -> bool {
         self.topics.contains_key(topic)
+    }
+
+    /// What the broker said last of a topic that is unavailable.
+    pub(crate) fn topic_error(&self, topic: &str) -> &str {
+        self.topics.get(topic).map_or("", |scope| &scope.error)
     }
 
     /// Whether a message may go to the topic now. If the topic was unavailable, the message is its probe.
@@ -114,6 +126,8 @@ struct Scope {
     until: Monotonic,
     /// A probe is out.
     probing: bool,
+    /// What the broker said last.
+    error: String,
 }
 
 impl Scope {

@@ -21,5 +21,5 @@ pub use adapter::{
 pub use problem::{ConfigError, IDENTIFIER_BYTES_MAX, Problem, check_file, check_identifier};
 pub(crate) use setting::duration;
 pub use setting::{Given, Kind, Setting};
-pub use url::{shown_url, url_path};
+pub use url::{UrlRules, shown_url, url_path};
 pub use values::{Value, Values};

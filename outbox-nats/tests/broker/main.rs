@@ -39,6 +39,7 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
     full.event.headers.insert("X-Tenant".to_owned(), "größe".to_owned());
     full.event.created_at = DateTime::from_timestamp_micros(1_790_000_000_000_001).unwrap();
     let id = full.event.id.to_string();
+    let message_id = format!("{id} {} {subject}", full.source);
     assert_eq!(publish(&publisher, vec![full], TIMEOUT).await, [Some(Ok(()))]);
     assert_eq!(publish_one(&publisher, message(&subject, "2", "")).await, Ok(()));
 
@@ -54,7 +55,7 @@ async fn a_message_is_a_cloudevent_in_binary_mode() {
         .collect();
     headers.sort();
     let expected = [
-        ("Nats-Msg-Id", id.as_str()),
+        ("Nats-Msg-Id", message_id.as_str()),
         ("X-Tenant", "größe"),
         ("ce-attempt", "2"),
         ("ce-datacontenttype", "application/octet-stream"),
@@ -137,7 +138,7 @@ async fn a_stream_that_is_full_refuses_until_there_is_room() {
     let publisher = publisher(config(&url));
     assert_eq!(publish_one(&publisher, message(&subject, "1", "{}")).await, Ok(()));
     let refused = publish_one(&publisher, message(&subject, "2", "{}")).await;
-    assert_eq!(brief(refused), ("JetStream10077".to_owned(), Transient, Scope::Message, Stored::No));
+    assert_eq!(brief(refused), ("JetStream10077".to_owned(), Unavailable, Scope::Destination, Stored::No));
     let name = nats.jetstream.stream_by_subject(&*subject).await.unwrap();
     nats.jetstream.get_stream(name).await.unwrap().purge().await.unwrap();
     assert_eq!(publish_one(&publisher, message(&subject, "2", "{}")).await, Ok(()));
@@ -236,4 +237,25 @@ async fn a_wrong_login_is_a_finding_and_the_brokers_error_and_never_shown() {
     let text = format!("{error:?} {findings:?} {publisher:?}");
     assert!(!text.contains("hunter2"), "{text}");
     assert_eq!(brief(error), ("AuthorizationViolation".to_owned(), Unavailable, Scope::Broker, Stored::No));
+}
+
+/// An event of another source with the same id, the same event at another subject, and a replay of it are other
+/// messages; the same once more is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_very_same_message_is_a_duplicate() {
+    let Some(url) = url() else { return };
+    let nats = Nats::connect(&url).await;
+    let subject = nats.stream(|_| {}).await;
+    let publisher = publisher(config(&url));
+    let first = message(&subject, "1", "{}");
+    let mut other_source = first.clone();
+    other_source.source = "/another shop".into();
+    let mut replayed = first.clone();
+    replayed.event.headers.insert("outbox-replay".to_owned(), Uuid::now_v7().to_string());
+    let mut again = replayed.clone();
+    again.event.headers.insert("outbox-replay".to_owned(), Uuid::now_v7().to_string());
+    for message in [&first, &first, &other_source, &replayed, &replayed, &again] {
+        assert_eq!(publish_one(&publisher, message.clone()).await, Ok(()));
+    }
+    assert_eq!(nats.stored(&subject).await.len(), 4);
 }

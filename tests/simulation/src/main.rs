@@ -148,6 +148,11 @@ fn planted_purge_of_a_requeued_event_is_caught() {
 }
 
 #[test]
+fn planted_refusal_that_is_called_an_outage_is_caught() {
+    is_caught(Bug::RefusalCalledOutage, "G4: event");
+}
+
+#[test]
 fn planted_silence_about_full_aggregates_is_caught() {
     is_caught(Bug::FullNotNamed, "G4: event");
 }

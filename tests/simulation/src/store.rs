@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use outbox::{
-    EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    AggregateKey, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
     memory::MemoryStore,
     store::{
         Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Outcome, Owner, Partition,
@@ -42,6 +42,8 @@ pub(crate) enum Bug {
     PurgeOfRequeued,
     /// A relay does not say of which aggregates it has enough.
     FullNotNamed,
+    /// The store calls a refusal an outage, so that it is asked the same for ever.
+    RefusalCalledOutage,
 }
 
 /// What every process's connection shares: the database.
@@ -52,6 +54,8 @@ pub(crate) struct Database {
     /// The probability of each fault, for one statement.
     pub faults: Mutex<f64>,
     pub down: Mutex<bool>,
+    /// Aggregates of which nothing can be recorded, as if a trigger refused it.
+    pub refused: Mutex<BTreeSet<AggregateKey>>,
     pub bug: Option<Bug>,
     /// Rows that a planted bug has deleted.
     pub vanished: Mutex<BTreeSet<Sequence>>,
@@ -80,6 +84,19 @@ impl Database {
         *self.down.lock().expect("down")
     }
 
+    /// The database refuses the whole of a request that touches one of these.
+    fn refuse<'a>(&self, mut keys: impl Iterator<Item = &'a AggregateKey>) -> Result<(), StoreError> {
+        let refused = self.refused.lock().expect("refused");
+        match keys.find(|key| refused.contains(key)) {
+            None => Ok(()),
+            Some(_) if self.bug == Some(Bug::RefusalCalledOutage) => Err(unavailable("refused")),
+            Some(key) => Err(StoreError::new(
+                StoreErrorKind::Unexpected,
+                format!("simulated: a trigger refuses {key}"),
+            )),
+        }
+    }
+
     fn record(&self, sequence: Sequence) -> Option<outbox::store::EventRecord> {
         let filter = EventFilter::default().after(sequence - 1);
         let listed = futures::executor::block_on(self.memory.list(&filter, 1)).ok()?;
@@ -98,6 +115,8 @@ impl Database {
     /// Settles, and tells the checker what became of whom. The lease is looked at by the store, and here
     /// again.
     async fn settle(&self, process: Process, request: &SettleRequest) -> Result<Settled, StoreError> {
+        let settlements = request.settlements.iter().map(|settlement| &settlement.key);
+        self.refuse(settlements.chain(request.unholds.iter().map(|unhold| &unhold.key)))?;
         let before: Vec<_> =
             request.settlements.iter().map(|settlement| self.record(settlement.sequence)).collect();
         // A claim of a partition raises its epoch; an owner that merely expired still has its lease.
@@ -246,6 +265,8 @@ impl OutboxStore for SimStore {
         attempts: u32,
     ) -> Result<bool, StoreError> {
         self.ask("begin_attempt", move |database| async move {
+            let record = database.record(sequence);
+            database.refuse(record.iter().map(|record| &record.key))?;
             database.memory.begin_attempt(relay, lease, sequence, attempts).await
         })
         .await
@@ -355,17 +376,12 @@ async fn readmit(database: &Database, fetched: &mut Fetched) -> Result<(), Store
                 record.sequence,
                 record.partition,
                 record.key,
-                Ok(StoredEvent::new(
-                    record.id.unwrap_or_default(),
-                    record.event_type,
-                    "",
-                    record.created_at,
-                )
-                .with_payload(record.payload)
-                .with_version(record.version)
-                .with_content_type(record.content_type)
-                .with_headers(record.headers)
-                .with_topic(record.topic)),
+                Ok(StoredEvent::new(record.id.unwrap_or_default(), record.event_type, "", record.created_at)
+                    .with_payload(record.payload)
+                    .with_version(record.version)
+                    .with_content_type(record.content_type)
+                    .with_headers(record.headers)
+                    .with_topic(record.topic)),
             )
             .with_attempts(record.attempts)
         }));

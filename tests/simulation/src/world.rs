@@ -77,6 +77,7 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Run {
         memory,
         faults: Mutex::new([0.0, 0.01, 0.04][sim.pick(0..3) as usize]),
         down: Mutex::new(false),
+        refused: Mutex::default(),
         bug,
         vanished: Mutex::default(),
         hidden: Mutex::default(),
@@ -167,7 +168,12 @@ impl World {
         }
         let writers = self.sim.pick(2..5) as u32;
         let crowd = self.sim.chance(0.3);
-        *self.writers_left.lock().expect("writers") = writers + u32::from(crowd);
+        let odd = self.sim.chance(0.3);
+        *self.writers_left.lock().expect("writers") = writers + u32::from(crowd) + u32::from(odd);
+        if odd {
+            let world = self.clone();
+            self.sim.spawn(WORLD, async move { world.odd().await });
+        }
         if crowd {
             let world = self.clone();
             self.sim.spawn(WORLD, async move { world.crowd().await });
@@ -290,6 +296,43 @@ impl World {
         *self.writers_left.lock().expect("writers") -= 1;
     }
 
+    /// Once all is well, the database refuses to record what becomes of one aggregate, and others must not
+    /// wait for it.
+    async fn odd(&self) {
+        while !self.healed.load(Ordering::Relaxed) {
+            self.sim.sleep(Duration::from_millis(200)).await;
+        }
+        self.sim.sleep(TRACES).await;
+        let odd = AggregateKey::new("odd", "1");
+        self.refuse(&odd, true);
+        let first = 1_u128 << 97;
+        let others: Vec<_> = (0..40)
+            .map(|n| (AggregateKey::new("odd", &(n % 8).to_string()), Uuid::from_u128(first + n)))
+            .collect();
+        self.commit_good(others.clone());
+        self.sim.sleep(CROWDED).await;
+        for (key, id) in others.iter().filter(|(key, _)| *key != odd) {
+            let filter = EventFilter::id(*id).with_status(Status::Pending);
+            if !self.database.memory.list(&filter, 1).await.expect("list").is_empty() {
+                self.checker.violation(format!(
+                    "G4: event of {key} is not recorded {CROWDED:?} after its commit, beside {odd}, which is refused"
+                ));
+            }
+        }
+        self.refuse(&odd, false);
+        *self.writers_left.lock().expect("writers") -= 1;
+    }
+
+    fn refuse(&self, key: &AggregateKey, refused: bool) {
+        self.sim.note(|| format!("the database refuses to record {key}: {refused}"));
+        let mut keys = self.database.refused.lock().expect("refused");
+        if refused {
+            keys.insert(key.clone());
+        } else {
+            keys.remove(key);
+        }
+    }
+
     /// Commits events that nothing is wrong with.
     fn commit_good(&self, events: impl IntoIterator<Item = (AggregateKey, Uuid)>) {
         let mut transaction = self.database.memory.begin();
@@ -344,7 +387,7 @@ impl World {
                 let relays: Vec<Process> = self.relays.lock().expect("relays").keys().copied().collect();
                 if relays.is_empty() { WORLD } else { relays[self.sim.pick(0..relays.len() as u64) as usize] }
             };
-            match self.sim.pick(0..9) {
+            match self.sim.pick(0..10) {
                 _ if process == WORLD => self.start_relay(),
                 how @ (0 | 1) => {
                     self.end_relay(process, how == 0);
@@ -378,6 +421,10 @@ impl World {
                         }
                     };
                     self.outage("topic order", change).await;
+                }
+                8 => {
+                    let key = self.key(8);
+                    self.outage("what records one aggregate", |down| self.refuse(&key, down)).await;
                 }
                 _ => self.set_store_clock(),
             }

@@ -86,7 +86,7 @@ publisher_clauses! { $
     refusing::an_unroutable_message_fails_alone
         "a message to a destination that does not exist fails, no further than that destination";
     refusing::a_broken_name_fails_alone
-        "a message to a name that no destination can have fails, no further than that destination";
+        "a message to a name that no destination can have fails alone and for good";
     refusing::a_broken_header_fails_alone
         "a message with a header that the protocol cannot carry fails alone and for good, or is stored as written";
     refusing::an_error_has_a_stable_code

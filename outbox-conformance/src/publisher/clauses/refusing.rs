@@ -84,7 +84,9 @@ pub(super) async fn a_broken_name_fails_alone(stage: &Stage<'_>) -> Verdict {
     };
     let destination = stage.harness.destination().await;
     let message = stage.message(&name);
-    fails_alone(stage, "a message to an invalid name", message, &destination).await.map(drop)
+    let error = fails_alone(stage, "a message to an invalid name", message, &destination).await?;
+    // Waiting would be for ever.
+    that(error.kind == Permanent, "a message to an invalid name to fail for good", &error)
 }
 
 pub(super) async fn a_broken_header_fails_alone(stage: &Stage<'_>) -> Verdict {

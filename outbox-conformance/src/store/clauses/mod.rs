@@ -154,6 +154,9 @@ store_clauses! { $
         "nothing is changed under a lost lease, which is named, and everything else of the settle is recorded";
     settling::a_settle_needs_the_owner_and_the_epoch
         "a lease is matched by owner and epoch: another relay, an old epoch and a released lease are fenced";
+    settling::what_the_database_refuses_is_an_error_of_its_own
+        "an outcome that the database refuses is an error that is neither an outage nor a conflict, nothing of its settle \
+         is recorded, and all else can be";
     settling::an_attempt_is_recorded_under_the_lease
         "begin_attempt records the number of attempts, and without the lease it records nothing";
 

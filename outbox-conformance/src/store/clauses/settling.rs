@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use outbox_core::{
-    EventFilter, WhenSent,
+    EventFilter, StoreError, StoreErrorKind, WhenSent,
     store::{
         EventRecord, FailureCause, HoldReason, Lease, Outcome, Row, Sequence, SettleRequest, Settled, Status,
         Successors, Unhold,
@@ -295,6 +295,47 @@ pub(super) async fn a_settle_needs_the_owner_and_the_epoch(stage: &Stage<'_>) ->
     let settled = second.settle(settlements, Vec::new()).await?;
     equal("a settle after the release: fenced", vec![new.partition], settled.fenced)?;
     equal("the event after it", Status::Pending, stage.record_of(other).await?.status)
+}
+
+pub(super) async fn what_the_database_refuses_is_an_error_of_its_own(stage: &Stage<'_>) -> Verdict {
+    let mut relay = Relay::new(stage).await?;
+    let sequences = stage.commit(&["a", "odd", "b"]).await?;
+    let rows = relay.expect_rows("all events", &sequences).await?;
+    if !stage.harness.refuse(&key("odd")).await {
+        stage.not_asked("the harness knows of nothing that makes the database refuse");
+        return Ok(());
+    }
+    let before = stage.admin.list(&EventFilter::default(), 10).await?;
+    let request = |rows: &[&Row], outcome: &Outcome| {
+        SettleRequest::new(relay.id, relay.leases.clone())
+            .with_settlements(rows.iter().map(|row| settlement(row, 1, outcome.clone())).collect())
+    };
+    let odd = &rows[1];
+    for outcome in
+        [Outcome::Sent, retry(Duration::ZERO), failed(Successors::Release), failed(Successors::Park)]
+    {
+        for rows in [vec![&rows[0], odd, &rows[2]], vec![odd]] {
+            let what = format!("a settle of {} as {outcome:?}, one of which is refused", rows.len());
+            expect_refusal(&what, stage.store.settle(&request(&rows, &outcome)).await.map(drop))?;
+        }
+    }
+    let attempt = stage.store.begin_attempt(relay.id, relay.lease_of(odd)?, odd.sequence, 1).await;
+    expect_refusal("an attempt that is refused", attempt.map(drop))?;
+    equal("the events after it", before, stage.admin.list(&EventFilter::default(), 10).await?)?;
+    equal("the holds after it", Vec::new(), stage.admin.holds(10).await?)?;
+
+    relay.finish(&rows[0], 1, Outcome::Sent).await?;
+    relay.finish(&rows[2], 1, failed(Successors::Release)).await?;
+    let left = stage.admin.list(&EventFilter::status(Status::Pending), 10).await?;
+    let left: Vec<Sequence> = left.iter().map(|record| record.sequence).collect();
+    equal("what is not recorded in the end", vec![odd.sequence], left)
+}
+
+/// By the kind of its error a relay knows that asking again is of no use.
+fn expect_refusal(what: &str, answer: Result<(), StoreError>) -> Verdict {
+    let kind = answer.err().map(|error| error.kind());
+    let refuses = !matches!(kind, None | Some(StoreErrorKind::Unavailable | StoreErrorKind::Conflict));
+    that(refuses, format!("{what}: an error that is neither an outage nor a conflict"), kind)
 }
 
 pub(super) async fn an_attempt_is_recorded_under_the_lease(stage: &Stage<'_>) -> Verdict {

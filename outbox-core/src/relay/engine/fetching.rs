@@ -23,7 +23,7 @@ impl Engine {
 
     /// A fetch has returned, after so long.
     pub(crate) fn fetched(&mut self, now: Monotonic, fetched: Fetched, took: Duration) {
-        self.account.store_answered(StoreWork::Reading);
+        self.account.store_answered(now, StoreWork::Reading);
         let Some(Fetching { leases, all, .. }) = self.reading.end() else { return };
         let valid: HashSet<Partition> = leases
             .iter()

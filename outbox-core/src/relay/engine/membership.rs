@@ -12,28 +12,28 @@ use crate::{
 
 impl Engine {
     /// The relay has a row under this id.
-    pub(crate) fn joined(&mut self, relay: RelayId, lease_until: Monotonic) {
+    pub(crate) fn joined(&mut self, now: Monotonic, relay: RelayId, lease_until: Monotonic) {
         self.leases.joined(relay, lease_until);
-        self.account.store_answered(StoreWork::Membership);
+        self.account.store_answered(now, StoreWork::Membership);
         self.account.joined(relay, lease_until);
     }
 
     /// The row was renewed by a beat that was sent `lease_ttl` before this.
-    pub(crate) fn renewed(&mut self, lease_until: Monotonic) {
+    pub(crate) fn renewed(&mut self, now: Monotonic, lease_until: Monotonic) {
         self.leases.renewed(lease_until);
-        self.account.store_answered(StoreWork::Membership);
+        self.account.store_answered(now, StoreWork::Membership);
         self.account.renewed(lease_until);
     }
 
     /// The partitions and their owners were looked at, for the first time or after trouble.
-    pub(crate) fn looked(&mut self) {
-        self.account.store_answered(StoreWork::Membership);
+    pub(crate) fn looked(&mut self, now: Monotonic) {
+        self.account.store_answered(now, StoreWork::Membership);
         self.account.membership_seen();
     }
 
     /// Retention removed rows.
-    pub(crate) fn purged(&mut self, purged: &Purged) {
-        self.account.store_answered(StoreWork::Retention);
+    pub(crate) fn purged(&mut self, now: Monotonic, purged: &Purged) {
+        self.account.store_answered(now, StoreWork::Retention);
         self.account.purged(purged);
     }
 
@@ -80,6 +80,7 @@ impl Engine {
         self.flights.lose(&lost);
         self.lanes.lose_partitions(|partition| gone.contains(&partition));
         self.decided.lose(&gone);
+        self.unrecorded.lose(|partition| gone.contains(&partition));
         self.reading.forget_holds(|partition| gone.contains(&partition));
         let mut gone: Vec<Partition> = gone.into_iter().collect();
         gone.sort_unstable();

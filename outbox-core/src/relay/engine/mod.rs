@@ -10,7 +10,7 @@
 //! - what a crash can duplicate is bounded by `in_flight_max`.
 //!
 //! What a relay knows stands in parts, each with fields that only it touches: [`Leases`], [`Lanes`],
-//! [`Flights`], [`Decided`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine
+//! [`Flights`], [`Decided`], [`Unrecorded`], [`Reading`] and [`Scopes`]; [`Account`] tells of it. The chapters of the engine
 //! say how one follows from the other.
 
 mod fetching;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use super::{
     Observer, Phase, RelayConfig, RelayStatus, account::Account, decided::Decided, flights::Flights,
-    lanes::Lanes, leases::Leases, reading::Reading, scopes::Scopes,
+    lanes::Lanes, leases::Leases, reading::Reading, scopes::Scopes, unrecorded::Unrecorded,
 };
 use crate::{
     clock::Monotonic,
@@ -61,6 +61,7 @@ pub(crate) struct Engine {
     lanes: Lanes,
     flights: Flights,
     decided: Decided,
+    unrecorded: Unrecorded,
     reading: Reading,
     scopes: Scopes,
     stopping: bool,
@@ -75,6 +76,7 @@ impl Engine {
             lanes: Lanes::new(&config),
             flights: Flights::default(),
             decided: Decided::new(config.settle_events_max, config.retention.when_sent),
+            unrecorded: Unrecorded::default(),
             reading: Reading::new(&config),
             scopes: Scopes::new(config.unavailable_delay),
             stopping: false,
@@ -119,17 +121,18 @@ impl Engine {
         let reads = !self.stopping && !self.reading.is_running() && !self.leases.is_empty();
         let read_at = reads.then(|| self.reading.next());
         let send_at = self.lanes.has_ready().then(|| self.scopes.shut_until());
-        read_at.into_iter().chain(send_at).filter(|at| *at > now).min()
+        let settle_at = self.unrecorded.next();
+        read_at.into_iter().chain(send_at).chain(settle_at).filter(|at| *at > now).min()
     }
 
     /// All that has happened is dealt with: tells what was gathered meanwhile.
-    pub(crate) fn turn_ended(&mut self) {
-        self.account.turn_ended(self.lanes.known_count(), self.flights.count());
+    pub(crate) fn turn_ended(&mut self, now: Monotonic) {
+        self.account.turn_ended(now, self.lanes.known_count(), self.flights.count(), self.unrecorded.count());
     }
 
     /// The relay has ended.
-    pub(crate) fn ended(&mut self) {
-        self.turn_ended();
+    pub(crate) fn ended(&mut self, now: Monotonic) {
+        self.turn_ended(now);
         self.account.phase(Phase::Stopped);
     }
 
@@ -145,6 +148,7 @@ mod tests {
     use super::*;
     use crate::{
         AggregateKey,
+        relay::writing::Written,
         store::{Claimed, Fetched, Row, StoredEvent},
     };
 
@@ -186,7 +190,7 @@ mod tests {
 
     fn engine() -> Engine {
         let mut engine = Engine::new(RelayConfig::default(), 1, None);
-        engine.joined(RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
+        engine.joined(NOW, RelayId(uuid::Uuid::nil()), Duration::from_secs(60));
         engine.claimed(NOW, &[Claimed { lease: Lease { partition: 0, epoch: 1 }, owner_died: false }]);
         engine
     }
@@ -199,8 +203,8 @@ mod tests {
                 engine.reported(NOW, crate::publisher::Report { call, index, result: Ok(()) });
             }
         }
-        while let Some(Command::Settle(_)) = engine.next_settle() {
-            engine.settled(NOW, &crate::store::Settled::default(), Duration::ZERO);
+        while let Some(Command::Settle(_)) = engine.next_settle(NOW) {
+            engine.settled(NOW, Written::default());
         }
     }
 
@@ -267,7 +271,7 @@ mod tests {
         assert_eq!(published(&mut engine), vec![1]);
         let error = crate::publisher::PublishError::permanent("TooLarge", "\0".repeat(10_000));
         engine.reported(NOW, crate::publisher::Report { call: 1, index: 0, result: Err(error) });
-        let Some(Command::Settle(request)) = engine.next_settle() else { panic!("it does not settle") };
+        let Some(Command::Settle(request)) = engine.next_settle(NOW) else { panic!("it does not settle") };
         let crate::store::Outcome::Failed { error, .. } = &request.settlements[0].outcome else {
             panic!("{request:?}")
         };

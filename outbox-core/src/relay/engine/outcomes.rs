@@ -42,18 +42,18 @@ impl Engine {
         }
         self.account.published(item.content.as_ref().ok(), took, &result);
         match result {
-            Ok(()) => self.acknowledged(item),
+            Ok(()) => self.acknowledged(now, item),
             Err(error) => self.refused(now, item, alone, &error),
         }
     }
 
-    pub(super) fn acknowledged(&mut self, item: Item) {
+    pub(super) fn acknowledged(&mut self, now: Monotonic, item: Item) {
         self.scopes.broker_succeeded();
-        self.account.broker_available();
+        self.account.broker_available(now);
         if let Ok(message) = &item.content
             && self.scopes.topic_succeeded(&message.topic)
         {
-            self.account.topic_available(Arc::clone(&message.topic));
+            self.account.topic_available(now, Arc::clone(&message.topic));
         }
         let key = item.key.clone();
         let attempts = item.attempts.saturating_add(1);
@@ -78,9 +78,9 @@ impl Engine {
                 let topic =
                     item.content.as_ref().map(|message| Arc::clone(&message.topic)).unwrap_or_default();
                 if !self.scopes.is_shut(&topic) {
-                    self.account.topic_unavailable(Arc::clone(&topic), error);
+                    self.account.topic_unavailable(now, Arc::clone(&topic), error);
                 }
-                let after = self.scopes.topic_failed(now, topic, random);
+                let after = self.scopes.topic_failed(now, topic, error.to_string(), random);
                 let attempts = item.attempts;
                 let outcome = Outcome::Retry { after, error: error.to_string(), reason: HoldReason::Topic };
                 self.fail(item, attempts, outcome);

@@ -10,7 +10,7 @@ use crate::relay::{
     scopes::Passage,
 };
 use crate::{
-    AggregateKey,
+    AggregateKey, StoreError,
     clock::Monotonic,
     store::{FailureCause, HoldReason, Outcome, Settlement, Successors, Unhold},
 };
@@ -49,7 +49,7 @@ impl Engine {
 
     /// Events that are published or decided and not yet settled.
     pub(super) fn unsettled(&self) -> usize {
-        self.flights.count() + self.decided.count()
+        self.flights.count() + self.decided.count() + self.unrecorded.count()
     }
 
     pub(super) fn next_alone(&mut self, now: Monotonic) -> Option<Command> {
@@ -71,10 +71,24 @@ impl Engine {
     }
 
     /// The attempt is recorded, or its lease is lost: publish the event alone, or drop it.
-    pub(crate) fn attempt_begun(&mut self, now: Monotonic, recorded: bool) -> Option<Command> {
-        self.account.store_answered(StoreWork::Settling);
+    pub(crate) fn attempt_begun(
+        &mut self,
+        now: Monotonic,
+        recorded: Result<bool, StoreError>,
+    ) -> Option<Command> {
+        self.account.store_answered(now, StoreWork::Settling);
         let flight = self.flights.attempted()?;
         let lease = flight.lease();
+        let recorded = match recorded {
+            Ok(recorded) => {
+                self.recorded(&flight.item.key);
+                recorded
+            }
+            Err(error) => {
+                self.attempt_refused(now, flight, &error);
+                return None;
+            }
+        };
         let publishes = recorded && self.leases.owns(lease) && self.lease_suffices(now) && !self.stopping;
         if !publishes {
             self.probe_ended(&flight.item);
@@ -93,6 +107,20 @@ impl Engine {
             return None;
         }
         self.flights.begin_alone(now, flight).map(Command::publish)
+    }
+
+    /// The store refuses to record the attempt, and without it the event could kill one relay after the other.
+    fn attempt_refused(&mut self, now: Monotonic, flight: Flight, error: &StoreError) {
+        self.probe_ended(&flight.item);
+        if !self.leases.owns(flight.lease()) {
+            self.stray_ended(&flight.item);
+            return;
+        }
+        let (key, partition) = (flight.item.key.clone(), flight.item.partition);
+        let new = self.unrecorded.refuse_attempt(now, &key, partition);
+        self.lanes.set_aside(&key, partition);
+        self.account.refused(now, &key, Some(flight.item.sequence), new, error);
+        self.put_back(flight.item, true);
     }
 
     /// If the message was its topic's probe, another may follow.
@@ -184,9 +212,10 @@ impl Engine {
         }
         let (after, why) = match self.scopes.pass(now, &message.topic) {
             Passage::Open => return None,
-            Passage::Paused => (self.config.topic_recheck, "paused by an operator"),
+            Passage::Paused => (self.config.topic_recheck, "paused by an operator".to_owned()),
             Passage::Shut(failures, until) => {
-                (self.scopes.delay(now, failures, until, self.rng.f64()), "unavailable")
+                let after = self.scopes.delay(now, failures, until, self.rng.f64());
+                (after, format!("unavailable: {}", self.scopes.topic_error(&message.topic)))
             }
         };
         let error = format!("topic {} is {why}", message.topic);

@@ -1,26 +1,45 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::{HashMap, HashSet};
 
 use super::{Command, Engine};
-use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState};
+use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState, unrecorded::Again, writing::Written};
 use crate::{
-    AggregateKey,
+    AggregateKey, StoreError,
     clock::Monotonic,
-    store::{Lease, Outcome, Partition, Sequence, Settled, Settlement, Successors, Unhold},
+    store::{Lease, Outcome, Partition, Sequence, SettleRequest, Settlement, Successors, Unhold},
 };
 
 impl Engine {
     /// What is to be recorded now.
-    pub(crate) fn next_settle(&mut self) -> Option<Command> {
+    pub(crate) fn next_settle(&mut self, now: Monotonic) -> Option<Command> {
         let relay = self.leases.relay()?;
+        if !self.decided.is_settling()
+            && let Some(again) = self.unrecorded.due(now)
+        {
+            self.ask_again(again);
+        }
         self.decided.next(relay, |partition| self.leases.of(partition)).map(Command::Settle)
     }
 
-    /// The settle has committed, after so long.
-    pub(crate) fn settled(&mut self, now: Monotonic, settled: &Settled, took: Duration) {
-        self.account.store_answered(StoreWork::Settling);
+    /// Has what the store refused recorded now, if it takes it by now.
+    fn ask_again(&mut self, again: Again) {
+        let Again { outcomes, unholds, attempts } = again;
+        let partitions = outcomes.iter().map(|outcome| outcome.partition);
+        for partition in partitions.chain(unholds.iter().map(|unhold| unhold.partition)) {
+            self.leases.activate(partition);
+        }
+        self.decided.settle_again(outcomes, unholds);
+        for key in attempts {
+            self.lanes.take_back(&key);
+        }
+    }
+
+    /// The settle has committed, less what the store refused.
+    pub(crate) fn settled(&mut self, now: Monotonic, written: Written) {
+        self.account.store_answered(now, StoreWork::Settling);
         let Some(request) = self.decided.settled() else { return };
+        let Written { settled, refused, plain, unholds, took } = written;
         let owned: HashSet<Lease> = request
             .leases
             .iter()
@@ -36,8 +55,17 @@ impl Engine {
         let mut observed = ObservedSettle { fenced: fenced.len() as u64, took, ..ObservedSettle::default() };
         let mut given_up = Vec::new();
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
+        let refused: HashMap<Sequence, StoreError> =
+            refused.into_iter().map(|(settlement, error)| (settlement.sequence, error)).collect();
+        let unholds: HashMap<AggregateKey, StoreError> =
+            unholds.into_iter().map(|(unhold, error)| (unhold.key, error)).collect();
+        // Before those that are recorded: of one aggregate there may be both.
+        self.set_aside(now, &request, &owned, &refused, &unholds);
+        for (settlement, error) in &plain {
+            self.account.recorded_plainly(settlement, error);
+        }
         for settlement in &request.settlements {
-            if owned.contains(&settlement.partition) {
+            if owned.contains(&settlement.partition) && !refused.contains_key(&settlement.sequence) {
                 self.lanes.forget(settlement.sequence, 0);
                 self.leases.deactivate(settlement.partition);
                 match &settlement.outcome {
@@ -49,18 +77,55 @@ impl Engine {
                     }
                 }
                 self.committed(settlement);
+                self.recorded(&settlement.key);
             }
         }
         for Unhold { key, partition, .. } in &request.unholds {
-            if owned.contains(partition) {
+            if owned.contains(partition) && !unholds.contains_key(key) {
                 self.leases.deactivate(*partition);
                 self.release_lane(key, true);
+                self.recorded(key);
             }
         }
-        self.account.settled(&observed, &given_up);
+        self.account.settled(now, &observed, &given_up);
         self.lost(&fenced);
         if self.reading.has_ended_holds() {
             self.reading.wake(now);
+        }
+    }
+
+    /// Sets aside what the store refuses, and its aggregates with it.
+    fn set_aside(
+        &mut self,
+        now: Monotonic,
+        request: &SettleRequest,
+        owned: &HashSet<Partition>,
+        outcomes: &HashMap<Sequence, StoreError>,
+        unholds: &HashMap<AggregateKey, StoreError>,
+    ) {
+        for settlement in request.settlements.iter().filter(|one| owned.contains(&one.partition)) {
+            let Some(error) = outcomes.get(&settlement.sequence) else { continue };
+            let (key, partition) = (&settlement.key, settlement.partition);
+            // A partition whose outcomes are refused can still be given to others.
+            self.leases.deactivate(partition);
+            self.lanes.set_aside(key, partition);
+            let new = self.unrecorded.refuse(now, settlement.clone());
+            self.account.refused(now, key, Some(settlement.sequence), new, error);
+        }
+        for unhold in request.unholds.iter().filter(|one| owned.contains(&one.partition)) {
+            let Some(error) = unholds.get(&unhold.key) else { continue };
+            self.leases.deactivate(unhold.partition);
+            self.lanes.set_aside(&unhold.key, unhold.partition);
+            let new = self.unrecorded.refuse_unhold(now, unhold.clone());
+            self.account.refused(now, &unhold.key, unhold.sequence, new, error);
+        }
+    }
+
+    /// Something of the aggregate is recorded: if nothing is left that the store refused, it goes on.
+    pub(super) fn recorded(&mut self, key: &AggregateKey) {
+        if self.unrecorded.settled(key) {
+            self.lanes.take_back(key);
+            self.account.taken_back(key, self.unrecorded.next().is_none());
         }
     }
 
