@@ -1,16 +1,19 @@
 //! `outbox relay`: the relays of all outboxes, from their checks to the end of their shutdown.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use futures::future::{BoxFuture, join_all};
 use outbox_core::{
-    Finding, Publisher, Relay, RelayHandle, RelayStatus, StoreError, chain,
+    EventFilter, Finding, OutboxAdmin, Publisher, Relay, RelayHandle, RelayStatus, Severity, StoreError,
+    chain,
     publisher::SharedPublisher,
     relay::{Clock, Monotonic, Task, TokioClock},
     settings::Problem,
+    store::{Status, StoredEvent},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -27,6 +30,11 @@ use crate::{
 /// How long changes of the relay's state are gathered after one was logged, so that a flapping broker cannot
 /// flood the log.
 const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many of the oldest pending events are asked for their topics before a relay starts: a moment's work, and
+/// little memory, though each comes with its payload.
+const PENDING_PAGE: u32 = 20;
+const PENDING_PAGES: u32 = 20;
 
 /// Signals that come within this time are one request. What ends a process group, such as `timeout`, may
 /// signal the process itself as well.
@@ -114,9 +122,13 @@ impl Outbox {
     /// A relay as the configuration says, not yet running; or why it cannot, with the outbox that is meant.
     async fn checked(&self) -> Result<Checked, Vec<Finding>> {
         let checked = async {
-            let relay = self.build().await?;
-            let findings = relay.check().await;
-            if has_errors(&findings) { Err(findings) } else { Ok((relay, findings)) }
+            let (relay, admin) = self.build().await?;
+            let mut findings = relay.check().await;
+            if has_errors(&findings) {
+                return Err(findings);
+            }
+            findings.extend(self.check_pending_topics(&*admin).await);
+            Ok((relay, findings))
         };
         match checked.instrument(self.span.clone()).await {
             Ok((relay, findings)) => Ok((relay, self.config.name_in(findings))),
@@ -124,12 +136,48 @@ impl Outbox {
         }
     }
 
-    async fn build(&self) -> Result<Relay, Vec<Finding>> {
-        let store = self.config.store.open().await.map_err(|error| unopened(&error))?.store;
+    /// Where the topics depend on the events, those of the oldest that wait are asked for. A missing one is a
+    /// warning: its messages wait, and it keeps back no other.
+    async fn check_pending_topics(&self, admin: &dyn OutboxAdmin) -> Vec<Finding> {
+        let template = &self.config.relay.topic;
+        let known = template.topics();
+        let mut topics = BTreeSet::new();
+        let mut filter = EventFilter::status(Status::Pending);
+        for _ in 0..PENDING_PAGES {
+            let page = admin.list(&filter, PENDING_PAGE).await;
+            let Ok(page) = page.inspect_err(|error| tracing::debug!(error = %chain(error), "cannot list"))
+            else {
+                break;
+            };
+            let Some(last) = page.last() else { break };
+            filter.after = Some(last.sequence);
+            topics.extend(page.into_iter().filter_map(|record| {
+                let event =
+                    StoredEvent::new(record.id.unwrap_or_default(), record.event_type, "", record.created_at)
+                        .with_version(record.version)
+                        .with_headers(record.headers)
+                        .with_topic(record.topic);
+                // An event whose topic cannot be told fails alone, and is named then.
+                template.resolve(&record.key, &event).ok().map(|topic| topic.to_string())
+            }));
+        }
+        let topics: Vec<String> = topics.into_iter().filter(|topic| !known.contains(topic)).collect();
+        let Ok(publisher) = self.publishers.get(self.config.publisher) else { return Vec::new() };
+        if topics.is_empty() {
+            return Vec::new();
+        }
+        let mut findings = publisher.check(&topics).await;
+        findings.iter_mut().for_each(|finding| finding.severity = Severity::Warning);
+        findings
+    }
+
+    async fn build(&self) -> Result<(Relay, Arc<dyn OutboxAdmin>), Vec<Finding>> {
+        let opened = self.config.store.open().await.map_err(|error| unopened(&error))?;
+        let (store, admin) = (opened.store, opened.admin);
         let publisher = self.publishers.get(self.config.publisher)?;
         let clock = SpanClock { inner: TokioClock::default(), span: self.span.clone() };
         let relay = Relay::with_clock(store, publisher, self.config.relay.clone(), Arc::new(clock));
-        relay.map_err(|error| {
+        relay.map(|relay| (relay, admin)).map_err(|error| {
             let finding = |problem: &Problem| {
                 Finding::error("settings", format!("{} {}", problem.setting, problem.what), &*problem.remedy)
             };

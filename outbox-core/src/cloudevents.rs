@@ -203,14 +203,27 @@ fn push_headers(json: &mut String, headers: &BTreeMap<String, String>) {
 /// The payload as text, if it is JSON by its content type (the rule of the JSON format's section 3.1) and in
 /// fact.
 fn json_text(message: &Message) -> Option<&str> {
-    let media_type = content_type(message).split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let subtype = media_type.split_once('/')?.1;
-    if subtype != "json" && !subtype.ends_with("+json") {
+    if !is_json(content_type(message)) || check_json(message.event.body()).is_err() {
         return None;
     }
-    let text = std::str::from_utf8(message.event.body()).ok()?;
-    serde_json::from_str::<IgnoredAny>(text).ok()?;
-    Some(text)
+    std::str::from_utf8(message.event.body()).ok()
+}
+
+/// The content type is that of JSON: `application/json`, or any that ends in `+json`.
+pub(crate) fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    media_type.split_once('/').is_some_and(|(_, subtype)| {
+        let ends = |end: &str| {
+            let at = subtype.len().checked_sub(end.len());
+            at.and_then(|at| subtype.get(at..)).is_some_and(|text| text.eq_ignore_ascii_case(end))
+        };
+        subtype.eq_ignore_ascii_case("json") || ends("+json")
+    })
+}
+
+/// Reads a payload as JSON, of any depth.
+pub(crate) fn check_json(payload: &[u8]) -> Result<(), serde_json::Error> {
+    serde_json::from_slice::<IgnoredAny>(payload).map(drop)
 }
 
 fn push_base64(json: &mut String, bytes: &[u8]) {
@@ -377,5 +390,25 @@ mod tests {
         let mut odd = message(b"1", None, &[]);
         odd.event.event_type = (0..0x250).filter_map(char::from_u32).collect();
         assert_eq!(parsed(&odd)["type"], odd.event.event_type.as_str());
+    }
+
+    #[test]
+    fn json_is_told_by_its_content_type_and_read_to_any_depth() {
+        for (content_type, expected) in [
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/cloudevents+JSON", true),
+            ("text/plain", false),
+            ("json", false),
+            ("application/jsonl", false),
+            ("application/ä+json", true),
+        ] {
+            assert_eq!(is_json(content_type), expected, "{content_type}");
+        }
+        let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
+        assert!(check_json(deep.as_bytes()).is_ok());
+        for payload in [&b""[..], b"{", b"{}{}", b"nul", b"\xff", b"{'a': 1}", b"\\x7b7d"] {
+            assert!(check_json(payload).is_err(), "{payload:?}");
+        }
     }
 }

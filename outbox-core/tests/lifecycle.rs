@@ -260,7 +260,7 @@ async fn the_observer_is_told_each_change_once_and_in_order() {
         ]
     );
     // Reading and membership fail beside each other, in any order; each is told once, until it works again.
-    for work in [StoreWork::Membership, StoreWork::Reading] {
+    for work in [StoreWork::Lease, StoreWork::Membership, StoreWork::Reading] {
         let of_work: Vec<bool> = of_store
             .iter()
             .filter_map(|change| match change {
@@ -273,9 +273,12 @@ async fn the_observer_is_told_each_change_once_and_in_order() {
                 _ => None,
             })
             .collect();
-        assert_eq!(of_work, [false, true], "{work:?} in {of_store:?}");
+        // A beat need not fall into the time of the trouble.
+        if work != StoreWork::Lease || !of_work.is_empty() {
+            assert_eq!(of_work, [false, true], "{work:?} in {of_store:?}");
+        }
     }
-    assert_eq!(of_store.len(), 4, "{of_store:?}");
+    assert!(matches!(of_store.len(), 4 | 6), "{of_store:?}");
 }
 
 fn name(change: &Change) -> String {

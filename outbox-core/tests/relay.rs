@@ -2,14 +2,17 @@
 #![allow(clippy::expect_used, reason = "a test that fails should panic, and say so")]
 #![allow(clippy::disallowed_methods, reason = "a test has the real time")]
 
+mod support;
+
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use outbox_core::{
-    AggregateKey, Event, EventFilter, OutboxAdmin, Relay, RelayConfig, RelayHandle, RelayStatus, RetryPolicy,
+    AggregateKey, Event, EventFilter, OutboxAdmin, OutboxStore as _, Relay, RelayConfig, RelayHandle,
+    RelayStatus, RetryPolicy,
     memory::{MemoryPublisher, MemoryStore},
     publisher::PublishError,
-    relay::{Clock, GiveUp, Monotonic, Phase, Task, TokioClock},
+    relay::{Clock, GiveUp, InvalidJson, Monotonic, Phase, Task, TokioClock},
     store::{FailureCause, Status},
 };
 
@@ -140,6 +143,38 @@ async fn an_undecodable_row_fails_alone() {
 }
 
 #[tokio::test]
+async fn a_payload_that_is_not_the_json_it_says_to_be_is_sent_or_fails_alone() {
+    for (invalid_json, failed) in [(InvalidJson::Send, 0), (InvalidJson::Refuse, 1)] {
+        let store = MemoryStore::new(Arc::new(TokioClock::default()));
+        let publisher = MemoryPublisher::new();
+        let mut transaction = store.begin();
+        for event in [
+            Event::builder("order", "a", "broken").payload("{\"path\": \"C:\\dir\"}"),
+            Event::builder("order", "a", "well").payload("{\"path\": \"C:\\\\dir\"}"),
+            Event::builder("order", "a", "text").payload("{").content_type("text/plain"),
+            Event::tombstone("order", "a", "gone"),
+        ] {
+            transaction.enqueue(&event.build().expect("a valid event")).expect("enqueue");
+        }
+        transaction.commit();
+        let config = RelayConfig::default().with_invalid_json(invalid_json);
+        let relay = Relay::new(store.clone(), publisher.clone(), config).expect("valid settings");
+        let mut handle = relay.handle();
+        let task = tokio::spawn(relay.run());
+        handle.caught_up().await.expect("it runs");
+        handle.shutdown();
+        task.await.expect("the relay ends without a panic");
+        let given_up = store.list(&EventFilter::status(Status::Failed), 10).await.expect("list");
+        assert_eq!(given_up.len(), failed);
+        for event in given_up {
+            assert_eq!((&*event.event_type, event.cause), ("broken", Some(FailureCause::Undecodable)));
+            assert!(event.last_error.is_some_and(|error| error.contains("relay.invalid_json")));
+        }
+        assert_eq!(publisher.delivered().len(), 4 - failed);
+    }
+}
+
+#[tokio::test]
 async fn two_relays_share_the_work_and_a_clean_stop_hands_it_over() {
     let mut first = World::start(RetryPolicy::default());
     first.handle.wait_for(|status| status.partitions == 64).await.expect("it runs");
@@ -209,4 +244,43 @@ async fn a_relay_that_beats_more_often_than_it_looks_around_takes_over_all_the_s
     all.expect("it runs");
     handle.shutdown();
     running.await.expect("the relay ends without a panic");
+}
+
+/// A claim that is never answered, as of a partition that a dead relay's transaction has locked, keeps no relay
+/// from renewing its lease: what it owns is relayed, and it is not buried.
+#[tokio::test]
+async fn a_claim_without_an_answer_costs_no_lease() {
+    let store = MemoryStore::new(Arc::new(TokioClock::default()));
+    let (store, door) = support::DoorStore::new(store);
+    let memory = store.inner.clone();
+    let publisher = MemoryPublisher::new();
+    let ms = Duration::from_millis;
+    let config = RelayConfig::default()
+        .with_lease_ttl(ms(2_500))
+        .with_beat_interval(ms(100))
+        .with_membership_interval(ms(20))
+        .with_publish_timeout(ms(300))
+        .with_lease_margin(ms(100));
+    let relay =
+        Relay::new(store.with_claims_behind_the_door(), publisher.clone(), config).expect("valid settings");
+    let mut handle = relay.handle();
+    let task = tokio::spawn(relay.run());
+    handle.wait_for(|status| status.partitions == 64).await.expect("it runs");
+    // From now on every claim hangs. There is one to be made: another relay came and has gone.
+    door.send_replace(support::Door::Shut);
+    let other = memory.join(Duration::from_secs(3600)).await.expect("join");
+    handle.wait_for(|status| status.partitions == 32).await.expect("it gives up half");
+    memory.leave(other).await.expect("leave");
+    let began = tokio::time::Instant::now();
+    while began.elapsed() < ms(3_500) {
+        support::commit(&memory, "a", 1);
+        tokio::time::sleep(ms(100)).await;
+    }
+    let status = handle.status();
+    assert_eq!((status.buried, status.partitions), (0, 32), "{status:?}");
+    assert!(status.store.is_unavailable(), "it says that the store does not answer: {status:?}");
+    door.send_replace(support::Door::Open);
+    handle.wait_for(|status| status.partitions == 64).await.expect("it claims at last");
+    handle.shutdown();
+    task.await.expect("the relay ends without a panic");
 }

@@ -40,6 +40,18 @@ with!(Retention {
     with_batch_max batch_max: u32,
 });
 
+/// What becomes of an event whose content type is JSON (the default one, or one that ends in `+json`) and whose
+/// payload is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum InvalidJson {
+    /// It is sent as it is: the payload is the writer's, and is not looked at.
+    #[default]
+    Send,
+    /// It fails as undecodable. Every such payload is read once more than it would be, at about a gigabyte a
+    /// second and to any depth.
+    Refuse,
+}
+
 /// The settings of a relay. Every default suits a service of ordinary size; [`validate`](Self::validate)
 /// refuses what does not fit together, all of it at once.
 #[derive(Debug, Clone)]
@@ -92,6 +104,8 @@ pub struct RelayConfig {
     pub unavailable_delay: (Duration, Duration),
     /// How long a shutdown waits for what is in flight. Default 10 s.
     pub shutdown_timeout: Duration,
+    /// What becomes of an event that says it is JSON and is not. Default [`InvalidJson::Send`].
+    pub invalid_json: InvalidJson,
     /// The seed of the relay's random numbers (jitter, the order of claims); `None` draws one.
     pub seed: Option<u64>,
 }
@@ -119,6 +133,7 @@ impl Default for RelayConfig {
             topic_recheck: Duration::from_secs(30),
             unavailable_delay: (Duration::from_millis(100), Duration::from_secs(5)),
             shutdown_timeout: Duration::from_secs(10),
+            invalid_json: InvalidJson::Send,
             seed: None,
         }
     }
@@ -145,6 +160,7 @@ with!(RelayConfig {
     with_topic_recheck topic_recheck: Duration,
     with_unavailable_delay unavailable_delay: (Duration, Duration),
     with_shutdown_timeout shutdown_timeout: Duration,
+    with_invalid_json invalid_json: InvalidJson,
     with_seed seed: Option<u64>,
 });
 

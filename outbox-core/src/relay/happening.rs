@@ -38,5 +38,5 @@ pub(crate) enum Standing {
     Lost(Vec<Lease>),
     Drain(Vec<Partition>),
     PausedTopics(Vec<String>),
-    Trouble(StoreError),
+    Trouble(StoreWork, StoreError),
 }

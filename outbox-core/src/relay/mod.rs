@@ -27,7 +27,7 @@ mod writing;
 
 use std::{future::Future, sync::Arc};
 
-pub use config::{RelayConfig, Retention};
+pub use config::{InvalidJson, RelayConfig, Retention};
 pub use handle::{Availability, NotReady, Phase, RelayEnded, RelayHandle, RelayStatus};
 pub use observer::{Change, GivenUp, ObservedFetch, ObservedPublish, ObservedSettle, Observer, StoreWork};
 

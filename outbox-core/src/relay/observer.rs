@@ -139,7 +139,9 @@ pub struct GivenUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum StoreWork {
-    /// To be a member: join, beat, claim, release.
+    /// To stay alive: join and beat.
+    Lease,
+    /// To have a share: look at the others, claim, release.
     Membership,
     /// To read events.
     Reading,
@@ -149,10 +151,11 @@ pub enum StoreWork {
     Retention,
 }
 
-/// A word for logs: `membership`, `reading`, `settling`, `retention`.
+/// A word for logs: `lease`, `membership`, `reading`, `settling`, `retention`.
 impl fmt::Display for StoreWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Lease => "lease",
             Self::Membership => "membership",
             Self::Reading => "reading",
             Self::Settling => "settling",

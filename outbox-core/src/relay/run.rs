@@ -255,7 +255,7 @@ impl Loop {
             Standing::Lost(leases) => engine.lost(&leases),
             Standing::Drain(partitions) => engine.drain(&partitions),
             Standing::PausedTopics(topics) => engine.paused_topics(topics),
-            Standing::Trouble(error) => engine.store_failed(now, StoreWork::Membership, &error),
+            Standing::Trouble(work, error) => engine.store_failed(now, work, &error),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::config::RelayConfig;
+use super::config::{InvalidJson, RelayConfig};
 use crate::{
     ConfigError, Disposal, Publisher, WhenSent,
     retry::GiveUp,
@@ -105,6 +105,13 @@ impl RelayConfig {
             "How long a shutdown waits for what is in flight.",
         )
         .default("10s"),
+        Setting::new(
+            "invalid_json",
+            Kind::Choice(&["send", "refuse"]),
+            "What becomes of an event whose content type is JSON and whose payload is not: \"send\" sends it \
+                 as it is, \"refuse\" keeps it as failed, with the cause undecodable.",
+        )
+        .default("send"),
         Setting::new("seed", Kind::IntegerOr("random"), "The seed of the relay's random numbers.")
             .default("random"),
         Setting::new("retry.attempts_max", Kind::COUNT, "Attempts in all, the first included.")
@@ -231,6 +238,11 @@ impl RelayConfig {
             "archive" => WhenSent::Archive,
             _ => WhenSent::Keep,
         };
+        let invalid_json = |word| match word {
+            "refuse" => InvalidJson::Refuse,
+            _ => InvalidJson::Send,
+        };
+        set(&mut self.invalid_json, values.text("invalid_json").map(invalid_json));
         set(&mut self.retry.give_up, values.text("retry.give_up").map(give_up));
         set(&mut self.retention.when_sent, values.text("retention.when_sent").map(when_sent));
         set(&mut self.retention.sent, values.text("retention.sent").and_then(removal));
@@ -296,6 +308,7 @@ mod tests {
                 "topic" | "source" => Value::from("other"),
                 "unavailable_delay" => Value::from("77s to 78s"),
                 "retry.age_max" => Value::Duration(second),
+                "invalid_json" => Value::from("refuse"),
                 "retry.give_up" => Value::from("park"),
                 "retention.when_sent" => Value::from("archive"),
                 "retention.sent" => Value::from("never"),

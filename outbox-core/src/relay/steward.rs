@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    RelayConfig,
+    RelayConfig, StoreWork,
     happening::{Happening, Standing},
     share,
 };
 use crate::{
-    OutboxStore, StoreError,
+    OutboxStore, StoreError, StoreErrorKind,
     clock::{Clock, Monotonic},
     retry::backoff,
     store::{Claimed, Epoch, Lease, Membership, Owner, Partition, RelayId},
@@ -51,12 +51,9 @@ impl Steward {
         let _ = self.tell.send(Happening::Standing(standing));
     }
 
-    async fn trouble(&mut self, failures: u32, error: StoreError) {
-        let (min, max) = self.config.unavailable_delay;
-        // A relay that waits longer than a beat loses its lease although the store is back.
-        let max = max.min(self.config.beat_interval).max(min);
-        self.say(Standing::Trouble(error));
-        self.clock.sleep(backoff(min, max, failures, self.rng.f64()).max(min)).await;
+    async fn trouble(&mut self, work: StoreWork, failures: u32, error: StoreError) {
+        self.say(Standing::Trouble(work, error));
+        self.clock.sleep(pause(&self.config, failures, self.rng.f64())).await;
     }
 
     async fn join(&mut self) -> (RelayId, Monotonic) {
@@ -67,7 +64,7 @@ impl Steward {
                 Ok(relay) => return (relay, asked_at + self.config.lease_ttl),
                 Err(error) => {
                     failures += 1;
-                    self.trouble(failures, error).await;
+                    self.trouble(StoreWork::Lease, failures, error).await;
                 }
             }
         }
@@ -75,50 +72,59 @@ impl Steward {
 
     /// Serves until the relay is buried.
     async fn serve(&mut self, relay: RelayId) {
+        let (bury, buried) = oneshot::channel();
+        let beats = Beats {
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            config: self.config.clone(),
+            rng: self.rng.fork(),
+            tell: self.tell.clone(),
+        };
+        // A task of its own: whatever else the store is asked and does not answer, the lease is renewed.
+        let _beats = self.clock.spawn(Box::pin(beats.run(relay, bury)));
+        tokio::select! {
+            biased;
+            _ = buried => {}
+            () = self.look(relay) => {}
+        }
+    }
+
+    /// Looks around again and again.
+    async fn look(&mut self, relay: RelayId) {
         let mut owned = Owned::default();
-        let mut look_at = self.clock.now();
-        let mut beat_at = look_at + self.config.beat_interval;
         let mut failures = 0;
         // The engine is told that the store answers once after joining, and after each trouble.
-        let mut look_told = false;
+        let mut told = false;
         loop {
-            let now = self.clock.now();
-            let mut looked = false;
-            let turn = if now >= beat_at {
-                let beat = self.store.beat(relay, self.config.lease_ttl).await;
-                match beat {
-                    Ok(true) => {
-                        self.say(Standing::Renewed(now + self.config.lease_ttl));
-                        beat_at = now + self.config.beat_interval;
-                        Ok(())
-                    }
-                    Ok(false) => return,
-                    Err(error) => Err(error),
-                }
-            } else {
-                // A time of its own: where beats are more frequent than this, they must not take its place.
-                look_at = now + self.config.membership_interval;
-                looked = true;
-                self.look_around(relay, &mut owned).await
-            };
-            match turn {
+            let look_at = self.clock.now() + self.config.membership_interval;
+            match self.look_around(relay, &mut owned).await {
                 Ok(()) => {
                     failures = 0;
-                    if looked && !look_told {
-                        look_told = true;
+                    if !std::mem::replace(&mut told, true) {
                         self.say(Standing::Looked);
                     }
                 }
                 Err(error) => {
                     failures += 1;
-                    look_told = false;
-                    self.trouble(failures, error).await;
+                    told = false;
+                    self.trouble(StoreWork::Membership, failures, error).await;
                     continue;
                 }
             }
-            let pause = look_at.min(beat_at).saturating_sub(self.clock.now());
+            let pause = look_at.saturating_sub(self.clock.now());
             self.wait(relay, &mut owned, pause).await;
         }
+    }
+
+    /// What the store answers, if that is within the time between two beats: what it takes longer for, such as a
+    /// claim of what a dead relay's transaction has locked, is asked again. If it was done all the same, the
+    /// next look around shows it.
+    async fn soon<T>(
+        &self,
+        what: &str,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        within(&*self.clock, self.config.beat_interval, what, answer).await
     }
 
     /// Waits for `pause`, and releases meanwhile what the engine has done with.
@@ -131,8 +137,9 @@ impl Steward {
                 () = &mut sleep => return,
             };
             // A release that fails is seen by the next look around, as a partition that is owned and unknown.
-            if let Err(error) = self.store.release(relay, &leases).await {
-                self.say(Standing::Trouble(error));
+            let released = self.soon("release partitions", self.store.release(relay, &leases)).await;
+            if let Err(error) = released {
+                self.say(Standing::Trouble(StoreWork::Membership, error));
             }
             for lease in leases {
                 owned.leases.remove(&lease.partition);
@@ -142,7 +149,7 @@ impl Steward {
     }
 
     async fn look_around(&mut self, relay: RelayId, owned: &mut Owned) -> Result<(), StoreError> {
-        let membership = self.store.membership(relay).await?;
+        let membership = self.soon("read the membership", self.store.membership(relay)).await?;
         if membership.paused_topics != self.paused_topics {
             self.paused_topics.clone_from(&membership.paused_topics);
             self.say(Standing::PausedTopics(membership.paused_topics.clone()));
@@ -163,7 +170,7 @@ impl Steward {
         }
         let wanted = share::wanted(&membership, owned.leases.len(), &mut self.rng);
         if !wanted.is_empty() {
-            let claimed = self.store.claim(relay, &wanted).await?;
+            let claimed = self.soon("claim partitions", self.store.claim(relay, &wanted)).await?;
             for Claimed { lease, .. } in &claimed {
                 owned.leases.insert(lease.partition, lease.epoch);
             }
@@ -201,6 +208,73 @@ impl Steward {
         }
         if !found.is_empty() {
             self.say(Standing::Claimed(found));
+        }
+    }
+}
+
+/// Keeps a relay alive, and depends on nothing else that it does.
+struct Beats {
+    store: Arc<dyn OutboxStore>,
+    clock: Arc<dyn Clock>,
+    config: RelayConfig,
+    rng: fastrand::Rng,
+    tell: mpsc::UnboundedSender<Happening>,
+}
+
+impl Beats {
+    /// Beats until the relay is buried, and says so.
+    async fn run(mut self, relay: RelayId, bury: oneshot::Sender<()>) {
+        let (interval, ttl) = (self.config.beat_interval, self.config.lease_ttl);
+        let mut failures = 0;
+        let mut wait = interval;
+        loop {
+            self.clock.sleep(wait).await;
+            let asked_at = self.clock.now();
+            let beat = within(&*self.clock, interval, "renew the lease", self.store.beat(relay, ttl)).await;
+            let standing = match beat {
+                Ok(true) => {
+                    failures = 0;
+                    wait = (asked_at + interval).saturating_sub(self.clock.now());
+                    Standing::Renewed(asked_at + ttl)
+                }
+                Ok(false) => {
+                    // The receiver is gone only when the relay ends.
+                    let _ = bury.send(());
+                    return;
+                }
+                Err(error) => {
+                    failures += 1;
+                    wait = pause(&self.config, failures, self.rng.f64());
+                    Standing::Trouble(StoreWork::Lease, error)
+                }
+            };
+            let _ = self.tell.send(Happening::Standing(standing));
+        }
+    }
+}
+
+/// How long to wait after so many failures. A relay that waits longer than a beat loses its lease although the
+/// store is back.
+fn pause(config: &RelayConfig, failures: u32, random: f64) -> Duration {
+    let (min, max) = config.unavailable_delay;
+    let max = max.min(config.beat_interval).max(min);
+    backoff(min, max, failures, random).max(min)
+}
+
+/// The answer, or an error where there is none in time.
+async fn within<T>(
+    clock: &dyn Clock,
+    limit: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = clock.sleep(limit);
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        () = late => {
+            let text = format!("cannot {what}: the store did not answer within {limit:?}");
+            Err(StoreError::new(StoreErrorKind::Unavailable, text))
         }
     }
 }

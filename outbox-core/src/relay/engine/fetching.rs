@@ -4,16 +4,29 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{Command, Engine};
 use crate::relay::{
-    ObservedFetch, StoreWork,
+    InvalidJson, ObservedFetch, StoreWork,
     lanes::{HoldTaken, Item},
     reading::Fetching,
 };
 use crate::{
     AggregateKey,
     clock::Monotonic,
+    cloudevents,
     publisher::Message,
-    store::{DueHold, FetchRequest, Fetched, HoldEnd, Partition, Row},
+    store::{CONTENT_TYPE_DEFAULT, DueHold, FetchRequest, Fetched, HoldEnd, Partition, Row, StoredEvent},
 };
+
+/// Refuses a payload that is not what its content type says.
+fn check_json(event: &StoredEvent) -> Result<(), String> {
+    let Some(payload) = &event.payload else { return Ok(()) };
+    let content_type = event.content_type.as_deref().unwrap_or(CONTENT_TYPE_DEFAULT);
+    if !cloudevents::is_json(content_type) {
+        return Ok(());
+    }
+    cloudevents::check_json(payload).map_err(|error| {
+        format!("content_type is {content_type:?}, and the payload is not JSON: {error} (relay.invalid_json)")
+    })
+}
 
 impl Engine {
     /// There may be something new.
@@ -102,6 +115,9 @@ impl Engine {
         let bytes = row.bytes();
         let Row { sequence, partition, key, attempts, age, content } = row;
         let content = content.and_then(|event| {
+            if self.config.invalid_json == InvalidJson::Refuse {
+                check_json(&event)?;
+            }
             let topic = self.config.topic.resolve(&key, &event).map_err(|error| error.to_string())?;
             let source = Arc::clone(&self.config.source);
             let attempt = attempts.saturating_add(1);

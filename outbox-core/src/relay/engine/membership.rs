@@ -14,14 +14,14 @@ impl Engine {
     /// The relay has a row under this id.
     pub(crate) fn joined(&mut self, now: Monotonic, relay: RelayId, lease_until: Monotonic) {
         self.leases.joined(relay, lease_until);
-        self.account.store_answered(now, StoreWork::Membership);
+        self.account.store_answered(now, StoreWork::Lease);
         self.account.joined(relay, lease_until);
     }
 
     /// The row was renewed by a beat that was sent `lease_ttl` before this.
     pub(crate) fn renewed(&mut self, now: Monotonic, lease_until: Monotonic) {
         self.leases.renewed(lease_until);
-        self.account.store_answered(now, StoreWork::Membership);
+        self.account.store_answered(now, StoreWork::Lease);
         self.account.renewed(lease_until);
     }
 
