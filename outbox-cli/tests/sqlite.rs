@@ -153,7 +153,7 @@ fn what_the_database_refuses_to_record_is_named_and_holds_up_its_own_aggregate_a
              SELECT 'order', CASE n % 10 WHEN 0 THEN 'odd' ELSE CAST(n AS TEXT) END, 'order.placed', '{}' FROM numbers;",
         )
         .unwrap();
-    let relay = folder.relay(&TO_FILE);
+    let mut relay = folder.relay(&TO_FILE);
     relay.wait_for_log("the trigger odd says no");
     until("all others are recorded", || folder.status(&[STORE])["sent"] == 180);
     assert_eq!(folder.status(&[STORE])["pending"], 20);
