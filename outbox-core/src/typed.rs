@@ -72,7 +72,7 @@ impl EventKind {
 ///         self.order.to_string()
 ///     }
 /// }
-/// # assert_eq!(OrderPlaced { order: 1, total: 2 }.to_event()?.payload(), r#"{"order":1,"total":2}"#);
+/// # assert_eq!(OrderPlaced { order: 1, total: 2 }.to_event()?.payload().unwrap(), r#"{"order":1,"total":2}"#);
 /// # Ok::<(), outbox_core::EventError>(())
 /// ```
 ///

@@ -193,7 +193,7 @@ pub enum ReplayEnd {
 /// use outbox_core::{EventFilter, Replay, ReplayConfig, memory::{MemoryPublisher, MemoryStore}, relay::TokioClock, replay::ReplayEnd};
 ///
 /// let store = MemoryStore::new(Arc::new(TokioClock::default()));
-/// let filter = EventFilter { aggregate_type: Some("order".to_owned()), ..EventFilter::default() };
+/// let filter = EventFilter::default().with_aggregate_type("order");
 /// let config = ReplayConfig::new(filter, "orders.replayed".parse()?);
 /// let replay = Replay::new(store, MemoryPublisher::new(), config)?;
 /// println!("{} events would be sent", replay.plan(|_| ()).await?.events);
