@@ -74,6 +74,10 @@ impl StoreHarness for WaitingHarness {
         self.0.insert_undecodable(key).await
     }
 
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        self.0.refuse(key).await
+    }
+
     async fn archived(&self) -> Vec<Uuid> {
         self.0.archived().await
     }
@@ -128,6 +132,11 @@ impl StoreHarness for MemoryHarness {
         let sequence = transaction.enqueue_undecodable(key, "not an event");
         transaction.commit();
         Some(sequence)
+    }
+
+    async fn refuse(&self, key: &AggregateKey) -> bool {
+        self.memory.refuse(key, true);
+        true
     }
 
     async fn archived(&self) -> Vec<Uuid> {

@@ -9,7 +9,7 @@ use super::{
     time::{Time, between},
 };
 use crate::{
-    AggregateKey,
+    AggregateKey, StoreError, StoreErrorKind,
     store::{
         Epoch, EventRecord, FailureCause, Hold, Lease, PARTITIONS, Partition, RelayId, Row, Sequence, Status,
         StoredEvent,
@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) relays: BTreeMap<RelayId, Time>,
     pub(super) partitions: Vec<PartitionRow>,
     pub(super) paused_topics: BTreeSet<String>,
+    /// Aggregates of which nothing is recorded.
+    pub(super) refused: BTreeSet<AggregateKey>,
     pub(super) values: BTreeMap<String, String>,
     pub(super) inbox: InboxState,
 }
@@ -58,6 +60,7 @@ impl State {
             relays: BTreeMap::new(),
             partitions: vec![PartitionRow::default(); usize::from(PARTITIONS)],
             paused_topics: BTreeSet::new(),
+            refused: BTreeSet::new(),
             values: BTreeMap::new(),
             inbox: InboxState::default(),
         }
@@ -70,6 +73,20 @@ impl State {
 
     pub(super) fn is_alive(&self, relay: RelayId, now: Time) -> bool {
         self.relays.get(&relay).is_some_and(|expires_at| *expires_at > now)
+    }
+
+    /// An error if one of these is refused.
+    pub(super) fn check_refused<'a>(
+        &self,
+        mut keys: impl Iterator<Item = &'a AggregateKey>,
+    ) -> Result<(), StoreError> {
+        match keys.find(|key| self.refused.contains(key)) {
+            Some(key) => {
+                let what = format!("cannot record what became of an event of {key}: it is refused");
+                Err(StoreError::new(StoreErrorKind::Unexpected, what))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(super) fn relays_live(&self, now: Time) -> u32 {

@@ -57,6 +57,17 @@ impl MemoryStore {
         self.database.now()
     }
 
+    /// Has the store refuse to record what becomes of this aggregate's events, or take it again: as a trigger or a
+    /// constraint of the user's may do in a database.
+    pub fn refuse(&self, key: &AggregateKey, refused: bool) {
+        let mut state = self.lock();
+        if refused {
+            state.refused.insert(key.clone());
+        } else {
+            state.refused.remove(key);
+        }
+    }
+
     /// Begins a transaction. Any number of them can be open at a time.
     pub fn begin(&self) -> MemoryTransaction {
         MemoryTransaction::new(self.database.clone())
@@ -202,6 +213,7 @@ impl OutboxStore for MemoryStore {
         if !state.has_lease(relay, lease) {
             return Ok(false);
         }
+        state.check_refused(state.rows.get(&sequence).iter().map(|row| &row.key))?;
         // The lease holds, so this is not fenced, whether or not an operator has finished the event
         // meanwhile.
         state.update(sequence, |row| {
@@ -216,7 +228,10 @@ impl OutboxStore for MemoryStore {
 
     async fn settle(&self, request: &SettleRequest) -> Result<Settled, StoreError> {
         let now = self.now();
-        Ok(self.lock().settle(request, now))
+        let mut state = self.lock();
+        let settlements = request.settlements.iter().map(|settlement| &settlement.key);
+        state.check_refused(settlements.chain(request.unholds.iter().map(|unhold| &unhold.key)))?;
+        Ok(state.settle(request, now))
     }
 
     async fn purge(&self, request: PurgeRequest) -> Result<Purged, StoreError> {

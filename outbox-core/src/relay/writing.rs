@@ -210,7 +210,10 @@ mod tests {
             assert_eq!(parts.len(), settlements as usize + unholds);
             // What is whole from the beginning keeps its leases.
             if parts.len() > 1 {
-                assert!(parts.iter().all(|part| part.leases.len() == 1), "a lease for each partition, no more");
+                assert!(
+                    parts.iter().all(|part| part.leases.len() == 1),
+                    "a lease for each partition, no more"
+                );
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use outbox::{
-    AggregateKey, EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
+    EventFilter, Finding, OutboxAdmin, OutboxStore, StoreError, StoreErrorKind,
     memory::MemoryStore,
     store::{
         Claimed, Epoch, FetchRequest, Fetched, Lease, Membership, OutboxReader, Outcome, Owner, Partition,
@@ -54,8 +54,6 @@ pub(crate) struct Database {
     /// The probability of each fault, for one statement.
     pub faults: Mutex<f64>,
     pub down: Mutex<bool>,
-    /// Aggregates of which nothing can be recorded, as if a trigger refused it.
-    pub refused: Mutex<BTreeSet<AggregateKey>>,
     pub bug: Option<Bug>,
     /// Rows that a planted bug has deleted.
     pub vanished: Mutex<BTreeSet<Sequence>>,
@@ -84,16 +82,13 @@ impl Database {
         *self.down.lock().expect("down")
     }
 
-    /// The database refuses the whole of a request that touches one of these.
-    fn refuse<'a>(&self, mut keys: impl Iterator<Item = &'a AggregateKey>) -> Result<(), StoreError> {
-        let refused = self.refused.lock().expect("refused");
-        match keys.find(|key| refused.contains(key)) {
-            None => Ok(()),
-            Some(_) if self.bug == Some(Bug::RefusalCalledOutage) => Err(unavailable("refused")),
-            Some(key) => Err(StoreError::new(
-                StoreErrorKind::Unexpected,
-                format!("simulated: a trigger refuses {key}"),
-            )),
+    /// The planted bug: the store says of what it refuses that it could not be reached.
+    fn misname(&self, error: StoreError) -> StoreError {
+        match error.kind() {
+            StoreErrorKind::Unexpected if self.bug == Some(Bug::RefusalCalledOutage) => {
+                unavailable("refused")
+            }
+            _ => error,
         }
     }
 
@@ -115,8 +110,6 @@ impl Database {
     /// Settles, and tells the checker what became of whom. The lease is looked at by the store, and here
     /// again.
     async fn settle(&self, process: Process, request: &SettleRequest) -> Result<Settled, StoreError> {
-        let settlements = request.settlements.iter().map(|settlement| &settlement.key);
-        self.refuse(settlements.chain(request.unholds.iter().map(|unhold| &unhold.key)))?;
         let before: Vec<_> =
             request.settlements.iter().map(|settlement| self.record(settlement.sequence)).collect();
         // A claim of a partition raises its epoch; an owner that merely expired still has its lease.
@@ -132,7 +125,7 @@ impl Database {
         let settled = if self.bug == Some(Bug::UnfencedSettle) {
             self.settle_unfenced(request).await?
         } else {
-            self.memory.settle(request).await?
+            self.memory.settle(request).await.map_err(|error| self.misname(error))?
         };
         for (settlement, before) in request.settlements.iter().zip(before) {
             let after = self.record(settlement.sequence);
@@ -265,9 +258,8 @@ impl OutboxStore for SimStore {
         attempts: u32,
     ) -> Result<bool, StoreError> {
         self.ask("begin_attempt", move |database| async move {
-            let record = database.record(sequence);
-            database.refuse(record.iter().map(|record| &record.key))?;
-            database.memory.begin_attempt(relay, lease, sequence, attempts).await
+            let begun = database.memory.begin_attempt(relay, lease, sequence, attempts).await;
+            begun.map_err(|error| database.misname(error))
         })
         .await
     }

@@ -77,7 +77,6 @@ pub(crate) fn run(seed: u64, bug: Option<Bug>, trace: bool) -> Run {
         memory,
         faults: Mutex::new([0.0, 0.01, 0.04][sim.pick(0..3) as usize]),
         down: Mutex::new(false),
-        refused: Mutex::default(),
         bug,
         vanished: Mutex::default(),
         hidden: Mutex::default(),
@@ -325,12 +324,7 @@ impl World {
 
     fn refuse(&self, key: &AggregateKey, refused: bool) {
         self.sim.note(|| format!("the database refuses to record {key}: {refused}"));
-        let mut keys = self.database.refused.lock().expect("refused");
-        if refused {
-            keys.insert(key.clone());
-        } else {
-            keys.remove(key);
-        }
+        self.database.memory.refuse(key, refused);
     }
 
     /// Commits events that nothing is wrong with.
