@@ -292,11 +292,13 @@ async fn a_session_that_is_not_strict_has_what_is_not_utf8_changed(server: Serve
 async fn no_character_set_of_a_connection_changes_anything(server: Server) {
     let Some(place) = Place::new(server).await else { return };
     let names = ["a", "A", "a ", "\u{e4}", "a\u{308}", "\u{1f980}", "Ä", "ß", "ss"];
-    for (round, set) in [
-        "SET NAMES latin1",
-        "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci",
-        "SET NAMES utf8mb4 COLLATE utf8mb4_bin",
-        "SET NAMES latin1 COLLATE latin1_bin",
+    for (round, (parameters, set)) in [
+        ("", "SET NAMES latin1"),
+        ("", "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci"),
+        ("", "SET NAMES utf8mb4 COLLATE utf8mb4_bin"),
+        ("", "SET NAMES latin1 COLLATE latin1_bin"),
+        // The reader and the settle have connections of their own, by the same address.
+        ("?charset=latin1&collation=latin1_german1_ci", "DO 0"),
     ]
     .into_iter()
     .enumerate()
@@ -305,7 +307,10 @@ async fn no_character_set_of_a_connection_changes_anything(server: Server) {
         let options = MySqlPoolOptions::new().max_connections(2).after_connect(move |connection, _| {
             Box::pin(async move { sqlx::raw_sql(set).execute(connection).await.map(drop) })
         });
-        let pool = options.connect(&place.url).await.unwrap();
+        let pool = options.connect(&format!("{}{parameters}", place.url)).await.unwrap();
+        let charset: String =
+            sqlx::query_scalar("SELECT @@SESSION.character_set_client").fetch_one(&pool).await.unwrap();
+        assert_eq!(charset == "latin1", parameters.contains("latin1") || set.contains("latin1"));
         let store = MysqlStore::new(pool.clone(), &place.config);
         let text = "{\"name\": \"José 🦀\"}";
         let event = |name: &str| {
@@ -340,7 +345,7 @@ async fn no_character_set_of_a_connection_changes_anything(server: Server) {
             );
             let filter = EventFilter::aggregate(&row.key);
             let listed = store.list(&filter, 10).await.unwrap();
-            assert_eq!(listed.len(), 1, "{set} {name}");
+            assert_eq!(listed.len(), 1, "{set} {parameters} {name}");
             assert_eq!(
                 (listed[0].event_type.as_str(), listed[0].headers["a"].as_str()),
                 (name, name),

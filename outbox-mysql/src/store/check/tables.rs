@@ -313,14 +313,13 @@ fn collations(table: &str, suffix: &str, found: &HashMap<String, Column>, findin
     }
 }
 
-/// The two columns of payloads, and the texts whose length a constraint counts.
+/// The two columns of payloads.
 fn payloads(table: &str, found: &HashMap<String, Column>, findings: &mut Vec<Finding>) {
-    let wanted: [(&str, &str, fn(&Column) -> bool); 2] = [
-        ("payload", "LONGTEXT CHARACTER SET utf8mb4", |c| c.column_type == "longtext" && c.is_utf8mb4()),
-        ("payload_binary", "LONGBLOB", |c| c.column_type == "longblob"),
-    ];
-    for (name, wanted, is_right) in wanted {
-        if let Some(column) = found.get(name).filter(|column| !is_right(column)) {
+    let is_text = |column: &Column| column.column_type == "longtext" && column.is_utf8mb4();
+    for (name, wanted) in [("payload", "LONGTEXT CHARACTER SET utf8mb4"), ("payload_binary", "LONGBLOB")] {
+        let Some(column) = found.get(name) else { continue };
+        let is_right = if name == "payload" { is_text(column) } else { column.column_type == "longblob" };
+        if !is_right {
             findings.push(Finding::error(
                 "column-type",
                 format!("the column {name} of {table} is {}, and not {wanted}", column.described()),
