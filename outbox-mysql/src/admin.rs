@@ -33,35 +33,40 @@ use crate::{
 impl OutboxAdmin for MysqlStore {
     /// Events of the table with a status are found by an index, ids by theirs; any other condition reads the
     /// table or the archive from `after` on until it has found enough, which on a large one takes its time.
+    ///
+    /// A page of the archive ends behind all the events of its last sequence, even if they are more than
+    /// `rows_max`: else the next page would begin behind those that are left.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let what = "list events";
-        let times = ["created_at", "available_at", "sent_at"];
-        let times: Vec<String> = times
-            .iter()
-            .map(|time| format!("{} AS {time}_micros", micros_of(&format!("o.{time}"))))
-            .collect();
-        let times = times.join(", ");
-        // The archive keeps no partition.
-        let part = part_of("o.aggregate_type", "o.aggregate_id");
-        let text = match filter.archived {
-            true => format!(
-                "SELECT o.*, CAST({part} AS UNSIGNED) AS partition_code, {times} FROM {{archive}} o WHERE TRUE"
-            ),
-            false => format!(
-                "SELECT o.*, CAST(o.part AS UNSIGNED) AS partition_code, {times} FROM {{outbox}} o WHERE TRUE"
-            ),
-        };
-        let mut query = QueryBuilder::<MySql>::new(self.database().tables().text(&text));
-        push_filter(&mut query, filter);
-        query.push(" ORDER BY o.sequence LIMIT ").push_bind(rows_max);
         let connection = &mut *self.database().connection(what).await?;
-        within(what, async { query.build().fetch_all(connection).await?.iter().map(record).collect() }).await
+        let tables = self.database().tables();
+        within(what, async {
+            let mut query = QueryBuilder::<MySql>::new(tables.text(&list_sql(filter.archived)));
+            push_filter(&mut query, filter);
+            query.push(" ORDER BY o.sequence, o.id LIMIT ").push_bind(rows_max);
+            let rows = query.build().fetch_all(&mut *connection).await?;
+            let mut records = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+            if let Some(last) = records.last().map(|last| last.sequence)
+                && filter.archived
+                && records.len() >= rows_max as usize
+            {
+                records.retain(|record| record.sequence != last);
+                let mut query = QueryBuilder::<MySql>::new(tables.text(&list_sql(true)));
+                push_filter(&mut query, filter);
+                query.push(" AND o.sequence = ").push_bind(last).push(" ORDER BY o.id");
+                let rows = query.build().fetch_all(connection).await?;
+                records.extend(rows.iter().map(record).collect::<Result<Vec<_>, _>>()?);
+            }
+            Ok(records)
+        })
+        .await
     }
 
     async fn holds(&self, rows_max: u32) -> Result<Vec<HoldRecord>, StoreError> {
         let what = "list holds";
         // Without end comes last.
-        let sql = "SELECT part, aggregate_type, aggregate_id, sequence, reason, paused_at IS NOT NULL AS paused, \
+        let sql = "SELECT part, CAST(aggregate_type AS BINARY), CAST(aggregate_id AS BINARY), sequence, reason, \
+                     paused_at IS NOT NULL AS paused, \
                      IF(paused_at IS NULL, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), until), NULL) AS due \
                    FROM {holds} ORDER BY until IS NULL, until, part, aggregate_type, aggregate_id LIMIT ?";
         let query = sqlx::query(self.database().tables().sql(sql)).bind(rows_max);
@@ -133,12 +138,32 @@ impl OutboxAdmin for MysqlStore {
 
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         let what = "list paused topics";
-        let sql = self.database().tables().sql("SELECT topic FROM {topics} ORDER BY topic");
+        let sql = self.database().tables().sql("SELECT CAST(topic AS BINARY) FROM {topics} ORDER BY topic");
         let query = sqlx::query_scalar(sql);
         let topics: Vec<Vec<u8>> =
             within(what, query.fetch_all(&mut *self.database().connection(what).await?)).await?;
         Ok(topics.iter().map(|topic| String::from_utf8_lossy(topic).into_owned()).collect())
     }
+}
+
+/// Events with all that is known of them, whatever stands in them. Texts are read as their bytes, since the
+/// server gives them in the character set of the connection, which is the caller's.
+fn list_sql(archived: bool) -> String {
+    let texts =
+        ["aggregate_type", "aggregate_id", "event_type", "payload", "content_type", "topic", "last_error"];
+    let texts = texts.map(|text| format!("CAST(o.{text} AS BINARY) AS {text}")).join(", ");
+    let times = ["created_at", "available_at", "sent_at", "failed_at"];
+    let times = times.map(|time| format!("{} AS {time}_micros", micros_of(&format!("o.{time}")))).join(", ");
+    // The archive keeps no partition.
+    let (part, from) = match archived {
+        true => (part_of("o.aggregate_type", "o.aggregate_id"), "{archive}"),
+        false => ("o.partition".to_owned(), "{outbox}"),
+    };
+    format!(
+        "SELECT o.sequence, o.id, o.version, o.payload_binary, o.status, o.attempts, o.cause, {texts}, {times}, \
+           CAST(CAST(o.headers AS CHAR CHARACTER SET utf8mb4) AS BINARY) AS headers, \
+           CAST({part} AS UNSIGNED) AS partition_code FROM {from} o WHERE TRUE"
+    )
 }
 
 fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
@@ -158,11 +183,13 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
     let status = Status::from_code(status).unwrap_or(Status::Failed);
     let created_at = time("created_at_micros")?.unwrap_or_default();
     let (sequence, partition) = (row.try_get("sequence")?, row.try_get("partition_code")?);
+    // One of two where both are set, and never none, which a replay of the archive would send as a tombstone.
+    let payload = bytes("payload")?.or(bytes("payload_binary")?);
     Ok(EventRecord::new(sequence, partition, key, status, created_at)
         .with_id(row.try_get("id")?)
         .with_event_type(text("event_type")?.unwrap_or_default())
         .with_version(row.try_get("version")?)
-        .with_payload(bytes("payload")?.map(Bytes::copy_from_slice))
+        .with_payload(payload.map(Bytes::copy_from_slice))
         .with_content_type(text("content_type")?)
         .with_headers(bytes("headers")?.map(readable_headers).unwrap_or_default())
         .with_topic(text("topic")?)
@@ -170,7 +197,8 @@ fn record(row: &MySqlRow) -> Result<EventRecord, sqlx::Error> {
         .with_attempts(u32::try_from(attempts).unwrap_or_default())
         .with_last_error(text("last_error")?)
         .with_cause(text("cause")?.and_then(|cause| FailureCause::parse(&cause)))
-        .with_sent_at(time("sent_at_micros")?))
+        .with_sent_at(time("sent_at_micros")?)
+        .with_failed_at(time("failed_at_micros")?))
 }
 
 fn hold(row: &MySqlRow) -> Result<HoldRecord, sqlx::Error> {

@@ -45,17 +45,52 @@ pub(crate) const ROWS_MAX: u64 = 1_000_000_000;
 /// What is joined to it names its index: a planner that finds few rows would rather read, and lock, all of
 /// them, those of writers that are still at work among them, and wait.
 ///
-/// In brackets and with a limit, since MySQL takes no lock in a statement that joins the function itself.
+/// In brackets and with a limit, since MySQL takes no lock in a statement that joins the function itself. And
+/// converted, since MariaDB keeps what is escaped in the character set of the text, that of the connection.
 pub(crate) fn rows(alias: &str, columns: &str) -> String {
     let columns: Vec<String> =
         columns.split(", ").enumerate().map(|(n, column)| format!("{column} PATH '$[{n}]'")).collect();
     format!(
-        "(SELECT * FROM JSON_TABLE(?, '$[*]' COLUMNS ({})) j LIMIT {ROWS_MAX}) {alias}",
+        "(SELECT * FROM JSON_TABLE(CONVERT(? USING utf8mb4), '$[*]' COLUMNS ({})) j LIMIT {ROWS_MAX}) {alias}",
         columns.join(", ")
     )
 }
 
+/// The type of a name in such rows. Its collation gives way to that of the column it is compared with, which
+/// the two servers call by different names; a binary one would not.
+pub(crate) const NAME: &str = "VARCHAR(1024) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci";
+
 /// The rows themselves.
 pub(crate) fn json(rows: impl serde::Serialize) -> String {
-    serde_json::to_string(&rows).unwrap_or_default()
+    ascii(&serde_json::to_string(&rows).unwrap_or_default())
+}
+
+/// The same JSON in ASCII alone: a text is read in the character set of its connection, which may be any that
+/// the caller's pool was set to, and the server takes no JSON as bytes.
+pub(crate) fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            text.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            text.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_ascii_and_mean_the_same() {
+        let rows = [("a\"\\\n\0", "ä"), ("e\u{301}", "\u{1f980}\u{ffff}")];
+        let text = json(rows);
+        assert!(text.is_ascii(), "{text}");
+        let read: Vec<(String, String)> = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, rows.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
 }

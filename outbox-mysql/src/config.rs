@@ -262,9 +262,11 @@ impl Tables {
         &self.names[0].1
     }
 
-    /// A statement with the names of the tables put in for `{outbox}`, `{holds}` and so on.
+    /// A statement with the names of the tables put in for `{outbox}`, `{holds}` and so on, and their prefix
+    /// for `{prefix}`.
     pub(crate) fn text(&self, template: &str) -> String {
-        self.names.iter().fold(template.to_owned(), |text, (token, name)| text.replace(token, name))
+        let text = template.replace("{prefix}", &self.prefix);
+        self.names.iter().fold(text, |text, (token, name)| text.replace(token, name))
     }
 
     /// The same, ready to be run. Only names that were validated are put in; values are always bound.

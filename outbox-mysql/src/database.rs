@@ -43,7 +43,8 @@ impl Database {
 ///   locked, into which a service inserts.
 /// - Strict: a value that does not fit is an error, and not cut off.
 /// - A lock that does not come within 5 s is not going to.
-pub(crate) const RELAY_SETTINGS: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; \
+/// - Texts in UTF-8, as this program has them: the URL may name another character set.
+pub(crate) const RELAY_SETTINGS: &str = "SET NAMES utf8mb4; SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE; \
      SET SESSION autocommit = 1, innodb_lock_wait_timeout = 5, \
      sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
 

@@ -7,7 +7,7 @@ use outbox_core::{
     Enqueue, EnqueueError, Event,
     statement::{
         Driver, DriverError, EnqueueBy, Parameter, Statement, content_type_column, given_twice,
-        headers_column,
+        headers_column, payload_columns,
     },
     store::Sequence,
 };
@@ -16,13 +16,14 @@ use uuid::Uuid;
 
 use crate::{
     Mysql, MysqlConfig,
+    codec::ascii,
     driver::Sqlx,
     error::{DUPLICATE, NO_SAVEPOINT, driver_error, number_of},
 };
 
-const COLUMNS: &str = "id, aggregate_type, aggregate_id, event_type, version, payload, content_type, headers, topic, \
-                       available_at";
-const PLACES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+const COLUMNS: &str = "id, aggregate_type, aggregate_id, event_type, version, payload, payload_binary, content_type, \
+                       headers, topic, available_at";
+const PLACES: &str = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 /// How many events one statement writes: `enqueue_all` takes the largest of these that it can fill. A few
 /// constant texts, so that each stays prepared.
@@ -80,8 +81,9 @@ impl MysqlOutbox {
     /// sequence; error 1062 says that the id is in the outbox already.
     ///
     /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Bytes`](Parameter::Bytes),
-    /// [`Integer`](Parameter::Integer), two `Bytes`, [`Text`](Parameter::Text), `Bytes`,
-    /// [`Time`](Parameter::Time).
+    /// [`Integer`](Parameter::Integer), three `Bytes`, [`Text`](Parameter::Text), `Bytes`,
+    /// [`Time`](Parameter::Time). Texts are bound as bytes, those of UTF-8, so that no character set of the
+    /// connection changes them.
     ///
     /// # Errors
     /// A payload over the limit.
@@ -91,7 +93,7 @@ impl MysqlOutbox {
     }
 
     fn insert_many<'a>(&self, statement: usize, events: &'a [Event]) -> Result<Statement<'a>, EnqueueError> {
-        let mut parameters = Vec::with_capacity(events.len() * 10);
+        let mut parameters = Vec::with_capacity(events.len() * 11);
         events.iter().try_for_each(|event| push(&mut parameters, event))?;
         Ok(Statement::new(Arc::clone(&self.inserts[statement]), parameters))
     }
@@ -285,18 +287,20 @@ fn no_transaction(error: DriverError) -> EnqueueError {
     }
 }
 
-/// Names are bound as bytes, so that no character set of the connection changes them; a JSON column takes
-/// a text only.
+/// Names and the payload are bound as bytes, so that no character set of the connection changes them; a JSON
+/// column takes a text only, of which [`ascii`] leaves none to change.
 fn push<'a>(parameters: &mut Vec<Parameter<'a>>, event: &'a Event) -> Result<(), EnqueueError> {
+    let (text, bytes) = payload_columns(event);
     parameters.extend([
         Parameter::Uuid(event.id()),
         Parameter::bytes(event.aggregate_type().as_bytes()),
         Parameter::bytes(event.aggregate_id().as_bytes()),
         Parameter::bytes(event.event_type().as_bytes()),
         Parameter::Integer(event.version()),
-        Parameter::Bytes(event.payload().map(|payload| &payload[..])),
+        Parameter::Bytes(text.map(str::as_bytes)),
+        Parameter::Bytes(bytes),
         Parameter::Bytes(content_type_column(event).map(str::as_bytes)),
-        Parameter::Text(headers_column(event)?.map(Cow::Owned)),
+        Parameter::Text(headers_column(event)?.map(|headers| Cow::Owned(ascii(&headers)))),
         Parameter::Bytes(event.topic().map(str::as_bytes)),
         Parameter::Time(event.available_at().map(|time| storable(time).and_utc())),
     ]);

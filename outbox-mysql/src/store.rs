@@ -1,7 +1,7 @@
 //! The relay's and the operator's side: [`MysqlStore`].
 
 mod check;
-mod holds;
+pub(crate) mod holds;
 mod membership;
 mod retention;
 pub(crate) mod settle;

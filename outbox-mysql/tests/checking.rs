@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outbox_conformance::testing::use_everything;
 use outbox_core::{Enqueue as _, Finding, OutboxStore as _, Severity};
-use outbox_mysql::{MysqlConfig, MysqlStore};
+use outbox_mysql::{MysqlConfig, MysqlStore, migration_sql};
 use sqlx::{MySqlPool, mysql::MySqlPoolOptions};
 use support::{Place, Server, event, on_both};
 
@@ -23,6 +23,9 @@ on_both! {
     a_missing_index
     another_storage_engine
     names_with_a_collation
+    payloads_of_another_type
+    a_missing_constraint
+    another_key_of_the_archive
     a_user_without_privileges
     the_documented_privileges_are_enough_for_everything
     a_wrong_database_and_a_wrong_password
@@ -50,7 +53,7 @@ fn expect(findings: &[Finding], code: &str, severity: Severity) {
 }
 
 async fn a_missing_column(server: Server) {
-    provoke(server, "ALTER TABLE outbox DROP COLUMN topic", "missing-column", Severity::Error).await;
+    provoke(server, "ALTER TABLE outbox_archive DROP COLUMN topic", "missing-column", Severity::Error).await;
 }
 
 async fn a_missing_table(server: Server) {
@@ -85,7 +88,10 @@ async fn missing_partitions(server: Server) {
 }
 
 async fn a_column_that_is_not_generated(server: Server) {
-    let sql = "ALTER TABLE outbox MODIFY COLUMN part TINYINT UNSIGNED";
+    let sql = "ALTER TABLE outbox MODIFY COLUMN `partition` TINYINT UNSIGNED";
+    provoke(server, sql, "column-not-generated", Severity::Error).await;
+    let sql = "ALTER TABLE outbox MODIFY COLUMN payload_bytes INT UNSIGNED \
+               GENERATED ALWAYS AS (OCTET_LENGTH(payload_binary)) STORED";
     provoke(server, sql, "column-not-generated", Severity::Error).await;
 }
 
@@ -104,8 +110,81 @@ async fn another_storage_engine(server: Server) {
 }
 
 async fn names_with_a_collation(server: Server) {
-    let sql = "ALTER TABLE outbox_holds MODIFY COLUMN aggregate_id VARCHAR(255) NOT NULL";
-    provoke(server, sql, "collation", Severity::Error).await;
+    // That of the table pads, those of version 1 have none, and the rest folds.
+    for wrong in ["VARCHAR(255)", "VARBINARY(255)", "VARCHAR(255) COLLATE utf8mb4_unicode_ci"] {
+        for (table, name) in [
+            ("", "event_type"),
+            ("_holds", "aggregate_id"),
+            ("_archive", "aggregate_type"),
+            ("_topics", "topic"),
+        ] {
+            let Some(place) = Place::new(server).await else { return };
+            place.run(&format!("ALTER TABLE outbox{table} MODIFY COLUMN {name} {wrong} NOT NULL")).await;
+            let findings = place.store.check().await.unwrap();
+            expect(&findings, "collation", Severity::Error);
+            assert!(findings[0].problem.contains(name), "{findings:?}");
+            // The remedy is one.
+            place.run(&migration_sql(&place.config)).await;
+            assert_eq!(place.store.check().await.unwrap(), [], "{table} {name} {wrong}");
+            place.drop().await;
+        }
+    }
+}
+
+async fn payloads_of_another_type(server: Server) {
+    for (table, column, wrong) in [
+        ("outbox", "payload", "LONGBLOB"),
+        ("outbox", "payload", "TEXT CHARACTER SET utf8mb4"),
+        ("outbox", "payload", "LONGTEXT CHARACTER SET latin1"),
+        ("outbox", "payload_binary", "BLOB"),
+        ("outbox_archive", "payload", "LONGTEXT CHARACTER SET latin1"),
+        ("outbox_archive", "payload_binary", "LONGTEXT"),
+    ] {
+        let Some(place) = Place::new(server).await else { return };
+        place.run(&format!("ALTER TABLE {table} MODIFY COLUMN {column} {wrong}")).await;
+        let findings = place.store.check().await.unwrap();
+        expect(&findings, "column-type", Severity::Error);
+        place.run(&findings[0].remedy).await;
+        assert_eq!(place.store.check().await.unwrap(), [], "{table} {column} {wrong}");
+        place.drop().await;
+    }
+}
+
+async fn a_missing_constraint(server: Server) {
+    let Some(place) = Place::new(server).await else { return };
+    for (name, other) in [
+        ("outbox_aggregate_type_bytes", "OCTET_LENGTH(aggregate_type) <= 300"),
+        ("outbox_aggregate_id_bytes", "OCTET_LENGTH(aggregate_type) <= 255"),
+        ("outbox_event_type_bytes", "CHAR_LENGTH(event_type) <= 255"),
+        ("outbox_content_type_bytes", "TRUE"),
+        ("outbox_topic_bytes", "OCTET_LENGTH(topic) < 255"),
+        ("outbox_attempts", "attempts >= -1"),
+    ] {
+        let drop = if server == Server::Mysql { "DROP CHECK" } else { "DROP CONSTRAINT" };
+        place.run(&format!("ALTER TABLE outbox {drop} {name}")).await;
+        for sql in [None, Some(format!("ALTER TABLE outbox ADD CONSTRAINT {name} CHECK ({other})"))] {
+            if let Some(sql) = sql {
+                place.run(&sql).await;
+            }
+            let findings = place.store.check().await.unwrap();
+            expect(&findings, "missing-constraint", Severity::Error);
+            assert!(findings.len() == 1 && findings[0].problem.contains(name), "{findings:?}");
+        }
+        place.run(&format!("ALTER TABLE outbox {drop} {name}")).await;
+        let remedy = place.store.check().await.unwrap().remove(0).remedy;
+        place.run(&remedy).await;
+        assert_eq!(place.store.check().await.unwrap(), [], "{name}");
+    }
+    if server == Server::Mysql {
+        place.run("ALTER TABLE outbox ALTER CHECK outbox_attempts NOT ENFORCED").await;
+        expect(&place.store.check().await.unwrap(), "missing-constraint", Severity::Error);
+    }
+    place.drop().await;
+}
+
+async fn another_key_of_the_archive(server: Server) {
+    let sql = "ALTER TABLE outbox_archive DROP PRIMARY KEY, ADD PRIMARY KEY (sequence)";
+    provoke(server, sql, "archive-key", Severity::Error).await;
 }
 
 async fn a_user_without_privileges(server: Server) {

@@ -31,7 +31,9 @@ async fn find(
     (from, filter): (&str, &EventFilter),
     after: Sequence,
 ) -> Result<Vec<Found>, sqlx::Error> {
-    let text = format!("SELECT o.sequence, o.part, o.aggregate_type, o.aggregate_id FROM {from}");
+    let text = format!(
+        "SELECT o.sequence, o.partition, CAST(o.aggregate_type AS BINARY), CAST(o.aggregate_id AS BINARY) FROM {from}"
+    );
     let mut query = QueryBuilder::<MySql>::new(database.tables().text(&text));
     push_filter(&mut query, filter);
     query.push(" AND o.sequence > ").push_bind(after);
@@ -42,6 +44,8 @@ async fn find(
     rows.iter().map(|row| Ok((row.try_get(0)?, held_key(row, 1)?))).collect()
 }
 
+/// The aggregate of a row, whose names were cast to bytes: a text would come in the character set of the
+/// connection.
 pub(super) fn held_key(row: &MySqlRow, index: usize) -> Result<HeldKey, sqlx::Error> {
     let text = |index| row.try_get::<&[u8], _>(index).map(String::from_utf8_lossy);
     Ok((row.try_get(index)?, AggregateKey::new(&text(index + 1)?, &text(index + 2)?)))
@@ -72,7 +76,7 @@ async fn lock_events(
     status: Status,
 ) -> Result<Vec<Found>, sqlx::Error> {
     let sql = format!(
-        "SELECT o.sequence, o.part, o.aggregate_type, o.aggregate_id FROM {} \
+        "SELECT o.sequence, o.partition, CAST(o.aggregate_type AS BINARY), CAST(o.aggregate_id AS BINARY) FROM {} \
          STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence WHERE o.status = ? FOR UPDATE",
         rows("s", "sequence BIGINT")
     );
@@ -111,7 +115,7 @@ pub(super) async fn requeue(
     connection: &mut MySqlConnection,
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
-    let (mut count, mut after) = (0, filter.after.unwrap_or_default());
+    let (mut count, mut after) = (0, filter.after.unwrap_or(Sequence::MIN));
     // The hold of each aggregate as it was, and the events that are requeued: the rule takes all of them at
     // once, and the locks of this transaction keep what was read true.
     let mut requeued: BTreeMap<HeldKey, (Option<Hold>, Vec<Sequence>)> = BTreeMap::new();
@@ -145,12 +149,12 @@ pub(super) async fn discard(
     filter: &EventFilter,
 ) -> Result<u64, sqlx::Error> {
     // Of those that wait only the event that a hold names: another one may be on its way.
-    let held = "{holds} h STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.sequence = h.sequence AND o.part = h.part WHERE o.status = 0";
+    let held = "{holds} h STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.sequence = h.sequence AND o.partition = h.part WHERE o.status = 0";
     let set_failed = "o.cause = 'discarded'";
     let set_held = "o.status = 2, o.cause = 'discarded', o.failed_at = UTC_TIMESTAMP(6)";
     let mut count = 0;
     for (from, status, set) in [(FAILED, Status::Failed, set_failed), (held, Status::Pending, set_held)] {
-        let mut after = filter.after.unwrap_or_default();
+        let mut after = filter.after.unwrap_or(Sequence::MIN);
         loop {
             let found = find(database, connection, (from, filter), after).await?;
             let Some((last, _)) = found.last() else { break };
@@ -219,7 +223,7 @@ pub(super) async fn resume_topic(
     let sql = "DELETE FROM {topics} WHERE topic = ?";
     let query = sqlx::query(database.tables().sql(sql)).bind(topic.as_bytes());
     let paused = query.execute(&mut *connection).await?.rows_affected() > 0;
-    let sql = "SELECT part, aggregate_type, aggregate_id FROM {holds} WHERE reason = 'topic'";
+    let sql = "SELECT part, CAST(aggregate_type AS BINARY), CAST(aggregate_id AS BINARY) FROM {holds} WHERE reason = 'topic'";
     let rows = sqlx::query(database.tables().sql(sql)).fetch_all(&mut *connection).await?;
     let keys: Vec<HeldKey> = rows.iter().map(|row| held_key(row, 0)).collect::<Result<_, _>>()?;
     for keys in keys.chunks(EVENTS_PER_STATEMENT) {

@@ -18,8 +18,9 @@ use crate::codec::{duration, micros_of};
 /// whatever stands there, and the age by the server's clock.
 pub(super) fn columns() -> String {
     format!(
-        "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, o.event_type, o.version, o.payload, \
-         o.content_type, o.headers, o.topic, {}, TIMESTAMPDIFF(MICROSECOND, o.created_at, UTC_TIMESTAMP(6))",
+        "o.sequence, o.partition, o.aggregate_type, o.aggregate_id, o.attempts, o.id, o.event_type, o.version, \
+         o.payload, o.content_type, o.headers, o.topic, {}, TIMESTAMPDIFF(MICROSECOND, o.created_at, UTC_TIMESTAMP(6)), \
+         o.payload_binary",
         micros_of("o.created_at")
     )
 }
@@ -47,7 +48,8 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
     let created_at: Option<i64> = row.try_get(12)?;
     let (aggregate_type, aggregate_id) = (bytes(row, 2)?, bytes(row, 3)?);
     let (event_type, payload, content_type) = (bytes(row, 6)?, bytes(row, 8)?, bytes(row, 9)?);
-    let (headers, topic) = (bytes(row, 10)?, bytes(row, 11)?);
+    let (headers, topic, payload_binary) = (bytes(row, 10)?, bytes(row, 11)?, bytes(row, 14)?);
+    let sequence: Sequence = row.try_get(0)?;
     let text = |column: &str, text: Option<&[u8]>| -> Result<Option<String>, String> {
         let text = text.map(|text| std::str::from_utf8(text).map(str::to_owned)).transpose();
         text.map_err(|_| format!("{column} is not UTF-8"))
@@ -56,6 +58,13 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
         text(column, name)?.filter(|name| !name.is_empty()).ok_or_else(|| format!("{column} is empty"))
     };
     let decode = || {
+        // The table cannot refuse it: no check may name a column that counts.
+        if sequence < 1 {
+            return Err(format!("sequence is {sequence}: leave it to its default, which starts at 1"));
+        }
+        if payload.is_some() && payload_binary.is_some() {
+            return Err("payload and payload_binary are both set: write one of them".to_owned());
+        }
         name("aggregate_type", aggregate_type)?;
         name("aggregate_id", aggregate_id)?;
         let event_type = name("event_type", event_type)?;
@@ -65,11 +74,12 @@ fn event(row: &MySqlRow) -> Result<Result<StoredEvent, String>, sqlx::Error> {
         Ok(StoredEvent::new(
             id,
             event_type,
-            Bytes::copy_from_slice(payload.unwrap_or_default()),
+            Bytes::new(),
             created_at
                 .and_then(DateTime::from_timestamp_micros)
                 .ok_or("created_at is not a time: leave it to its default")?,
         )
+        .with_payload(payload.or(payload_binary).map(Bytes::copy_from_slice))
         .with_version(version)
         .with_content_type(text("content_type", content_type)?)
         .with_headers(headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?)

@@ -6,7 +6,10 @@ use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _, mysql::MyS
 use uuid::Uuid;
 
 use super::Statements;
-use crate::{MysqlConfig, MysqlStore, store::settle::sent_sql};
+use crate::{
+    MysqlConfig, MysqlStore,
+    store::{holds::read_sql, settle::sent_sql},
+};
 
 struct TestDatabase {
     schema: String,
@@ -14,8 +17,11 @@ struct TestDatabase {
     config: MysqlConfig,
 }
 
-/// One table of a plan: its alias and the index by which it is read.
-type Step = (String, Option<String>);
+/// One table of a plan: its alias, the index by which it is read, and how many bytes of that are compared.
+type Step = (String, Option<String>, Option<String>);
+
+/// All of the key of holds: a partition, and two names of 255 characters with their lengths.
+const HOLD_KEY_BYTES: &str = "2045";
 
 impl TestDatabase {
     async fn new(variable: &str, name: &str) -> Option<Self> {
@@ -47,7 +53,8 @@ impl TestDatabase {
         let text = |row: &sqlx::mysql::MySqlRow, name: &str| {
             row.get_unchecked::<Option<Vec<u8>>, _>(name).map(|text| String::from_utf8(text).unwrap())
         };
-        let steps = rows.iter().filter_map(|row| Some((text(row, "table")?, text(row, "key"))));
+        let steps =
+            rows.iter().filter_map(|row| Some((text(row, "table")?, text(row, "key"), text(row, "key_len"))));
         let extras: Vec<String> =
             rows.iter().map(|row| format!("{:?}: {:?}\n", text(row, "table"), text(row, "Extra"))).collect();
         (steps.collect(), extras.concat())
@@ -65,7 +72,14 @@ async fn run(connection: &mut MySqlConnection, sql: &str) {
 }
 
 fn has(steps: &[Step], table: &str, index: &str) -> bool {
-    steps.iter().any(|(t, key)| t == table && key.as_deref() == Some(index))
+    steps.iter().any(|(t, key, _)| t == table && key.as_deref() == Some(index))
+}
+
+/// A name is compared by the collation of its column, else the index ends before it.
+fn has_whole_hold_key(steps: &[Step]) -> bool {
+    steps.iter().any(|(t, key, bytes)| {
+        t == "h" && key.as_deref() == Some("PRIMARY") && bytes.as_deref() == Some(HOLD_KEY_BYTES)
+    })
 }
 
 async fn check(test: &mut TestDatabase, rows: usize) {
@@ -84,10 +98,14 @@ async fn check(test: &mut TestDatabase, rows: usize) {
         .await;
     assert!(has(&steps, "o", "pending"), "{rows} rows: {steps:?}");
     assert!(has(&steps, "o", "PRIMARY"), "{rows} rows: {steps:?}");
-    assert!(has(&steps, "h", "PRIMARY"), "{rows} rows: {steps:?}");
+    assert!(has_whole_hold_key(&steps), "{rows} rows: {steps:?}");
     // The limit stops a scan in the order of the index; sorted is only what the limit has let through.
     let scan = extras.lines().find(|line| line.contains("\"o\"") && line.contains("Using index")).unwrap();
     assert!(!scan.contains("filesort"), "{rows} rows: {extras}");
+
+    let keys = r#"[[1,"order","\u00e4"],[2,"order","2"]]"#;
+    let (steps, extras) = test.plan(&read_sql(), |query| query.bind(keys)).await;
+    assert!(has_whole_hold_key(&steps), "{rows} rows: {steps:?} {extras}");
 
     for when_sent in [WhenSent::Keep, WhenSent::Delete] {
         let relay = Uuid::now_v7();

@@ -58,7 +58,7 @@ impl Statements {
                 "SELECT TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), MIN(o.available_at)) \
                  FROM {{outbox}} o FORCE INDEX (pending) \
                  WHERE o.status = 0 AND o.available_at > UTC_TIMESTAMP(6) AND {}",
-                owned("o.part")
+                owned("o.partition")
             )),
             holds: text(&format!(
                 "SELECT part, aggregate_type, aggregate_id, sequence FROM {{holds}} FORCE INDEX (until) \
@@ -94,7 +94,7 @@ fn scan(without: &str) -> String {
         "SELECT {columns} FROM ( \
            SELECT c.sequence, SUM(c.payload_bytes) OVER (ORDER BY c.sequence) - c.payload_bytes AS bytes_before FROM ( \
              SELECT o.sequence, o.payload_bytes FROM {{outbox}} o FORCE INDEX (pending) \
-             LEFT JOIN {{holds}} h FORCE INDEX (PRIMARY) ON h.part = o.part AND h.aggregate_type = o.aggregate_type \
+             LEFT JOIN {{holds}} h FORCE INDEX (PRIMARY) ON h.part = o.partition AND h.aggregate_type = o.aggregate_type \
                AND h.aggregate_id = o.aggregate_id \
              WHERE o.status = 0 AND {owned} AND {DUE} \
                AND (o.sequence < ? OR (ASCII(SUBSTRING(?, 1 + ((o.sequence - ?) DIV 8), 1)) >> ((o.sequence - ?) & 7)) & 1 = 0) \
@@ -102,6 +102,6 @@ fn scan(without: &str) -> String {
              ORDER BY o.sequence LIMIT ?) c) w \
          STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = w.sequence WHERE w.bytes_before < ?",
         columns = columns(),
-        owned = owned("o.part"),
+        owned = owned("o.partition"),
     )
 }

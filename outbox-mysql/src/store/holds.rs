@@ -12,7 +12,7 @@ use outbox_core::{
 use sqlx::{MySqlConnection, Row as _};
 
 use crate::{
-    codec::{json, micros, micros_of, partition_code, rows, time_of},
+    codec::{NAME, json, micros, micros_of, partition_code, rows, time_of},
     database::Database,
 };
 
@@ -43,14 +43,7 @@ impl Holds {
         if keys.is_empty() {
             return Ok(holds);
         }
-        let sql = format!(
-            "SELECT h.part, h.aggregate_type, h.aggregate_id, h.sequence, {} AS until, h.reason, {} AS paused_at \
-             FROM {} STRAIGHT_JOIN {{holds}} h FORCE INDEX (PRIMARY) \
-             ON h.part = k.part AND h.aggregate_type = k.type AND h.aggregate_id = k.id FOR UPDATE",
-            micros_of("h.until"),
-            micros_of("h.paused_at"),
-            rows("k", KEY_COLUMNS)
-        );
+        let sql = read_sql();
         let query = sqlx::query(database.tables().sql(&sql)).bind(key_rows(&keys));
         for row in query.fetch_all(connection).await? {
             let text = |index| row.try_get::<&[u8], _>(index).map(String::from_utf8_lossy);
@@ -105,7 +98,7 @@ impl Holds {
             let sql = format!(
                 "DELETE h FROM {} STRAIGHT_JOIN {{holds}} h FORCE INDEX (PRIMARY) \
                  ON h.part = k.part AND h.aggregate_type = k.type AND h.aggregate_id = k.id",
-                rows("k", KEY_COLUMNS)
+                rows("k", &key_columns())
             );
             let query = sqlx::query(database.tables().sql(&sql)).bind(key_rows(&gone));
             query.execute(&mut *connection).await?;
@@ -133,16 +126,36 @@ impl Holds {
              SELECT k.part, k.type, k.id, k.sequence, {}, k.reason, {} FROM {}",
             time_of("k.until"),
             time_of("k.paused_at"),
-            rows("k", HOLD_COLUMNS)
+            rows(
+                "k",
+                &format!(
+                    "{}, sequence BIGINT, until BIGINT, reason VARCHAR(16), paused_at BIGINT",
+                    key_columns()
+                )
+            )
         );
         let query = sqlx::query(database.tables().sql(&sql)).bind(json(written));
         query.execute(connection).await.map(drop)
     }
 }
 
-const KEY_COLUMNS: &str = "part SMALLINT UNSIGNED, type VARBINARY(1024), id VARBINARY(1024)";
-const HOLD_COLUMNS: &str = "part SMALLINT UNSIGNED, type VARBINARY(1024), id VARBINARY(1024), sequence BIGINT, \
-                            until BIGINT, reason VARCHAR(16), paused_at BIGINT";
+/// Reads and locks the holds of the aggregates in its parameter.
+pub(crate) fn read_sql() -> String {
+    format!(
+        "SELECT h.part, CAST(h.aggregate_type AS BINARY), CAST(h.aggregate_id AS BINARY), h.sequence, \
+           {} AS until, h.reason, {} AS paused_at \
+         FROM {} STRAIGHT_JOIN {{holds}} h FORCE INDEX (PRIMARY) \
+         ON h.part = k.part AND h.aggregate_type = k.type AND h.aggregate_id = k.id FOR UPDATE",
+        micros_of("h.until"),
+        micros_of("h.paused_at"),
+        rows("k", &key_columns())
+    )
+}
+
+/// The columns of [`key_rows`].
+fn key_columns() -> String {
+    format!("part SMALLINT UNSIGNED, type {NAME}, id {NAME}")
+}
 
 fn key_rows(keys: &BTreeSet<HeldKey>) -> String {
     let row = |(part, key): &HeldKey| (*part, key.aggregate_type().to_owned(), key.aggregate_id().to_owned());

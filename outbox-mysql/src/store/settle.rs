@@ -37,7 +37,7 @@ pub(super) async fn begin_attempt(
 ) -> Result<bool, StoreError> {
     let what = "record an attempt";
     let part = partition_code(lease.partition);
-    let sql = "UPDATE {partitions} p FORCE INDEX (PRIMARY) STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.part = p.part SET o.attempts = ? \
+    let sql = "UPDATE {partitions} p FORCE INDEX (PRIMARY) STRAIGHT_JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.partition = p.part SET o.attempts = ? \
                WHERE p.part = ? AND p.owner = ? AND p.epoch = ? AND o.sequence = ? AND o.status = 0";
     let changed = again(|| async {
         let query = sqlx::query(database.tables().sql(sql)).bind(attempts_code(attempts)).bind(part);
@@ -165,7 +165,7 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
              part SMALLINT UNSIGNED PATH '$[0]', epoch BIGINT PATH '$[1]', \
              NESTED PATH '$[2][*]' COLUMNS (above BIGINT PATH '$'))) j LIMIT {ROWS_MAX}) s \
          STRAIGHT_JOIN {{partitions}} p FORCE INDEX (PRIMARY) ON p.part = s.part AND p.epoch = s.epoch AND p.owner = ? \
-         STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence AND o.part = p.part AND o.status = 0 \
+         STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) ON o.sequence = s.sequence AND o.partition = p.part AND o.status = 0 \
          LEFT JOIN {{holds}} h FORCE INDEX (sequence) ON h.sequence = s.sequence"
     );
     match when {
@@ -229,7 +229,7 @@ impl Settling<'_> {
         }
         let sql = format!(
             "SELECT o.sequence FROM {} STRAIGHT_JOIN {{outbox}} o FORCE INDEX (PRIMARY) \
-             ON o.sequence = s.sequence AND o.part = s.part WHERE o.status = 0 FOR UPDATE",
+             ON o.sequence = s.sequence AND o.partition = s.part WHERE o.status = 0 FOR UPDATE",
             rows("s", "sequence BIGINT, part SMALLINT UNSIGNED")
         );
         let events: Vec<_> = mine.iter().map(|s| (s.sequence, partition_code(s.partition))).collect();

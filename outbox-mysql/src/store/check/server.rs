@@ -115,8 +115,8 @@ impl Settings {
         if !self.sql_mode.contains("STRICT_TRANS_TABLES") && !self.sql_mode.contains("STRICT_ALL_TABLES") {
             findings.push(Finding::warning(
                 "sql-mode",
-                "the server's sql_mode is not strict: an aggregate's name that is too long would be cut off, and its \
-                 event go to another aggregate",
+                "the server's sql_mode is not strict: a name that is too long or not UTF-8 would be changed, and its event \
+                 go to another aggregate; a text that is not UTF-8 would be cut off or changed in the column payload",
                 "add STRICT_TRANS_TABLES to sql_mode, at least for those who write events",
             ));
         }

@@ -9,7 +9,7 @@ use crate::{
     config::Tables,
     database::Database,
     error::number,
-    schema::{MIGRATE, schema, version},
+    schema::{MIGRATE, NAME_COLLATIONS, NAMES, schema, version},
 };
 
 /// A table as `{token}`, its suffix, the columns that are read or written, and the privileges that this
@@ -21,8 +21,8 @@ const TABLES: [Wanted; 7] = [
     (
         "{outbox}",
         "",
-        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
-         available_at status attempts last_error cause sent_at failed_at part payload_bytes",
+        "sequence id aggregate_type aggregate_id event_type version payload payload_binary content_type headers topic \
+         created_at available_at status attempts last_error cause sent_at failed_at partition payload_bytes",
         "SELECT UPDATE DELETE",
     ),
     ("{relays}", "_relays", "relay_id expires_at ttl_ms", "SELECT INSERT UPDATE DELETE"),
@@ -36,8 +36,8 @@ const TABLES: [Wanted; 7] = [
     (
         "{archive}",
         "_archive",
-        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
-         available_at status attempts last_error cause sent_at failed_at",
+        "sequence id aggregate_type aggregate_id event_type version payload payload_binary content_type headers topic \
+         created_at available_at status attempts last_error cause sent_at failed_at",
         "SELECT INSERT DELETE",
     ),
     ("{topics}", "_topics", "topic paused_at", "SELECT INSERT UPDATE DELETE"),
@@ -48,11 +48,62 @@ const TABLES: [Wanted; 7] = [
 const INDEXES: [(&str, &str); 4] =
     [("", "pending"), ("_holds", "until"), ("_holds", "paused_at"), ("_inbox", "time")];
 
+/// The columns that the server computes, with their expressions as [`normal`] has them.
+const GENERATED: [(&str, &str); 2] = [
+    ("partition", "crc32concataggregate_type,'/',aggregate_id&63"),
+    ("payload_bytes", "coalescelengthpayload,0+coalescelengthpayload_binary,0"),
+];
+
+/// What the table refuses: the ends of the constraints' names, with their conditions as [`normal`] has them.
+const CONSTRAINTS: [(&str, &str); 6] = [
+    ("_aggregate_type_bytes", "lengthaggregate_type<=255"),
+    ("_aggregate_id_bytes", "lengthaggregate_id<=255"),
+    ("_event_type_bytes", "lengthevent_type<=255"),
+    ("_content_type_bytes", "lengthcontent_type<=255"),
+    ("_topic_bytes", "lengthtopic<=255"),
+    ("_attempts", "attempts>=0"),
+];
+
+/// What puts tables of this version right, whose version a migration would find there.
+const MEND: &str =
+    "run the statements of `outbox migrate --print`, or of `migration_sql`, which put it right";
+
 /// What `information_schema` says of a column.
 struct Column {
-    binary: bool,
-    generated: bool,
+    /// With its length, in small letters.
+    column_type: String,
+    collation: Option<String>,
+    /// Its expression, if it is generated and stored.
+    generated: Option<String>,
     auto_increment: bool,
+}
+
+impl Column {
+    fn is_binary(&self) -> bool {
+        ["binary", "varbinary", "longblob"].iter().any(|binary| self.column_type.starts_with(binary))
+    }
+
+    fn is_name(&self) -> bool {
+        self.collation.as_deref().is_some_and(|found| NAME_COLLATIONS.contains(&found))
+    }
+
+    fn is_utf8mb4(&self) -> bool {
+        self.collation.as_deref().is_some_and(|found| found.starts_with("utf8mb4_"))
+    }
+
+    fn described(&self) -> String {
+        match &self.collation {
+            Some(collation) => format!("{} COLLATE {collation}", self.column_type),
+            None => self.column_type.clone(),
+        }
+    }
+}
+
+/// An expression without what the two servers write differently: quoting, brackets, the character set of a
+/// literal, and one of two names of a function.
+fn normal(expression: &str) -> String {
+    let text = expression.to_ascii_lowercase().replace("_utf8mb4", "").replace("octet_length", "length");
+    text.chars().filter(|c| !matches!(c, '`' | '(' | ')' | ' ' | '\\')).collect()
 }
 
 pub(super) async fn tables(
@@ -125,6 +176,12 @@ pub(crate) async fn inspect(
             findings.push(Finding::error("missing-column", problem, migrate));
         }
         make(names, connection, (&table, suffix), &found, findings).await?;
+        if suffix.is_empty() && !denied.contains(&"SELECT") {
+            constraints((names, &table), connection, findings).await?;
+        }
+        if suffix == "_archive" {
+            archive_key(names, connection, &table, findings).await?;
+        }
     }
     findings.extend(refused);
     Ok(missing)
@@ -164,7 +221,7 @@ async fn columns_of(
     connection: &mut MySqlConnection,
     suffix: &str,
 ) -> Result<HashMap<String, Column>, sqlx::Error> {
-    let sql = "SELECT LOWER(column_name), data_type IN ('binary', 'varbinary', 'blob'), LOWER(extra) \
+    let sql = "SELECT LOWER(column_name), LOWER(column_type), LOWER(extra), collation_name, generation_expression \
                FROM information_schema.columns \
                WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ?";
     let query = sqlx::query(sql).bind(names.schema());
@@ -172,9 +229,11 @@ async fn columns_of(
     let mut columns = HashMap::new();
     for row in rows {
         let extra: String = row.try_get_unchecked(2)?;
+        let expression: Option<String> = row.try_get_unchecked(4)?;
         let column = Column {
-            binary: row.try_get_unchecked(1)?,
-            generated: extra.contains("stored generated"),
+            column_type: row.try_get_unchecked(1)?,
+            collation: row.try_get_unchecked(3)?,
+            generated: expression.filter(|_| extra.contains("stored generated")),
             auto_increment: extra.contains("auto_increment"),
         };
         columns.insert(row.try_get_unchecked(0)?, column);
@@ -191,18 +250,9 @@ async fn make(
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
     let name = format!("{}{suffix}", names.prefix());
-    let collated = ["aggregate_type", "aggregate_id", "topic", "consumer", "source", "id"];
-    let collated: Vec<_> =
-        collated.into_iter().filter(|n| found.get(*n).is_some_and(|c| !c.binary)).collect();
-    if !collated.is_empty() {
-        findings.push(Finding::error(
-            "collation",
-            format!(
-                "{} of {table} is a text with a collation, which takes distinct names for the same",
-                collated.join(", ")
-            ),
-            "make it VARBINARY(255), as the migration does",
-        ));
+    collations(table, suffix, found, findings);
+    if ["", "_archive"].contains(&suffix) {
+        payloads(table, found, findings);
     }
     if suffix.is_empty() {
         main_table(table, found, findings);
@@ -233,18 +283,127 @@ async fn make(
     Ok(())
 }
 
-fn main_table(table: &str, found: &HashMap<String, Column>, findings: &mut Vec<Finding>) {
-    let lacks = |name: &str, has: fn(&Column) -> bool| found.get(name).is_some_and(|column| !has(column));
-    for name in ["part", "payload_bytes"] {
-        if lacks(name, |column| column.generated) {
+/// Names whose distinct values the server would take for the same.
+fn collations(table: &str, suffix: &str, found: &HashMap<String, Column>, findings: &mut Vec<Finding>) {
+    let is = |name: &str, right: fn(&Column) -> bool| found.get(name).is_none_or(right);
+    // Those of the inbox are bytes.
+    let (wrong, remedy): (Vec<_>, _) = if suffix.starts_with("_inbox") {
+        let names = ["consumer", "source", "id"].into_iter();
+        (
+            names.filter(|name| !is(name, Column::is_binary)).collect(),
+            "make it VARBINARY(255), as the migration does",
+        )
+    } else {
+        (NAMES.into_iter().filter(|name| !is(name, Column::is_name)).collect(), MEND)
+    };
+    if !wrong.is_empty() {
+        let columns: Vec<_> = wrong
+            .iter()
+            .map(|name| format!("{name} ({})", found.get(*name).map(Column::described).unwrap_or_default()))
+            .collect();
+        findings.push(Finding::error(
+            "collation",
+            format!(
+                "{table} compares {} otherwise than by their bytes, or not as text: distinct names may be taken for the \
+                 same",
+                columns.join(", ")
+            ),
+            remedy,
+        ));
+    }
+}
+
+/// The two columns of payloads.
+fn payloads(table: &str, found: &HashMap<String, Column>, findings: &mut Vec<Finding>) {
+    let is_text = |column: &Column| column.column_type == "longtext" && column.is_utf8mb4();
+    for (name, wanted) in [("payload", "LONGTEXT CHARACTER SET utf8mb4"), ("payload_binary", "LONGBLOB")] {
+        let Some(column) = found.get(name) else { continue };
+        let is_right = if name == "payload" { is_text(column) } else { column.column_type == "longblob" };
+        if !is_right {
             findings.push(Finding::error(
-                "column-not-generated",
-                format!(
-                    "the column {name} of {table} is not generated, so that writers would have to compute it"
-                ),
-                "create the table by the migration",
+                "column-type",
+                format!("the column {name} of {table} is {}, and not {wanted}", column.described()),
+                format!("ALTER TABLE {table} MODIFY {name} {wanted}"),
             ));
         }
+    }
+}
+
+/// What the table refuses: without it, a row may come in whose outcome could not be recorded.
+async fn constraints(
+    (names, table): (&Tables, &str),
+    connection: &mut MySqlConnection,
+    findings: &mut Vec<Finding>,
+) -> Result<(), sqlx::Error> {
+    // MariaDB shows them to a user of few privileges nowhere else.
+    let sql = format!("SHOW CREATE TABLE {table}");
+    let row = sqlx::query(AssertSqlSafe(sql)).persistent(false).fetch_one(connection).await?;
+    let definition: String = row.try_get_unchecked(1)?;
+    let enforced = definition.lines().filter(|line| !line.contains("NOT ENFORCED"));
+    let clauses: HashMap<String, String> = enforced
+        .filter_map(|line| {
+            line.trim().trim_end_matches(',').strip_prefix("CONSTRAINT `")?.split_once("` CHECK ")
+        })
+        .map(|(name, clause)| (name.to_ascii_lowercase(), normal(clause)))
+        .collect();
+    for (end, right) in CONSTRAINTS {
+        let name = format!("{}{end}", names.prefix());
+        if clauses.get(&name.to_ascii_lowercase()).is_none_or(|clause| clause != right) {
+            let (column, condition) = match end.strip_suffix("_bytes") {
+                Some(column) => (&column[1..], format!("OCTET_LENGTH({}) <= 255", &column[1..])),
+                None => ("attempts", "attempts >= 0".to_owned()),
+            };
+            findings.push(Finding::error(
+                "missing-constraint",
+                format!("{table} has no constraint {name}, so that it takes a value of {column} that cannot be recorded"),
+                format!("ALTER TABLE {table} ADD CONSTRAINT `{name}` CHECK ({condition})"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// By any other key, the archive would lose an event for another one.
+async fn archive_key(
+    names: &Tables,
+    connection: &mut MySqlConnection,
+    table: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<(), sqlx::Error> {
+    let sql = "SELECT LOWER(column_name) FROM information_schema.statistics \
+               WHERE table_schema = COALESCE(?, DATABASE()) AND table_name = ? AND index_name = 'PRIMARY' \
+               ORDER BY seq_in_index";
+    let query = sqlx::query(sql).bind(names.schema()).bind(format!("{}_archive", names.prefix()));
+    let rows = query.fetch_all(connection).await?;
+    let key: Vec<String> = rows.iter().map(|row| row.try_get_unchecked(0)).collect::<Result<_, _>>()?;
+    if key != ["sequence", "id"] {
+        findings.push(Finding::error(
+            "archive-key",
+            format!(
+                "the primary key of {table} is ({}): an event whose sequence comes again takes the place of another",
+                key.join(", ")
+            ),
+            format!("ALTER TABLE {table} DROP PRIMARY KEY, ADD PRIMARY KEY (sequence, id)"),
+        ));
+    }
+    Ok(())
+}
+
+fn main_table(table: &str, found: &HashMap<String, Column>, findings: &mut Vec<Finding>) {
+    let lacks = |name: &str, has: fn(&Column) -> bool| found.get(name).is_some_and(|column| !has(column));
+    for (name, right) in GENERATED {
+        let problem = match found.get(name).map(|column| column.generated.as_deref()) {
+            Some(Some(expression)) if normal(expression) != right => {
+                format!("the column {name} of {table} is computed in another way: {expression}")
+            }
+            Some(None) => {
+                format!(
+                    "the column {name} of {table} is not generated, so that writers would have to compute it"
+                )
+            }
+            _ => continue,
+        };
+        findings.push(Finding::error("column-not-generated", problem, "create the table by the migration"));
     }
     if lacks("sequence", |column| column.auto_increment) {
         findings.push(Finding::error(
