@@ -151,7 +151,9 @@ fn document_of(event: &Event) -> Document {
     let key = AggregateKey::new(event.aggregate_type(), event.aggregate_id());
     let payload = match payload_columns(event) {
         (Some(text), _) => Bson::from(text),
-        (None, Some(bytes)) => Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() }),
+        (None, Some(bytes)) => {
+            Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
+        }
         (None, None) => Bson::Null,
     };
     let mut document = doc! {
