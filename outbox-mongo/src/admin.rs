@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::FutureExt as _;
 use mongodb::{
-    ClientSession,
-    bson::{Bson, DateTime as BsonDateTime, Document, Timestamp, doc},
+    ClientSession, Collection,
+    bson::{Bson, DateTime as BsonDateTime, Document, RawDocumentBuf, Timestamp, doc},
 };
 use outbox_core::{
     AggregateKey, EventFilter, OutboxAdmin, StoreError,
@@ -35,16 +35,21 @@ impl OutboxAdmin for MongoStore {
         if rows_max == 0 {
             return Ok(Vec::new());
         }
-        let events = if filter.archived { database.archive() } else { database.outbox() };
-        let find = events.find(condition(filter)).sort(doc! { "sequence": 1 }).limit(rows_max.into());
         within("list events", async {
-            let mut cursor = find.await?;
-            let mut records = Vec::new();
-            while cursor.advance().await? {
-                let stored = Stored::of(cursor.current());
-                records.extend(stored.sequence().map(|sequence| stored.record(sequence)));
+            if !filter.archived {
+                return page(&database.outbox(), condition(filter), rows_max.into()).await;
             }
-            Ok::<_, Fault>(records)
+            // In the archive several events can have one sequence. The next page begins behind the last
+            // sequence, so that a page has all of that one, and may be longer than was asked for.
+            let archive = database.archive();
+            let mut records = page(&archive, condition(filter), rows_max.into()).await?;
+            let last = records.last().map(|record| record.sequence);
+            if let Some(last) = last.filter(|_| records.len() == rows_max as usize) {
+                let same = doc! { "$and": [condition(filter), { "sequence": timestamp_of(last) }] };
+                records.retain(|record| record.sequence < last);
+                records.extend(page(&archive, same, 0).await?);
+            }
+            Ok(records)
         })
         .await
     }
@@ -168,6 +173,21 @@ impl OutboxAdmin for MongoStore {
     async fn paused_topics(&self) -> Result<Vec<String>, StoreError> {
         paused_topics(self.database(), "list paused topics").await
     }
+}
+
+/// Events in order, at most `limit`; with 0 all.
+async fn page(
+    events: &Collection<RawDocumentBuf>,
+    condition: Document,
+    limit: i64,
+) -> Result<Vec<EventRecord>, Fault> {
+    let mut cursor = events.find(condition).sort(doc! { "sequence": 1 }).limit(limit).await?;
+    let mut records = Vec::new();
+    while cursor.advance().await? {
+        let stored = Stored::of(cursor.current());
+        records.extend(stored.sequence().map(|sequence| stored.record(sequence)));
+    }
+    Ok(records)
 }
 
 fn condition(filter: &EventFilter) -> Document {

@@ -6,7 +6,7 @@ use mongodb::{
 };
 use outbox_core::{
     StoreError,
-    store::{PARTITIONS, Schema},
+    store::{NAME_BYTES_MAX, PARTITIONS, Schema},
 };
 
 use crate::{
@@ -14,13 +14,19 @@ use crate::{
     codec::document::{pending, whole},
     config::Names,
     database::transaction::check_writes,
-    error::{Fault, store_error},
+    error::{Fault, code_of, store_error},
 };
 
 /// What each version of the collections brought, the first one first. A version that was released is never
 /// changed: a change is a further entry, with its commands among those of the migration such that they do
 /// nothing where they were done.
-const MIGRATIONS: &[&str] = &["the collections of the outbox"];
+const MIGRATIONS: &[&str] =
+    &["the collections of the outbox", "tombstones, names of at most 255 bytes, and no relays of version 1"];
+
+/// The one command that fails where there is nothing to do, and the server's codes of that: no such index, no
+/// such collection.
+const DROP_INDEX: &str = "dropIndexes";
+const MISSING: [i32; 2] = [27, 26];
 
 /// The version of the collections that this program reads and writes.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -33,11 +39,15 @@ pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `MongoStore::migrate`
 pub(crate) const VERSION_ID: &str = "schema_version";
 
 /// The indexes that the reader names.
-pub(crate) const PENDING: &str = "pending";
-pub(crate) const PENDING_BY_KEY: &str = "pending_by_key";
+pub(crate) const PENDING: &str = "unsent";
+pub(crate) const PENDING_BY_KEY: &str = "unsent_by_key";
 pub(crate) const SCHEDULED: &str = "scheduled";
 pub(crate) const SEQUENCE: &str = "sequence";
 pub(crate) const FAILED: &str = "failed";
+
+/// The same as a relay of version 1 names them. It takes a tombstone for an error, and is refused by the
+/// server at its next fetch.
+const OF_VERSION_1: [&str; 2] = ["pending", "pending_by_key"];
 
 /// The indexes of the collections beside their `_id`, by collection.
 pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
@@ -82,9 +92,21 @@ pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
     ]
 }
 
+/// A document that a validator would not take is changed all the same, if it was there before: a relay records
+/// that it cannot be read, and no settle is refused for it.
+pub(crate) const VALIDATION_LEVEL: &str = "moderate";
+pub(crate) const VALIDATION_ACTION: &str = "error";
+
 /// What a document must have to be inserted: without a sequence that the server has filled no relay would
-/// ever read it.
+/// ever read it, and names have a limit. A tombstone has no payload.
 pub(crate) fn validator() -> Document {
+    // The server has no length in bytes for a value that is not a string.
+    let fits = |field: &str| {
+        let is_text = doc! { "$eq": [{ "$type": format!("${field}") }, "string"] };
+        let bytes = doc! { "$cond": [is_text, { "$strLenBytes": format!("${field}") }, 0] };
+        doc! { "$lte": [bytes, NAME_BYTES_MAX as i32] }
+    };
+    let names = ["aggregate_type", "aggregate_id", "event_type", "content_type", "topic"];
     let text = doc! { "bsonType": "string", "minLength": 1 };
     doc! {
         "$jsonSchema": {
@@ -96,30 +118,39 @@ pub(crate) fn validator() -> Document {
                 "event_type": text,
                 "payload": { "bsonType": ["binData", "string", "null"] },
                 "status": { "enum": [0, 1, 2] },
+                "attempts": { "minimum": 0 },
                 "partition": { "bsonType": ["int", "long", "double"], "minimum": 0, "maximum": i32::from(PARTITIONS) - 1 },
             },
         },
         "sequence": { "$gt": Timestamp { time: 0, increment: 0 } },
+        "$expr": { "$and": names.map(fits).to_vec() },
     }
 }
 
 /// The commands of the migration, in order. Each may be run again at any time, and by two processes at once.
 fn commands(names: &Names) -> Vec<Document> {
     let majority = doc! { "w": "majority" };
-    let mut commands = Vec::new();
+    // The server has no two indexes of the same fields and options, so the old names go first.
+    let drop = |index| doc! { DROP_INDEX: &names.outbox, "index": index, "writeConcern": majority.clone() };
+    let mut commands: Vec<Document> = OF_VERSION_1.map(drop).to_vec();
     for (collection, indexes) in indexes(names) {
         commands
             .push(doc! { "createIndexes": collection, "indexes": indexes, "writeConcern": majority.clone() });
     }
     commands.push(doc! {
-        "collMod": &names.outbox, "validator": validator(), "validationLevel": "moderate",
-        "validationAction": "error", "writeConcern": majority.clone(),
+        "collMod": &names.outbox, "validator": validator(), "validationLevel": VALIDATION_LEVEL,
+        "validationAction": VALIDATION_ACTION, "writeConcern": majority.clone(),
     });
     let free = || doc! { "owner": Bson::Null, "epoch": 0_i64, "settles": 0_i64 };
     let partitions: Vec<_> =
         (0..i32::from(PARTITIONS)).map(|partition| upsert(partition.into(), free())).collect();
-    commands.push(doc! { "update": &names.partitions, "updates": partitions, "writeConcern": majority });
+    commands
+        .push(doc! { "update": &names.partitions, "updates": partitions, "writeConcern": majority.clone() });
     commands.push(say_version(&names.meta, SCHEMA_VERSION));
+    // Relays of version 1 say none. Without its document such a relay has to join again, which it does not
+    // where the version is a newer one, so that its partitions are free.
+    let buried = doc! { "q": { "schema": { "$exists": false } }, "limit": 0 };
+    commands.push(doc! { "delete": &names.relays, "deletes": [buried], "writeConcern": majority });
     commands
 }
 
@@ -128,7 +159,7 @@ fn upsert(id: Bson, fields: Document) -> Document {
     doc! { "q": { "_id": id }, "u": { "$setOnInsert": fields }, "upsert": true }
 }
 
-/// The last command of a migration, so that a version says that everything is there. It lowers none.
+/// A command that comes when the others have made what they make, so that a version says that everything is there. It lowers none.
 pub(crate) fn say_version(meta: &str, version: i64) -> Document {
     let value = doc! { "value": version };
     doc! {
@@ -159,7 +190,16 @@ pub fn migration_script(config: &MongoConfig) -> String {
 pub(crate) fn script(title: &str, database: &str, commands: Vec<Document>) -> String {
     let mut script = format!("// {title}\ndb = db.getSiblingDB({database:?});\n");
     for command in commands {
-        script.push_str(&format!("db.runCommand({});\n", literal(&Bson::Document(command))));
+        let drops = command.contains_key(DROP_INDEX);
+        let run = format!("db.runCommand({});", literal(&Bson::Document(command)));
+        let line = if drops {
+            let [index, collection] = MISSING;
+            let unless = format!("if (![{index}, {collection}].includes(error.code)) throw error;");
+            format!("try {{ {run} }} catch (error) {{ {unless} }}\n")
+        } else {
+            format!("{run}\n")
+        };
+        script.push_str(&line);
     }
     script
 }
@@ -211,8 +251,15 @@ async fn run(database: &Database, command: &Document) -> Result<(), Fault> {
 }
 
 async fn run_once(database: &Database, command: &Document) -> Result<(), Fault> {
-    let answer = database.run_command(command.clone()).await?;
-    check_writes(&answer)
+    match database.run_command(command.clone()).await {
+        Err(error)
+            if command.contains_key(DROP_INDEX)
+                && code_of(&error).is_some_and(|code| MISSING.contains(&code)) =>
+        {
+            Ok(())
+        }
+        answer => check_writes(&answer?),
+    }
 }
 
 /// What is known of the collections.

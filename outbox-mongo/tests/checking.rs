@@ -53,7 +53,7 @@ async fn another_programs_collection() {
 
 #[tokio::test]
 async fn a_missing_index() {
-    let command = doc! { "dropIndexes": "outbox", "index": "pending" };
+    let command = doc! { "dropIndexes": "outbox", "index": "unsent" };
     provoke(vec![command], "missing-index", Severity::Error).await;
 }
 
@@ -71,6 +71,14 @@ async fn a_missing_or_foreign_validator() {
     provoke(vec![none], "validator", Severity::Error).await;
     let foreign = doc! { "collMod": "outbox", "validator": { "total": { "$gt": 0 } } };
     provoke(vec![foreign], "validator", Severity::Error).await;
+}
+
+#[tokio::test]
+async fn a_validator_that_refuses_nothing_or_too_much() {
+    let warn = doc! { "collMod": "outbox", "validationAction": "warn" };
+    provoke(vec![warn], "validation", Severity::Error).await;
+    let strict = doc! { "collMod": "outbox", "validationLevel": "strict" };
+    provoke(vec![strict], "validation", Severity::Error).await;
 }
 
 #[tokio::test]

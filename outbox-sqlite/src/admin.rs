@@ -27,15 +27,13 @@ const FILTER_IDS_MAX: usize = 10_000;
 impl OutboxAdmin for SqliteStore {
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let condition = Condition::of(filter)?;
-        let table = if filter.archived { "{p}_archive" } else { "{p}" };
+        let archived = filter.archived;
         self.database()
             .read("list events", move |config, connection| {
-                let (columns, condition, values) = (columns(), condition.sql, condition.values);
-                let sql = format!(
-                    "SELECT {columns} FROM {table} WHERE {condition} ORDER BY sequence LIMIT {rows_max}"
-                );
-                let mut statement = connection.prepare(&config.sql(&sql))?;
-                statement.query_map(params_from_iter(values), record)?.collect()
+                if archived {
+                    return list_archived(config, connection, condition, rows_max);
+                }
+                list(config, connection, "{p}", &condition, rows_max)
             })
             .await
     }
@@ -170,6 +168,46 @@ impl Condition {
         and("sequence >", filter.after.map(Value::Integer));
         Ok(condition)
     }
+
+    /// The same with one sequence.
+    fn with_sequence(mut self, sequence: Sequence) -> Self {
+        self.sql.push_str(" AND sequence = ?");
+        self.values.push(Value::Integer(sequence));
+        self
+    }
+}
+
+fn list(
+    config: &SqliteConfig,
+    connection: &Connection,
+    table: &str,
+    condition: &Condition,
+    rows_max: u32,
+) -> rusqlite::Result<Vec<EventRecord>> {
+    let (columns, sql) = (columns(), &condition.sql);
+    let sql = format!("SELECT {columns} FROM {table} WHERE {sql} ORDER BY sequence LIMIT {rows_max}");
+    let mut statement = connection.prepare(&config.sql(&sql))?;
+    statement.query_map(params_from_iter(&condition.values), record)?.collect()
+}
+
+/// The same of the archive, where several events can have one number. The next page begins behind the last
+/// number, so that a page has all of that one, and may be longer than was asked for.
+fn list_archived(
+    config: &SqliteConfig,
+    connection: &Connection,
+    condition: Condition,
+    rows_max: u32,
+) -> rusqlite::Result<Vec<EventRecord>> {
+    let columns = columns();
+    let both =
+        format!("(SELECT {columns} FROM {{p}}_archive UNION ALL SELECT {columns} FROM {{p}}_archive_again)");
+    let mut records = list(config, connection, &both, &condition, rows_max)?;
+    let last = records.last().map(|record| record.sequence).filter(|_| records.len() == rows_max as usize);
+    if let Some(last) = last {
+        records.retain(|record| record.sequence < last);
+        records.extend(list(config, connection, &both, &condition.with_sequence(last), u32::MAX)?);
+    }
+    Ok(records)
 }
 
 fn holds(config: &SqliteConfig, connection: &Connection, rows_max: u32) -> rusqlite::Result<Vec<HoldRecord>> {

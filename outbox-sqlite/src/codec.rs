@@ -126,7 +126,8 @@ pub(crate) fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<EventRecord> {
     .with_attempts(row.get_ref(13)?.as_i64().map_or(0, |n| u32::try_from(n.max(0)).unwrap_or(u32::MAX)))
     .with_last_error(optional_text(14)?)
     .with_cause(optional_text(15)?.as_deref().and_then(FailureCause::parse))
-    .with_sent_at(optional_time(16)?))
+    .with_sent_at(optional_time(16)?)
+    .with_failed_at(optional_time(17)?))
 }
 
 /// Microseconds of the database's clock as a duration; negative ones are zero.

@@ -213,7 +213,7 @@ impl Position {
 
     fn due_holds(&mut self, at: &Snapshot<'_>, page: &mut Page) -> rusqlite::Result<Vec<DueHold>> {
         let mut due = at.transaction.prepare_cached(&at.config.sql(
-            "SELECT aggregate_type, aggregate_id, sequence FROM {p}_holds INDEXED BY {p}_holds_due \
+            "SELECT aggregate_type, aggregate_id, sequence FROM {p}_holds INDEXED BY {p}_holds_until \
              WHERE paused_at IS NULL AND until IS NOT NULL AND until <= ?1 ORDER BY until",
         ))?;
         let mut due = due.query([at.now])?;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use outbox_core::{StoreError, store::Schema};
+use outbox_core::{
+    StoreError,
+    store::{NAME_BYTES_MAX, Schema},
+};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use crate::{SqliteConfig, database::open, error::Context};
@@ -10,7 +13,10 @@ use crate::{SqliteConfig, database::open, error::Context};
 /// What each version of the schema brought, the first one first. A version that was released is never
 /// changed: a change is a further entry, with its statements in [`MIGRATION`] such that they do nothing where
 /// they were done.
-const MIGRATIONS: &[&str] = &["the tables of the outbox"];
+const MIGRATIONS: &[&str] = &[
+    "the tables of the outbox",
+    "names of at most 255 bytes, an archive that takes a number twice, and no relays of version 1",
+];
 
 /// The version of the schema that this release makes and needs.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -21,6 +27,9 @@ pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `SqliteStore::migrate
 
 /// How long `migrate` waits between attempts to switch to WAL.
 const WAL_RETRY: Duration = Duration::from_millis(10);
+
+/// The columns whose length is limited.
+const NAMES: &[&str] = &["aggregate_type", "aggregate_id", "event_type", "content_type", "topic"];
 
 /// The columns of an event, in the table and in the archive.
 pub(crate) const COLUMNS: &[&str] = &[
@@ -44,14 +53,18 @@ pub(crate) const COLUMNS: &[&str] = &[
     "failed_at",
 ];
 
-pub(crate) const TABLES: &[&str] =
-    &["", "_relays", "_partitions", "_holds", "_archive", "_topics", "_schema"];
-
-pub(crate) const INDEXES: &[&str] =
-    &["_id", "_pending", "_by_key", "_scheduled", "_sent", "_failed", "_holds_due", "_holds_paused"];
+/// An index of version 1, without its prefix, that every fetch of that version names.
+pub(crate) const INDEX_OF_VERSION_1: &str = "_holds_due";
 
 /// The statements inside the migration's transaction. `IF NOT EXISTS` everywhere, so that running them again,
 /// or in two processes at once, does nothing.
+///
+/// Names are limited by triggers and not by constraints. SQLite adds a constraint to a table only by copying
+/// it, which no text can do once and not again, and drops the user's own triggers and indexes with the old
+/// one. A trigger looks only at what is written from now on, so that no row of before is ever in the way of a
+/// settle; and `INSERT OR IGNORE`, which passes over a constraint without a word, cannot pass over it.
+///
+/// For the same reason the key of the archive stays, and what it has no place for has a table of its own.
 const MIGRATION: &str = "
 CREATE TABLE IF NOT EXISTS {p} (
   -- AUTOINCREMENT never gives a number twice, not even that of a deleted row. Do not set it yourself.
@@ -77,6 +90,13 @@ CREATE TABLE IF NOT EXISTS {p} (
   sent_at        INTEGER,
   failed_at      INTEGER
 );
+-- A name has at most 255 bytes. What a relay records is never refused: it writes none of these columns.
+CREATE TRIGGER IF NOT EXISTS {p}_inserted BEFORE INSERT ON {p}
+BEGIN SELECT CASE {limits}
+  WHEN NEW.attempts < 0 THEN RAISE(ABORT, 'attempts is negative') END; END;
+CREATE TRIGGER IF NOT EXISTS {p}_updated
+BEFORE UPDATE OF aggregate_type, aggregate_id, event_type, content_type, topic ON {p}
+BEGIN SELECT CASE {limits} END; END;
 CREATE UNIQUE INDEX IF NOT EXISTS {p}_id ON {p} (id);
 CREATE INDEX IF NOT EXISTS {p}_pending ON {p} (sequence) WHERE status = 0;
 CREATE INDEX IF NOT EXISTS {p}_by_key ON {p} (aggregate_type, aggregate_id, sequence) WHERE status = 0;
@@ -106,7 +126,9 @@ CREATE TABLE IF NOT EXISTS {p}_holds (
   paused_at      INTEGER, -- null: not paused by an operator
   PRIMARY KEY (aggregate_type, aggregate_id)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS {p}_holds_due ON {p}_holds (until) WHERE paused_at IS NULL AND until IS NOT NULL;
+-- Relays of version 1 name this index in every fetch. They would take a tombstone for an error.
+DROP INDEX IF EXISTS {p}_holds_due;
+CREATE INDEX IF NOT EXISTS {p}_holds_until ON {p}_holds (until) WHERE paused_at IS NULL AND until IS NOT NULL;
 CREATE INDEX IF NOT EXISTS {p}_holds_paused ON {p}_holds (paused_at) WHERE paused_at IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS {p}_archive (
@@ -131,6 +153,30 @@ CREATE TABLE IF NOT EXISTS {p}_archive (
   archived_at    INTEGER NOT NULL DEFAULT {now}
 );
 
+-- Events whose number another event in the archive has: they come after the table's numbers were reset.
+CREATE TABLE IF NOT EXISTS {p}_archive_again (
+  sequence       INTEGER NOT NULL,
+  id             TEXT    NOT NULL COLLATE NOCASE,
+  aggregate_type TEXT    NOT NULL,
+  aggregate_id   TEXT    NOT NULL,
+  event_type     TEXT    NOT NULL,
+  version        INTEGER NOT NULL,
+  payload        BLOB,
+  content_type   TEXT,
+  headers        TEXT,
+  topic          TEXT,
+  created_at     INTEGER NOT NULL,
+  available_at   INTEGER,
+  status         INTEGER NOT NULL,
+  attempts       INTEGER NOT NULL,
+  last_error     TEXT,
+  cause          TEXT,
+  sent_at        INTEGER,
+  failed_at      INTEGER,
+  archived_at    INTEGER NOT NULL DEFAULT {now},
+  PRIMARY KEY (sequence, id)
+);
+
 CREATE TABLE IF NOT EXISTS {p}_topics (
   topic     TEXT    NOT NULL PRIMARY KEY, -- paused by an operator
   paused_at INTEGER NOT NULL DEFAULT {now}
@@ -153,9 +199,25 @@ pub fn migration_sql(config: &SqliteConfig) -> String {
     format!(
         "-- The outbox, schema version {SCHEMA_VERSION}. The journal mode is kept in the file and cannot change inside a \
          transaction.\nPRAGMA journal_mode = WAL;\nBEGIN IMMEDIATE;{}{}COMMIT;\n",
-        config.sql(MIGRATION),
+        statements(config),
         config.sql(&version_sql()),
     )
+}
+
+/// The statements that make everything but the version.
+pub(crate) fn statements(config: &SqliteConfig) -> String {
+    config.sql(&MIGRATION.replace("{limits}", &limits()))
+}
+
+/// What no relay could record is refused, each name by its column. Whatever else is odd fails alone.
+fn limits() -> String {
+    let too_long = |name: &&str| {
+        format!(
+            "WHEN length(CAST(NEW.{name} AS BLOB)) > {NAME_BYTES_MAX} \
+             THEN RAISE(ABORT, '{name} has more than {NAME_BYTES_MAX} bytes')"
+        )
+    };
+    NAMES.iter().map(too_long).collect::<Vec<_>>().join("\n  ")
 }
 
 fn version_sql() -> String {
@@ -188,7 +250,7 @@ pub fn migrate(config: &SqliteConfig) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).doing(doing)?;
     // Read again under the lock: another process may have migrated meanwhile.
     schema.refuse_newer(recorded_version(config, &transaction).doing(doing)?)?;
-    transaction.execute_batch(&config.sql(MIGRATION)).doing(doing)?;
+    transaction.execute_batch(&statements(config)).doing(doing)?;
     transaction.execute_batch(&config.sql(&version_sql())).doing(doing)?;
     transaction.commit().doing(doing)
 }
@@ -221,6 +283,7 @@ fn switch_to_wal(config: &SqliteConfig, connection: &Connection) -> Result<(), S
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).doing("switch the database to WAL")
 }
 
+/// Whether there is such a table, index or trigger.
 pub(crate) fn exists(connection: &Connection, kind: &str, name: &str) -> rusqlite::Result<bool> {
     // Names of tables ignore case in SQLite.
     let sql = "SELECT EXISTS(SELECT 1 FROM sqlite_master WHERE type = ?1 AND name = ?2 COLLATE NOCASE)";

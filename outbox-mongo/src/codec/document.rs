@@ -89,6 +89,7 @@ pub(crate) struct Stored<'a> {
     last_error: Option<RawBsonRef<'a>>,
     cause: Option<RawBsonRef<'a>>,
     sent_at: Option<RawBsonRef<'a>>,
+    failed_at: Option<RawBsonRef<'a>>,
 }
 
 impl<'a> Stored<'a> {
@@ -123,6 +124,7 @@ impl<'a> Stored<'a> {
                 "last_error" => &mut stored.last_error,
                 "cause" => &mut stored.cause,
                 "sent_at" => &mut stored.sent_at,
+                "failed_at" => &mut stored.failed_at,
                 _ => continue,
             };
             *field = Some(value);
@@ -185,6 +187,7 @@ impl<'a> Stored<'a> {
             .with_last_error(optional(self.last_error))
             .with_cause(optional(self.cause).as_deref().and_then(FailureCause::parse))
             .with_sent_at(time(self.sent_at))
+            .with_failed_at(time(self.failed_at))
     }
 
     /// When it was written.

@@ -106,7 +106,7 @@ async fn check_finds(store: &MongoStore) {
 
         let batch: Vec<_> = (0..32).map(|n| (AggregateKey::new("order", &n.to_string()), 0)).collect();
         let by_key = plan_of_find(store, position.of_batch(&batch, at.now), PENDING_BY_KEY, true).await;
-        assert!(by_key.contains(&"IXSCAN pending_by_key".to_owned()), "{by_key:?}");
+        assert!(by_key.contains(&"IXSCAN unsent_by_key".to_owned()), "{by_key:?}");
         assert!(!by_key.iter().any(|stage| stage == "COLLSCAN" || stage == "SORT"), "{by_key:?}");
     }
     let settle = plan_of_find(store, among(&[timestamp_of(1 << 40)]), PENDING, false).await;

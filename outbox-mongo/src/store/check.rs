@@ -17,7 +17,7 @@ use self::collections::entry;
 use crate::{
     database::{Database, collect, index},
     error::{Fault, classify, within},
-    schema::{self, MIGRATE, SEQUENCE, schema},
+    schema::{self, MIGRATE, SEQUENCE, VALIDATION_ACTION, VALIDATION_LEVEL, schema},
 };
 
 pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
@@ -171,12 +171,26 @@ async fn collections(database: &Database, findings: &mut Vec<Finding>) -> Result
     }
     findings.extend(schema(names).check(schema::version(&database.majority, &names.meta).await?));
     let options = entry(&listed, &names.outbox).and_then(|entry| entry.get_document("options").ok());
+    let option = |name: &str| options.and_then(|options| options.get_str(name).ok()).unwrap_or_default();
+    let (level, action) = (option("validationLevel"), option("validationAction"));
+    if (level, action) != (VALIDATION_LEVEL, VALIDATION_ACTION) {
+        findings.push(Finding::error(
+            "validation",
+            format!(
+                "{} is validated with the level {level:?} and the action {action:?}, and not with \
+                 {VALIDATION_LEVEL:?} and {VALIDATION_ACTION:?}: what no relay could read is taken, or what it \
+                 records of an older document is refused",
+                names.outbox
+            ),
+            MIGRATE,
+        ));
+    }
     if options.and_then(|options| options.get_document("validator").ok()) != Some(&schema::validator()) {
         findings.push(Finding::error(
             "validator",
             format!(
-                "{} does not refuse what has no sequence by the server, or refuses something else: an event without \
-                 one would never be read",
+                "the validator of {} is not that of the migration: an event without a sequence by the server would \
+                 never be read, and a tombstone or a settle may be refused",
                 names.outbox
             ),
             MIGRATE,

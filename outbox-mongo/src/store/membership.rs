@@ -26,7 +26,8 @@ pub(super) fn alive() -> Document {
 /// An update that gives a relay another `ttl` from now.
 fn renew(ttl: Duration) -> Vec<Document> {
     let ttl = millis(ttl);
-    vec![doc! { "$set": { "expires_at": { "$add": ["$$NOW", ttl] }, "ttl_ms": ttl } }]
+    let expires_at = doc! { "$add": ["$$NOW", ttl] };
+    vec![doc! { "$set": { "expires_at": expires_at, "ttl_ms": ttl, "schema": schema::SCHEMA_VERSION } }]
 }
 
 pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {

@@ -12,7 +12,10 @@ use outbox_core::{
     store::{COUNT_MAX, Count, PurgeRequest, Purged, QuickStats, Status, StoreStats},
 };
 
-use super::{membership::alive, settle::archive};
+use super::{
+    membership::alive,
+    settle::{archive, batches},
+};
 use crate::{
     codec::{
         document::{Stored, pending, utc},
@@ -64,20 +67,35 @@ async fn remove(
     let by = if status == Status::Sent { SEQUENCE } else { FAILED };
     let outbox = database.majority.collection::<Document>(&database.names().outbox);
     let find = outbox.find(old.clone()).hint(index(by)).sort(doc! { "sequence": 1 });
-    let find = find.limit(rows_max.into()).projection(doc! { "_id": 1 });
-    let found = within(what, async { collect(find.await?).await }).await?;
-    let ids: Vec<Bson> = found.into_iter().filter_map(|mut event| event.remove("_id")).collect();
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    old.insert("_id", doc! { "$in": ids });
+    let find = find.limit(rows_max.into());
     match disposal {
-        Disposal::Delete => Ok(within(what, async { outbox.delete_many(old).await }).await?.deleted_count),
+        Disposal::Delete => {
+            let found =
+                within(what, async { collect(find.projection(doc! { "_id": 1 }).await?).await }).await?;
+            let ids: Vec<Bson> = found.into_iter().filter_map(|mut event| event.remove("_id")).collect();
+            if ids.is_empty() {
+                return Ok(0);
+            }
+            old.insert("_id", doc! { "$in": ids });
+            Ok(within(what, async { outbox.delete_many(old).await }).await?.deleted_count)
+        }
         Disposal::Archive => {
-            transact(&database.client, what, (Arc::clone(database), old), |session, (database, old)| {
-                archive(database, session, old.clone()).boxed()
-            })
-            .await
+            let sized = doc! { "_id": 1, "bytes": { "$bsonSize": "$$ROOT" } };
+            let found = within(what, async { collect(find.projection(sized).await?).await }).await?;
+            let sized = found.into_iter().filter_map(|mut event| {
+                let bytes = event.get_i32("bytes").unwrap_or_default();
+                Some((event.remove("_id")?, bytes.into()))
+            });
+            let mut moved = 0;
+            for ids in batches(sized) {
+                old.insert("_id", doc! { "$in": ids });
+                let context = (Arc::clone(database), old.clone());
+                moved += transact(&database.client, what, context, |session, (database, old)| {
+                    archive(database, session, old.clone()).boxed()
+                })
+                .await?;
+            }
+            Ok(moved)
         }
     }
 }

@@ -4,7 +4,7 @@
 //! its way, and waits or is waited for. Reading them would not do, since a snapshot may be stale.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -22,14 +22,14 @@ use super::membership::leases_of;
 use crate::{
     codec::{
         after,
-        document::{Stored, id_of, pending},
+        document::{Stored, id_of, pending, whole},
         sequence::{sequence_of, timestamp_of},
     },
     database::{
         Database, index,
         transaction::{transact, write},
     },
-    error::Fault,
+    error::{Fault, within},
     holds::{Held, Hold, change, hold_id},
     schema::PENDING,
 };
@@ -60,14 +60,87 @@ pub(super) async fn begin_attempt(
     .await
 }
 
+/// How many bytes one transaction moves to the archive at the most, unless a single event has more.
+///
+/// The server ends a transaction whose changes take too much of its cache, for ever however often it is run
+/// again (`TransactionTooLargeForCache`). The smallest cache has 256 MB, of which a fifth may be changes, and
+/// an event that is moved is there about three times: in the archive, in the oplog and as what was deleted.
+const ARCHIVE_BYTES_MAX: i64 = 8 << 20;
+
 pub(super) async fn settle(database: &Arc<Database>, request: &SettleRequest) -> Result<Settled, StoreError> {
-    transact(
-        &database.client,
-        "settle",
-        (Arc::clone(database), request.clone()),
-        |session, (database, request)| Settling::run(database, session, request).boxed(),
-    )
+    const WHAT: &str = "settle";
+    if request.when_sent != WhenSent::Archive || request.settlements.len() < 2 {
+        return record(database, WHAT, request.clone()).await;
+    }
+    let parts = within(WHAT, parts(database, request)).await?;
+    let mut fenced = BTreeSet::new();
+    for part in parts {
+        fenced.extend(record(database, WHAT, part).await?.fenced);
+    }
+    Ok(Settled::default().with_fenced(fenced.into_iter().collect()))
+}
+
+async fn record(
+    database: &Arc<Database>,
+    what: &'static str,
+    request: SettleRequest,
+) -> Result<Settled, StoreError> {
+    transact(&database.client, what, (Arc::clone(database), request), |session, (database, request)| {
+        Settling::run(database, session, request).boxed()
+    })
     .await
+}
+
+/// The request in as many as keep within [`ARCHIVE_BYTES_MAX`], in the order in which settlements apply. Each
+/// settlement is recorded with its hold in one transaction. Should the lease be lost in between, what was
+/// recorded before stays so, as after a settle whose answer was lost.
+async fn parts(database: &Database, request: &SettleRequest) -> Result<Vec<SettleRequest>, Fault> {
+    let in_order = request.settlements_in_order(&[]);
+    let sent = in_order.iter().filter(|settlement| settlement.outcome == Outcome::Sent);
+    let sent: Vec<Timestamp> = sent.map(|settlement| timestamp_of(settlement.sequence)).collect();
+    let fields = doc! { "_id": 0, "sequence": 1, "bytes": { "$bsonSize": "$$ROOT" } };
+    let mut found = database.outbox().find(among(&sent)).hint(index(PENDING)).projection(fields).await?;
+    let mut bytes = HashMap::with_capacity(sent.len());
+    while found.advance().await? {
+        let event = found.current();
+        bytes.extend(
+            event.get_timestamp("sequence").ok().zip(event.get("bytes").ok().flatten().and_then(whole)),
+        );
+    }
+    let sized = in_order.into_iter().map(|settlement| {
+        let bytes = bytes.get(&timestamp_of(settlement.sequence));
+        (settlement.clone(), bytes.copied().unwrap_or_default())
+    });
+    let mut parts: Vec<SettleRequest> = batches(sized)
+        .into_iter()
+        .map(|settlements| {
+            SettleRequest::new(request.relay, request.leases.clone())
+                .with_when_sent(request.when_sent)
+                .with_settlements(settlements)
+        })
+        .collect();
+    // They apply after the settlements.
+    if let Some(last) = parts.last_mut() {
+        last.unholds = request.unholds.clone();
+    }
+    Ok(parts)
+}
+
+/// Batches of [`ARCHIVE_BYTES_MAX`] at the most, each of one at least.
+pub(super) fn batches<T>(sized: impl Iterator<Item = (T, i64)>) -> Vec<Vec<T>> {
+    let (mut batches, mut batch, mut left) = (Vec::new(), Vec::new(), ARCHIVE_BYTES_MAX);
+    for (item, bytes) in sized {
+        if bytes > left && !batch.is_empty() {
+            batches.push(std::mem::take(&mut batch));
+            left = ARCHIVE_BYTES_MAX;
+        }
+        left -= bytes;
+        batch.push(item);
+    }
+    if !batch.is_empty() {
+        batches.push(batch);
+    }
+    batches
 }
 
 /// Writes the documents of the leases. The answer is the partitions whose lease is lost.
@@ -322,8 +395,8 @@ pub(crate) async fn server_now(
     now.ok_or_else(|| Fault::Write { code: 26, message: "there is no partition 0".to_owned() })
 }
 
-/// Moves events to the archive. Documents of that id, which only a restored backup can have left there, are
-/// replaced.
+/// Moves events to the archive. The same event, which is there after a restore of the collection, is replaced;
+/// another one of that sequence stays.
 pub(super) async fn archive(
     database: &Database,
     session: &mut ClientSession,

@@ -81,7 +81,7 @@ impl Snapshot<'_> {
         };
         // The upper bound leaves out values that are not numbers, which sort after all numbers.
         let hold = first(
-            "SELECT until FROM {p}_holds INDEXED BY {p}_holds_due \
+            "SELECT until FROM {p}_holds INDEXED BY {p}_holds_until \
              WHERE paused_at IS NULL AND until IS NOT NULL AND until > ?1 AND until < ?2 ORDER BY until LIMIT 1",
         )?;
         let scheduled = first(

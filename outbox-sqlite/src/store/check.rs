@@ -1,6 +1,8 @@
 //! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes
 //! nothing.
 
+use std::collections::BTreeMap;
+
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
@@ -8,7 +10,7 @@ use crate::{
     SqliteConfig,
     database::{Database, open},
     error::{classify, store_error},
-    schema::{COLUMNS, INDEXES, MIGRATE, TABLES, exists, recorded_version, schema},
+    schema::{INDEX_OF_VERSION_1, MIGRATE, exists, recorded_version, schema, statements},
 };
 
 /// The oldest SQLite library this crate can run on: `RETURNING` came with 3.35.
@@ -90,73 +92,208 @@ fn inspect_schema(
     connection: &Connection,
     findings: &mut Vec<Finding>,
 ) -> rusqlite::Result<()> {
-    let prefix = config.prefix();
-    for suffix in TABLES {
-        if !exists(connection, "table", &format!("{prefix}{suffix}"))? {
-            let problem = format!("there is no table {prefix}{suffix}");
-            findings.push(Finding::error("missing-table", problem, MIGRATE));
+    let fresh = Connection::open_in_memory()?;
+    fresh.execute_batch(&statements(config))?;
+    let (wanted, found) = (objects(&fresh)?, objects(connection)?);
+    for ((kind, name), object) in &wanted {
+        match found.get(&(kind.clone(), name.clone())) {
+            Some(other) if kind == "table" => table(name, &object.sql, &other.sql, findings),
+            Some(other) => {
+                let (wanted, found) = (normalized(&object.sql), normalized(&other.sql));
+                if wanted != found {
+                    let problem = format!("{kind} {name} is `{found}`, and not `{wanted}`");
+                    findings.push(Finding::error(
+                        if kind == "index" { "different-index" } else { "different-trigger" },
+                        problem,
+                        format!("drop that {kind}, then {MIGRATE}"),
+                    ));
+                }
+            }
+            None => {
+                findings.extend(missing(kind, name, found.get(&("table".to_owned(), object.table.clone()))))
+            }
         }
     }
-    for (table, columns) in [(prefix.to_owned(), COLUMNS), (format!("{prefix}_archive"), COLUMNS)] {
-        let missing = missing_columns(connection, &table, columns)?;
-        if !missing.is_empty() {
-            let problem = format!("table {table} has no column {}", missing.join(", "));
-            findings.push(Finding::error(
-                "missing-column",
-                problem,
-                "rename that table, then run `outbox migrate`, or `SqliteStore::migrate` in a program",
-            ));
-        }
-    }
-    for suffix in INDEXES {
-        // A missing index of a missing table is not worth a finding.
-        let table = if suffix.starts_with("_holds") { format!("{prefix}_holds") } else { prefix.to_owned() };
-        if exists(connection, "table", &table)? && !exists(connection, "index", &format!("{prefix}{suffix}"))?
-        {
-            let problem = format!("there is no index {prefix}{suffix}, which the reader names");
-            findings.push(Finding::error("missing-index", problem, MIGRATE));
-        }
-    }
-    if exists(connection, "table", prefix)? && !has_autoincrement(connection, prefix)? {
+    let old = format!("{}{INDEX_OF_VERSION_1}", config.prefix());
+    if exists(connection, "index", &old)? {
         findings.push(Finding::error(
-            "no-autoincrement",
-            format!("table {prefix} has no AUTOINCREMENT: SQLite gives the numbers of deleted rows again, out of order"),
-            "create the table by the migration and copy the rows",
+            "old-index",
+            format!(
+                "there is an index {old}, by which relays of version 1 read: they fail an event without a payload"
+            ),
+            MIGRATE,
         ));
     }
-    if exists(connection, "table", &format!("{prefix}_schema"))? {
+    if exists(connection, "table", &config.sql("{p}_schema"))? {
         findings.extend(schema(config).check(recorded_version(config, connection)?));
     }
     Ok(())
 }
 
-fn missing_columns(
-    connection: &Connection,
-    table: &str,
-    columns: &[&'static str],
-) -> rusqlite::Result<Vec<&'static str>> {
-    if !exists(connection, "table", table)? {
-        return Ok(Vec::new());
-    }
-    let mut statement = connection.prepare("SELECT lower(name) FROM pragma_table_info(?1)")?;
-    let present =
-        statement.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
-    Ok(columns.iter().copied().filter(|column| !present.iter().any(|name| name == column)).collect())
+/// A missing object; nothing for what belongs to a table that is missing too.
+fn missing(kind: &str, name: &str, table: Option<&Object>) -> Option<Finding> {
+    let (code, problem) = match kind {
+        "table" => ("missing-table", format!("there is no table {name}")),
+        "index" => ("missing-index", format!("there is no index {name}, which the reader names")),
+        _ => {
+            let problem = format!("there is no trigger {name}, which refuses what no relay could record");
+            ("missing-trigger", problem)
+        }
+    };
+    (kind == "table" || table.is_some()).then(|| Finding::error(code, problem, MIGRATE))
 }
 
-fn has_autoincrement(connection: &Connection, table: &str) -> rusqlite::Result<bool> {
-    let sql = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
-    let text: String = connection.query_row(sql, [table], |row| row.get(0))?;
-    // SQLite keeps comments in the text, and ours name the word.
-    Ok(text.lines().any(|line| {
-        line.split("--").next().is_some_and(|code| code.to_ascii_uppercase().contains("AUTOINCREMENT"))
-    }))
+/// Compares the definitions of a table's columns and its constraints. Columns of the user's own are left
+/// alone.
+fn table(name: &str, wanted: &str, found: &str, findings: &mut Vec<Finding>) {
+    let (wanted, found) = (definitions(wanted), definitions(found));
+    let of = |column: &str| found.iter().find(|definition| first_word(definition) == column);
+    let remedy =
+        "rename that table, run `outbox migrate`, or `SqliteStore::migrate` in a program, and copy the rows";
+    let mut missing = Vec::new();
+    for definition in wanted.iter().filter(|definition| !is_constraint(definition)) {
+        let column = first_word(definition);
+        let (code, problem) = match of(column) {
+            None => {
+                missing.push(column);
+                continue;
+            }
+            Some(other) if other == definition => continue,
+            Some(other) if definition.contains("autoincrement") && !other.contains("autoincrement") => (
+                "no-autoincrement",
+                format!(
+                    "table {name} has no AUTOINCREMENT: SQLite gives the numbers of deleted rows again, out of order"
+                ),
+            ),
+            Some(other) => (
+                "different-column",
+                format!("column {column} of table {name} is `{other}`, and not `{definition}`"),
+            ),
+        };
+        findings.push(Finding::error(code, problem, remedy));
+    }
+    if !missing.is_empty() {
+        let problem = format!("table {name} has no column {}", missing.join(", "));
+        findings.push(Finding::error("missing-column", problem, remedy));
+    }
+    let constraints = |list: &[String], others: &[String]| -> Vec<String> {
+        let only = list.iter().filter(|item| is_constraint(item) && !others.contains(item));
+        only.cloned().collect()
+    };
+    for (verb, constraints) in
+        [("lacks", constraints(&wanted, &found)), ("has", constraints(&found, &wanted))]
+    {
+        for constraint in constraints {
+            let problem =
+                format!("table {name} {verb} the constraint `{constraint}`, unlike the migration's");
+            findings.push(Finding::error("different-constraint", problem, remedy));
+        }
+    }
+}
+
+/// A table, index or trigger as SQLite describes it.
+struct Object {
+    table: String,
+    sql: String,
+}
+
+/// What a statement made, by kind and name, both in lower case: names ignore it.
+fn objects(connection: &Connection) -> rusqlite::Result<BTreeMap<(String, String), Object>> {
+    let sql = "SELECT type, lower(name), lower(tbl_name), sql FROM sqlite_master WHERE sql IS NOT NULL \
+               AND name NOT LIKE 'sqlite_%'";
+    let mut statement = connection.prepare(sql)?;
+    let objects = statement.query_map([], |row| {
+        Ok(((row.get(0)?, row.get(1)?), Object { table: row.get(2)?, sql: row.get(3)? }))
+    })?;
+    objects.collect()
+}
+
+fn first_word(definition: &str) -> &str {
+    definition.split_whitespace().next().unwrap_or_default()
+}
+
+fn is_constraint(definition: &str) -> bool {
+    let word = first_word(definition);
+    let word = word.split('(').next().unwrap_or_default();
+    ["constraint", "primary", "unique", "check", "foreign"].contains(&word)
+}
+
+/// The columns and constraints between the outer parentheses of a table's statement.
+fn definitions(sql: &str) -> Vec<String> {
+    let text = normalized(sql);
+    let body = text.split_once('(').map_or("", |(_, body)| body);
+    let (mut depth, mut quoted) = (0_u32, false);
+    let mut definitions = vec![String::new()];
+    for character in body.chars() {
+        match character {
+            '\'' => quoted = !quoted,
+            ',' if !quoted && depth == 0 => {
+                definitions.push(String::new());
+                continue;
+            }
+            '(' if !quoted => depth += 1,
+            ')' if !quoted && depth == 0 => break,
+            ')' if !quoted => depth -= 1,
+            _ => {}
+        }
+        if let Some(definition) = definitions.last_mut() {
+            definition.push(character);
+        }
+    }
+    definitions.iter().map(|definition| definition.trim().to_owned()).collect()
+}
+
+/// A statement without its comments and layout, in lower case but for its texts. Identifiers lose their
+/// quotes, which other tools put around all of them.
+fn normalized(sql: &str) -> String {
+    let mut text = String::with_capacity(sql.len());
+    let mut quoted = false;
+    let mut characters = sql.chars().peekable();
+    while let Some(character) = characters.next() {
+        let next = characters.peek().copied();
+        match character {
+            '\'' => {
+                quoted = !quoted;
+                text.push(character);
+            }
+            _ if quoted => text.push(character),
+            '-' if next == Some('-') => {
+                characters.by_ref().find(|character| *character == '\n');
+                text.push(' ');
+            }
+            '/' if next == Some('*') => {
+                let mut last = ' ';
+                characters
+                    .by_ref()
+                    .find(|character| std::mem::replace(&mut last, *character) == '*' && *character == '/');
+                text.push(' ');
+            }
+            '"' | '`' | '[' | ']' => {}
+            _ => text.extend(character.to_lowercase()),
+        }
+    }
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    words.replace("( ", "(").replace(" )", ")").replace(" (", "(").replace(" ,", ",")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::migrate;
+
+    #[test]
+    fn a_table_is_compared_by_what_it_says_and_not_by_its_layout() {
+        let wanted = definitions(
+            "CREATE TABLE o (\n a INTEGER DEFAULT (f(1, ',)')), -- a, b\n b TEXT, PRIMARY KEY (a, b)\n)",
+        );
+        assert_eq!(wanted, ["a integer default(f(1, ',)'))", "b text", "primary key(a, b)"]);
+        let same = "create table \"O\" ([a] integer default ( f(1, ',)') ) /* c, */, `b` text, primary key ( a, b ) )";
+        assert_eq!(definitions(same), wanted);
+        assert_ne!(
+            definitions("CREATE TABLE o (a INTEGER DEFAULT (f(1, ',) ')), b TEXT, PRIMARY KEY (a, b))"),
+            wanted
+        );
+    }
 
     #[test]
     fn a_file_that_cannot_be_written_is_found() {

@@ -81,18 +81,24 @@ fn record(
     Ok(Settled::default().with_fenced(fenced))
 }
 
-/// Copies a row to the archive; the caller deletes it. A row of that number, which only a restored backup can
-/// have left there, is replaced.
+/// Copies a row to the archive; the caller deletes it. The same event, which is there after a restore of the
+/// table, is replaced. Another one with that number, which is there after a reset of the numbers, stays.
 pub(super) fn copy_to_archive(
     config: &SqliteConfig,
     transaction: &Transaction<'_>,
     sequence: Sequence,
 ) -> rusqlite::Result<()> {
     let columns = columns();
-    let sql = format!(
-        "INSERT OR REPLACE INTO {{p}}_archive ({columns}) SELECT {columns} FROM {{p}} WHERE sequence = ?1"
-    );
-    transaction.prepare_cached(&config.sql(&sql))?.execute([sequence])?;
+    let of_another = "EXISTS (SELECT 1 FROM {p}_archive a WHERE a.sequence = o.sequence AND a.id <> o.id)";
+    for (table, condition) in [("", "NOT "), ("_again", "")] {
+        let sql = format!(
+            "INSERT OR REPLACE INTO {{p}}_archive{table} ({columns}) SELECT {columns} FROM {{p}} o \
+             WHERE o.sequence = ?1 AND {condition}{of_another}"
+        );
+        if transaction.prepare_cached(&config.sql(&sql))?.execute([sequence])? == 1 {
+            break;
+        }
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! proved by the conformance suite.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test, which clippy does not take for tests")]
 
+mod archive;
 mod common;
 mod contract;
 mod enqueue;

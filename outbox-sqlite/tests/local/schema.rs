@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use crate::common::{TestDatabase, TestRelay, key, sequences};
 use outbox_core::{
-    EventFilter, OutboxAdmin, OutboxStore, Severity, StoreErrorKind,
+    Event, EventFilter, OutboxAdmin, OutboxStore, Severity, StoreErrorKind,
     store::{FailureCause, Outcome, Successors},
 };
 use outbox_sqlite::{SqliteConfig, SqliteStore, migrate, migration_sql};
@@ -80,14 +80,60 @@ async fn check_names_everything_at_once() {
         .unwrap();
     let found = codes(&database.config).await;
     let expected = [
+        ("different-column", Severity::Error),
         ("journal-mode", Severity::Warning),
         ("missing-column", Severity::Error),
         ("missing-index", Severity::Error),
         ("missing-table", Severity::Error),
+        ("missing-trigger", Severity::Error),
         ("no-autoincrement", Severity::Error),
         ("schema-older", Severity::Error),
     ];
     assert_eq!(found, expected.into());
+}
+
+/// Makes something again with another text.
+fn remade(database: &TestDatabase, name: &str, from: &str, to: &str) {
+    let connection = database.connect();
+    let (kind, sql): (String, String) = connection
+        .query_row("SELECT type, sql FROM sqlite_master WHERE name = ?1", [name], |row| row.try_into())
+        .unwrap();
+    assert!(sql.contains(from), "{sql}");
+    connection.execute_batch(&format!("DROP {kind} {name}; {}", sql.replace(from, to))).unwrap();
+}
+
+#[tokio::test]
+async fn check_compares_every_column_constraint_index_and_trigger() {
+    for (name, from, to, code) in [
+        ("outbox_topics", "paused_at INTEGER", "paused_at TEXT", "different-column"),
+        ("outbox_topics", "topic     TEXT    NOT NULL", "topic TEXT", "different-column"),
+        ("outbox_archive_again", "COLLATE NOCASE", "", "different-column"),
+        ("outbox_relays", ",\n  ttl        INTEGER NOT NULL", "", "missing-column"),
+        ("outbox_partitions", "owner     TEXT", "owner TEXT, CHECK (epoch < 9)", "different-constraint"),
+        ("outbox_archive_again", ",\n  PRIMARY KEY (sequence, id)", "", "different-constraint"),
+        ("outbox_pending", "(sequence)", "(sequence, id)", "different-index"),
+        ("outbox_inserted", "255", "256", "different-trigger"),
+    ] {
+        let database = TestDatabase::new();
+        remade(&database, name, from, to);
+        assert_eq!(codes(&database.config).await, [(code, Severity::Error)].into(), "{name}: {to}");
+    }
+    for (sql, code) in [
+        ("DROP TRIGGER outbox_inserted", "missing-trigger"),
+        ("DROP TRIGGER outbox_updated", "missing-trigger"),
+        ("DROP INDEX outbox_holds_until", "missing-index"),
+        ("CREATE INDEX outbox_holds_due ON outbox_holds (until)", "old-index"),
+    ] {
+        let database = TestDatabase::new();
+        database.connect().execute_batch(sql).unwrap();
+        assert_eq!(codes(&database.config).await, [(code, Severity::Error)].into(), "{sql}");
+        migrate(&database.config).unwrap();
+        assert_eq!(codes(&database.config).await, BTreeSet::new(), "the migration puts it right: {sql}");
+    }
+    // What a user adds is the user's.
+    let database = TestDatabase::new();
+    database.connect().execute_batch("ALTER TABLE outbox ADD COLUMN tenant TEXT").unwrap();
+    assert_eq!(codes(&database.config).await, BTreeSet::new());
 }
 
 #[tokio::test]
@@ -159,6 +205,45 @@ async fn a_plain_insert_of_four_columns_is_an_event() {
 }
 
 #[tokio::test]
+async fn a_payload_is_a_text_or_a_blob_as_it_was_written_and_null_is_a_tombstone() {
+    let database = TestDatabase::new();
+    let mut connection = database.connect();
+    let json = r#"{"path": "C:\new \u00e9 \"ä\" 🦀"}"#;
+    let written: [(&str, &str, Option<&[u8]>); 5] = [
+        (&format!("'{json}'"), "text", Some(json.as_bytes())),
+        ("x'00ff'", "blob", Some(&[0, 255])),
+        ("x'7b7d'", "blob", Some(b"{}")),
+        ("''", "text", Some(b"")),
+        ("NULL", "null", None),
+    ];
+    for (value, _, _) in &written {
+        let sql = format!(
+            "INSERT INTO outbox (aggregate_type, aggregate_id, event_type, payload) VALUES ('order', 'a', 'e', {value})"
+        );
+        connection.execute(&sql, []).unwrap();
+    }
+    let outbox = database.store().outbox();
+    let transaction = connection.transaction().unwrap();
+    let of = |payload: &[u8]| Event::builder("order", "a", "e").payload(payload.to_vec()).build().unwrap();
+    for event in
+        [of(json.as_bytes()), of(&[0xff]), of(b"a\0b"), Event::tombstone("order", "a", "e").build().unwrap()]
+    {
+        outbox.enqueue(&transaction, &event).unwrap();
+    }
+    transaction.commit().unwrap();
+    let mut types = connection.prepare("SELECT typeof(payload) FROM outbox ORDER BY sequence").unwrap();
+    let types: Vec<String> = types.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let enqueued = ["text", "blob", "blob", "null"];
+    assert_eq!(types, written.map(|(_, kind, _)| kind).into_iter().chain(enqueued).collect::<Vec<_>>());
+    let mut relay = TestRelay::new(database.store()).await;
+    let rows = relay.fetch().await.rows;
+    let read: Vec<Option<&[u8]>> =
+        rows.iter().map(|row| row.content.as_ref().unwrap().payload.as_deref()).collect();
+    let enqueued: [Option<&[u8]>; 4] = [Some(json.as_bytes()), Some(&[0xff]), Some(b"a\0b"), None];
+    assert_eq!(read, written.map(|(_, _, payload)| payload).into_iter().chain(enqueued).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn an_id_is_read_in_every_spelling_and_found_by_the_operator() {
     let database = TestDatabase::new();
     let connection = database.connect();
@@ -192,14 +277,12 @@ async fn nonsense_fails_alone_and_says_why() {
         ("aggregate_type", "x'6f72646572'", "aggregate_type is of type Blob"),
         ("aggregate_id", "''", "aggregate_id is empty"),
         ("aggregate_id", "CAST(x'c328' AS TEXT)", "aggregate_id is not UTF-8"),
-        ("aggregate_id", "printf('%.256c', 'x')", "aggregate_id has 256 bytes"),
         ("event_type", "''", "event_type is empty"),
         ("event_type", "char(10)", "control character"),
         ("id", "'nonsense'", "id \"nonsense\" is not a UUID"),
         ("id", "x'00'", "id is not a UUID"),
         ("version", "0", "version is 0"),
         ("version", "'two'", "version is of type Text"),
-        ("payload", "NULL", "payload is null"),
         ("payload", "17", "payload is of type Integer"),
         ("content_type", "''", "content_type is empty"),
         ("headers", "'nonsense'", "headers are not an object of texts"),
@@ -265,6 +348,27 @@ async fn what_would_be_lost_in_silence_is_refused_at_once() {
     {
         let error = insert(columns, values).unwrap_err();
         assert!(error.to_string().contains("CHECK"), "{columns} {values}: {error}");
+    }
+    let long = "'é' || printf('%.254c', 'x')";
+    for name in ["topic", "content_type"] {
+        let error = insert(name, long).unwrap_err();
+        assert!(error.to_string().contains(&format!("{name} has more than 255 bytes")), "{error}");
+    }
+    assert!(insert("attempts", "-1").unwrap_err().to_string().contains("attempts is negative"));
+    for name in ["aggregate_type", "aggregate_id", "event_type"] {
+        // Not even a writer that passes over whatever the table refuses loses such an event in silence.
+        for verb in ["INSERT", "INSERT OR IGNORE"] {
+            let columns = ["aggregate_type", "aggregate_id", "event_type"];
+            let values = columns.map(|column| if column == name { long } else { "'a'" });
+            let sql = format!("{verb} INTO outbox ({}) VALUES ({})", columns.join(", "), values.join(", "));
+            let error = connection.execute(&sql, []).unwrap_err();
+            assert!(error.to_string().contains(&format!("{name} has more than 255 bytes")), "{error}");
+        }
+        let fits = "UPDATE outbox SET aggregate_id = 'é' || printf('%.253c', 'x')";
+        insert("topic, attempts", "'é' || printf('%.253c', 'x'), 0").unwrap();
+        connection.execute(fits, []).unwrap();
+        let error = connection.execute(&format!("UPDATE outbox SET {name} = {long}"), []).unwrap_err();
+        assert!(error.to_string().contains(&format!("{name} has more than 255 bytes")), "{error}");
     }
     insert("status", "0").unwrap();
     let hold = "INSERT INTO outbox_holds (aggregate_type, aggregate_id, until, reason) \
