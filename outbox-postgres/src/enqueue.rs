@@ -7,7 +7,7 @@ use outbox_core::{
     Enqueue, EnqueueError, Event, StoreError, StoreErrorKind,
     statement::{
         Driver, DriverError, EnqueueBy, Parameter, Statement, content_type_column, given_twice,
-        headers_column,
+        headers_column, payload_columns,
     },
     store::Sequence,
 };
@@ -59,22 +59,22 @@ impl PostgresOutbox {
     pub fn new(config: &PostgresConfig) -> Self {
         let columns = |headers: &str| {
             format!(
-                "id, aggregate_type, aggregate_id, event_type, version, payload, content_type, {headers}, topic, \
-                 available_at"
+                "id, aggregate_type, aggregate_id, event_type, version, payload, payload_binary, content_type, \
+                 {headers}, topic, available_at"
             )
         };
         let names = columns("headers");
         // Headers are bound as a text, which every driver can.
         let one = format!(
-            "INSERT INTO {{outbox}} ({names}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb, $9, $10) \
+            "INSERT INTO {{outbox}} ({names}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11) \
              ON CONFLICT (id) DO NOTHING RETURNING sequence AS number"
         );
         // The numbers are drawn above the sort, so that they ascend in the order given.
         let values = columns("headers::jsonb");
         let many = format!(
             "INSERT INTO {{outbox}} ({names}) SELECT {values} FROM unnest($1::uuid[], $2::text[], $3::text[], \
-             $4::text[], $5::integer[], $6::bytea[], $7::text[], $8::text[], $9::text[], $10::timestamptz[]) \
-             WITH ORDINALITY AS event ({names}, place) ORDER BY place \
+             $4::text[], $5::integer[], $6::text[], $7::bytea[], $8::text[], $9::text[], $10::text[], \
+             $11::timestamptz[]) WITH ORDINALITY AS event ({names}, place) ORDER BY place \
              ON CONFLICT (id) DO NOTHING RETURNING sequence AS number"
         );
         let find = "SELECT place AS number FROM unnest($1::uuid[]) WITH ORDINALITY AS event (id, place) \
@@ -94,20 +94,22 @@ impl PostgresOutbox {
     /// already.
     ///
     /// The parameters are, in order: [`Uuid`](Parameter::Uuid), three [`Text`](Parameter::Text),
-    /// [`Integer`](Parameter::Integer), [`Bytes`](Parameter::Bytes), three `Text`,
+    /// [`Integer`](Parameter::Integer), `Text`, [`Bytes`](Parameter::Bytes), three `Text`,
     /// [`Time`](Parameter::Time).
     ///
     /// # Errors
     /// A payload over the limit.
     pub fn insert<'a>(&self, event: &'a Event) -> Result<Statement<'a>, EnqueueError> {
         event.check_payload(self.payload_bytes_max)?;
+        let (payload, payload_binary) = payload_of(event);
         let parameters = vec![
             Parameter::Uuid(event.id()),
             Parameter::text(event.aggregate_type()),
             Parameter::text(event.aggregate_id()),
             Parameter::text(event.event_type()),
             Parameter::Integer(event.version()),
-            Parameter::Bytes(event.payload().map(|payload| &payload[..])),
+            Parameter::Text(payload.map(Cow::Borrowed)),
+            Parameter::Bytes(payload_binary),
             Parameter::Text(content_type_column(event).map(Cow::Borrowed)),
             Parameter::Text(headers_column(event)?.map(Cow::Owned)),
             Parameter::Text(event.topic().map(Cow::Borrowed)),
@@ -265,6 +267,15 @@ fn no_transaction(error: DriverError) -> EnqueueError {
     }
 }
 
+/// An event's payload in the column of texts or in that of bytes. A text that begins like PostgreSQL's form of
+/// bytes is refused by the column of texts, and so is stored as bytes.
+fn payload_of(event: &Event) -> (Option<&str>, Option<&[u8]>) {
+    match payload_columns(event) {
+        (Some(text), _) if text.starts_with(r"\x") => (None, Some(text.as_bytes())),
+        columns => columns,
+    }
+}
+
 /// The event that was in the way has been removed since.
 fn gone() -> EnqueueError {
     let what = "cannot write events into the outbox: one of their ids was there, and is gone: try again";
@@ -293,7 +304,8 @@ struct Columns<'a> {
     aggregate_ids: Vec<Option<Cow<'a, str>>>,
     event_types: Vec<Option<Cow<'a, str>>>,
     versions: Vec<i32>,
-    payloads: Vec<Option<&'a [u8]>>,
+    payloads: Vec<Option<Cow<'a, str>>>,
+    payloads_binary: Vec<Option<&'a [u8]>>,
     content_types: Vec<Option<Cow<'a, str>>>,
     headers: Vec<Option<Cow<'a, str>>>,
     topics: Vec<Option<Cow<'a, str>>>,
@@ -307,7 +319,9 @@ impl<'a> Columns<'a> {
         self.aggregate_ids.push(Some(event.aggregate_id().into()));
         self.event_types.push(Some(event.event_type().into()));
         self.versions.push(event.version());
-        self.payloads.push(event.payload().map(|payload| &payload[..]));
+        let (payload, payload_binary) = payload_of(event);
+        self.payloads.push(payload.map(Cow::Borrowed));
+        self.payloads_binary.push(payload_binary);
         self.content_types.push(content_type_column(event).map(Cow::Borrowed));
         self.headers.push(headers_column(event)?.map(Cow::Owned));
         self.topics.push(event.topic().map(Cow::Borrowed));
@@ -322,7 +336,8 @@ impl<'a> Columns<'a> {
             Parameter::Texts(self.aggregate_ids),
             Parameter::Texts(self.event_types),
             Parameter::Integers(self.versions),
-            Parameter::ByteStrings(self.payloads),
+            Parameter::Texts(self.payloads),
+            Parameter::ByteStrings(self.payloads_binary),
             Parameter::Texts(self.content_types),
             Parameter::Texts(self.headers),
             Parameter::Texts(self.topics),

@@ -50,6 +50,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::TryStreamExt as _;
 use outbox_core::{
     StoreError, StoreErrorKind,
     store::{FetchRequest, Fetched, OutboxReader, Partition, RelayId, Sequence},
@@ -59,7 +60,7 @@ use sqlx::{AssertSqlSafe, Row as _, postgres::types::Oid};
 use self::{
     batch::Batch,
     bound::Bound,
-    decode::{COLUMN_COUNT, decode},
+    decode::{COLUMN_COUNT, decode, decode_payload},
     keys::Keys,
     leases::Leases,
     progress::Progress,
@@ -259,15 +260,19 @@ impl PostgresReader {
         if sequences.is_empty() {
             return Ok(());
         }
-        let rows: Vec<(Sequence, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(Arc::clone(&self.sql.payloads)))
+        let mut rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.sql.payloads)))
             .bind(sequences)
-            .fetch_all(&mut self.session.connection)
-            .await?;
-        let mut payloads: HashMap<_, _> = rows.into_iter().collect();
+            .fetch(&mut self.session.connection);
+        let mut payloads = HashMap::new();
+        while let Some(row) = rows.try_next().await? {
+            let (sequence, payload) = decode_payload(&row)?;
+            payloads.insert(sequence, payload);
+        }
         for read in batch.missing() {
             if let Ok(event) = &mut read.row.content {
                 match payloads.remove(&read.row.sequence) {
-                    Some(payload) => event.payload = Some(payload.into()),
+                    Some(Ok(payload)) => event.payload = payload,
+                    Some(Err(problem)) => read.row.content = Err(problem),
                     // Settled or removed since by another relay, which then holds the lease.
                     None => read.row.content = Err("the row was removed while it was read".to_owned()),
                 }

@@ -6,32 +6,39 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use crate::{PostgresConfig, config::Tables, error::store_error};
 
 /// What each version of the tables brought, the first one first. A version that was released is never
-/// changed: a change is a further entry, with its statements in `schema.sql` such that they do nothing where
-/// they were done.
-const MIGRATIONS: &[&str] = &["the tables of the outbox"];
+/// changed: a change is a further entry. `schema.sql` has the newest tables, and a file of each later version
+/// what makes them of those before it, such that it does nothing where it was done.
+const MIGRATIONS: &[&str] = &[
+    "the tables of the outbox",
+    "payloads as text or bytes, names of at most 255 bytes, an archive that takes the same twice",
+];
 
 /// The version of the tables that this program reads and writes.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// The columns that the archive shares with the outbox, less those that a settle changes.
 pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
-     content_type, headers, topic, created_at, available_at, last_error";
+     payload_binary, content_type, headers, topic, created_at, available_at, last_error";
+
+/// What becomes of an event that the archive has: it keeps what it has, and the settle or the purge succeeds. To
+/// overwrite it would ask for another privilege.
+pub(crate) const ARCHIVED_TWICE: &str = "ON CONFLICT (sequence, id) DO NOTHING";
 
 /// The remedy for what a migration puts right.
 pub(crate) const MIGRATE: &str = "run `outbox migrate`, or `PostgresStore::migrate` in a program; \
     `outbox migrate --print` and `migration_sql` give the statements";
 
 /// The aggregate's partition, of two text parameters or columns: the expression of the generated column
-/// `part`.
+/// `partition`.
 ///
 /// `md5` of text depends on the encoding of the database alone, and `check` insists on UTF8; `hashtext` is
 /// not promised to stay the same in another release of PostgreSQL.
-pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
+pub(crate) fn partition_expression(aggregate_type: &str, aggregate_id: &str) -> String {
     format!("(get_byte(decode(md5({aggregate_type} || '/' || {aggregate_id}), 'hex'), 0) & 63)::smallint")
 }
 
-/// The statements that create the tables, for one's own migration tool. They may be run again at any time and
-/// change nothing then.
+/// The statements that create or upgrade the tables, for one's own migration tool. They may be run again at
+/// any time and change nothing then. An upgrade locks the tables, so run them in one transaction.
 ///
 /// ```
 /// let config = outbox_postgres::PostgresConfig::builder().schema("billing").build()?;
@@ -42,7 +49,7 @@ pub(crate) fn part_of(aggregate_type: &str, aggregate_id: &str) -> String {
 pub fn migration_sql(config: &PostgresConfig) -> String {
     let tables = config
         .tables
-        .text(include_str!("schema.sql"))
+        .text(concat!(include_str!("schema/version_2.sql"), include_str!("schema.sql")))
         .replace("{fillfactor}", &config.sent_rows.fillfactor().to_string())
         .replace("{version}", &SCHEMA_VERSION.to_string());
     match config.tables.schema() {
@@ -94,6 +101,9 @@ async fn migrate_locked(
     {
         return Ok((version > SCHEMA_VERSION).then_some(version));
     }
+    // An upgrade reads the table, which takes longer on a large one than any statement of the relay may. How
+    // long it waits for the lock, before which writers wait as well, is what the pool says.
+    sqlx::raw_sql("SET LOCAL statement_timeout = 0").execute(&mut *connection).await?;
     let mut sql = migration_sql(config);
     // Creating a schema asks for a privilege even when it is there, which a migrating role need not have.
     let exists = format!("SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = {place})");

@@ -62,8 +62,8 @@ impl PostgresReader {
             .bind(self.relay.0)
             .fetch_all(&mut self.session.connection)
             .await?;
-        let lease = |part, epoch| Lease { partition: partition_of(part), epoch };
-        Ok(rows.into_iter().map(|(part, epoch, floor)| (lease(part, epoch), floor)).collect())
+        let lease = |partition, epoch| Lease { partition: partition_of(partition), epoch };
+        Ok(rows.into_iter().map(|(partition, epoch, floor)| (lease(partition, epoch), floor)).collect())
     }
 
     pub(super) async fn stored_floor(&mut self, partition: Partition) -> Result<Sequence, sqlx::Error> {
@@ -161,8 +161,8 @@ impl PostgresReader {
             .bind(ids)
             .fetch_all(&mut self.session.connection)
             .await?;
-        for (key, part) in new.into_iter().zip(parts) {
-            let partition = partition_of(part);
+        for (key, partition) in new.into_iter().zip(parts) {
+            let partition = partition_of(partition);
             let progress = self.leases.progress(partition, bound);
             if let (Some(lease), Some(progress)) = (self.leases.lease(partition), progress) {
                 self.keys.put_full(key.clone(), lease, progress);

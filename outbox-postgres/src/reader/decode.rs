@@ -15,18 +15,26 @@ use crate::codec::{Micros, partition_of};
 
 /// Payloads up to 8 KiB are read with their rows; larger ones by a second statement, and only as many as
 /// fit. So a batch of rows that turn out large costs little memory, and little traffic that is thrown away.
+/// Their size is null for a tombstone, and [`TWO_PAYLOADS`] for a row that has both kinds.
 ///
 /// These are the columns of a read, in the order in which [`decode`] takes them.
-pub(super) const COLUMNS: &str = "o.sequence, o.part, o.aggregate_type, o.aggregate_id, o.attempts, o.id, \
+pub(super) const COLUMNS: &str = "o.sequence, o.partition, o.aggregate_type, o.aggregate_id, o.attempts, o.id, \
      o.event_type, o.version, CASE WHEN octet_length(o.payload) <= 8192 THEN o.payload END AS payload, \
-     octet_length(o.payload) AS payload_bytes, o.content_type, o.headers, o.topic, o.created_at";
+     CASE WHEN octet_length(o.payload_binary) <= 8192 THEN o.payload_binary END AS payload_binary, \
+     CASE WHEN o.payload_binary IS NULL THEN octet_length(o.payload) \
+          WHEN o.payload IS NULL THEN octet_length(o.payload_binary) ELSE -1 END AS payload_bytes, \
+     o.content_type, o.headers, o.topic, o.created_at";
 
 /// Placeholders for the same columns, for a result row that carries no event.
 pub(super) const NO_COLUMNS: &str = "0::bigint, 0::smallint, NULL::text, NULL::text, NULL::integer, NULL::uuid, \
-     NULL::text, NULL::integer, NULL::bytea, NULL::integer, NULL::text, NULL::jsonb, NULL::text, NULL::timestamptz";
+     NULL::text, NULL::integer, NULL::text, NULL::bytea, NULL::integer, NULL::text, NULL::jsonb, NULL::text, \
+     NULL::timestamptz";
 
 /// How many columns that are.
-pub(super) const COLUMN_COUNT: usize = 14;
+pub(super) const COLUMN_COUNT: usize = 15;
+
+/// The size of the payload of a row that has both kinds of it.
+const TWO_PAYLOADS: i32 = -1;
 
 /// A row that was read, perhaps still without its payload.
 #[derive(Debug)]
@@ -50,14 +58,13 @@ impl Read {
 pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
     let aggregate_type = String::from_utf8_lossy(bytes(row, 2)?.unwrap_or_default());
     let aggregate_id = String::from_utf8_lossy(bytes(row, 3)?.unwrap_or_default());
-    let created_at = Micros(i64::from_be_bytes(number(row, 13)?));
-    let payload = bytes(row, 8)?;
+    let created_at = Micros(i64::from_be_bytes(number(row, 14)?));
+    let (payload, missing_bytes) = inline_payload(row)?;
     let content = match name("aggregate_type", &aggregate_type).and(name("aggregate_id", &aggregate_id)) {
         Ok(()) => event(row, payload, created_at)?,
         Err(problem) => Err(problem),
     };
-    let payload_bytes = i32::from_be_bytes(number(row, 9)?);
-    let missing = if payload.is_none() && content.is_ok() { payload_bytes } else { 0 };
+    let missing_bytes = if content.is_ok() { missing_bytes } else { 0 };
     Ok(Read {
         row: Row::new(
             Sequence::from_be_bytes(number(row, 0)?),
@@ -67,9 +74,38 @@ pub(super) fn decode(row: &PgRow, now: Micros) -> Result<Read, sqlx::Error> {
         )
         .with_attempts(u32::try_from(i32::from_be_bytes(number(row, 4)?)).unwrap_or_default())
         .with_age(now.since(created_at)),
-        missing_bytes: usize::try_from(missing).unwrap_or_default(),
+        missing_bytes,
     })
 }
+
+/// A payload as it is on the wire, `None` for a tombstone; or what is wrong with it.
+type Payload<'r> = Result<Option<&'r [u8]>, String>;
+
+/// The payload that came with the row, and the size of one that is still to be read.
+fn inline_payload(row: &PgRow) -> Result<(Payload<'_>, usize), sqlx::Error> {
+    let size = i32::from_be_bytes(number(row, 10)?);
+    if size == TWO_PAYLOADS {
+        return Ok((Err(BOTH.to_owned()), 0));
+    }
+    let payload = match bytes(row, 8)? {
+        Some(text) => Some(text),
+        None => bytes(row, 9)?,
+    };
+    // The size of a tombstone is null, so that none of it is missing.
+    let missing = if payload.is_none() { size } else { 0 };
+    Ok((Ok(payload), usize::try_from(missing).unwrap_or_default()))
+}
+
+/// A payload that did not come with its row, and of which row it is. A text comes as its bytes.
+pub(super) fn decode_payload(row: &PgRow) -> Result<(Sequence, Result<Option<Bytes>, String>), sqlx::Error> {
+    let payload = match (bytes(row, 1)?, bytes(row, 2)?) {
+        (Some(_), Some(_)) => Err(BOTH.to_owned()),
+        (text, binary) => Ok(text.or(binary).map(Bytes::copy_from_slice)),
+    };
+    Ok((Sequence::from_be_bytes(number(row, 0)?), payload))
+}
+
+const BOTH: &str = "payload and payload_binary are both set: an event has one of them, or neither";
 
 fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     let value = row.try_get_raw(index)?;
@@ -97,18 +133,19 @@ fn name(column: &str, text: &Cow<'_, str>) -> Result<(), String> {
 
 fn event(
     row: &PgRow,
-    payload: Option<&[u8]>,
+    payload: Payload<'_>,
     created_at: Micros,
 ) -> Result<Result<StoredEvent, String>, sqlx::Error> {
     let id = Uuid::from_bytes(number(row, 5)?);
     let version = i32::from_be_bytes(number(row, 7)?);
-    let (event_type, content_type) = (bytes(row, 6)?, bytes(row, 10)?);
-    let (headers, topic) = (bytes(row, 11)?, bytes(row, 12)?);
+    let (event_type, content_type) = (bytes(row, 6)?, bytes(row, 11)?);
+    let (headers, topic) = (bytes(row, 12)?, bytes(row, 13)?);
     let text = |column: &str, text: Option<&[u8]>| -> Result<Option<String>, String> {
         let text = text.map(|text| std::str::from_utf8(text).map(str::to_owned)).transpose();
         text.map_err(|_| format!("{column} is not UTF-8"))
     };
     let decode = || {
+        let payload = payload?;
         let event_type = text("event_type", event_type)?.filter(|name| !name.is_empty());
         if version < 1 {
             return Err(format!("version is {version}: the version of a payload schema starts at 1"));
@@ -116,9 +153,10 @@ fn event(
         Ok(StoredEvent::new(
             id,
             event_type.ok_or("event_type is empty")?,
-            Bytes::copy_from_slice(payload.unwrap_or_default()),
+            Bytes::new(),
             created_at.utc().ok_or("created_at is outside the range of a time")?,
         )
+        .with_payload(payload.map(Bytes::copy_from_slice))
         .with_version(version)
         .with_content_type(text("content_type", content_type)?)
         .with_headers(headers.map_or_else(|| Ok(BTreeMap::new()), decode_headers)?)

@@ -63,7 +63,7 @@ async fn run(connection: &mut PgConnection, sql: &str) {
 /// The plan of a statement that the session has prepared before, as the relay has.
 async fn plan(session: &mut Session, name: &str, arguments: &str) -> String {
     // An argument of EXECUTE may not be a sub-select.
-    let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
+    let parts: Vec<String> = (0..64).map(|partition: u8| partition.to_string()).collect();
     let arguments = arguments.replace(PARTS, &format!("'{{{}}}'", parts.join(",")));
     let sql = format!("EXPLAIN (COSTS OFF) EXECUTE {name}({arguments})");
     let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut session.connection).await.unwrap();
@@ -159,7 +159,7 @@ async fn plans_are_index_scans_whatever_the_statistics_say() {
     run(&mut schema.settle.connection, "DEALLOCATE ALL").await;
     prepare(&mut schema).await;
     check_plans(&mut schema, "huge from the start").await;
-    let holds = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason) \
+    let holds = "INSERT INTO outbox_holds (partition, aggregate_type, aggregate_id, reason) \
                  SELECT n % 64, 'order', 'held ' || n, 'backoff' FROM generate_series(1, 200000) n";
     run(&mut schema.connection, &format!("{holds}; ANALYZE outbox_holds")).await;
     check_plans(&mut schema, "huge, and so are the holds").await;
@@ -175,7 +175,7 @@ async fn the_partition_of_an_aggregate_is_the_one_of_its_rows() {
                   SELECT chr(64 + n % 60), repeat(chr(945 + n % 7), n), 'e', '' FROM generate_series(1, 100) n";
     run(&mut schema.connection, insert).await;
     let rows: Vec<(i16, String, String)> =
-        sqlx::query_as("SELECT part, aggregate_type, aggregate_id FROM outbox ORDER BY sequence")
+        sqlx::query_as("SELECT partition, aggregate_type, aggregate_id FROM outbox ORDER BY sequence")
             .fetch_all(&mut schema.connection)
             .await
             .unwrap();
@@ -188,7 +188,7 @@ async fn the_partition_of_an_aggregate_is_the_one_of_its_rows() {
         .fetch_all(&mut schema.connection)
         .await
         .unwrap();
-    assert_eq!(parts, rows.iter().map(|(part, ..)| *part).collect::<Vec<_>>());
+    assert_eq!(parts, rows.iter().map(|(partition, ..)| *partition).collect::<Vec<_>>());
     schema.drop().await;
 }
 
@@ -197,18 +197,18 @@ async fn the_statement_for_few_holds_returns_nothing_where_there_are_many() {
     let Some(mut schema) = TestSchema::new().await else { return };
     prepare(&mut schema).await;
     schema.insert(10).await;
-    let parts: Vec<String> = (0..64).map(|part: u8| part.to_string()).collect();
+    let parts: Vec<String> = (0..64).map(|partition: u8| partition.to_string()).collect();
     let parts = parts.join(",");
     let main =
         format!("EXECUTE main(0, 5, 10, '{{{parts}}}', now(), '{{}}', 100, 100, '{{order}}', '{{7}}')");
     let mut kinds = Vec::new();
     for holds in [
         "SELECT 1, '', '', '' WHERE false".to_owned(),
-        "SELECT part, aggregate_type, aggregate_id, 'paused' FROM outbox WHERE sequence < 4".to_owned(),
+        "SELECT partition, aggregate_type, aggregate_id, 'paused' FROM outbox WHERE sequence < 4".to_owned(),
         format!("SELECT n % 64, 'a', n::text, 'paused' FROM generate_series(4, {HOLDS_HASHED_MAX}) n"),
         "SELECT 9, 'a', 'one more', 'paused'".to_owned(),
     ] {
-        let insert = "INSERT INTO outbox_holds (part, aggregate_type, aggregate_id, reason)";
+        let insert = "INSERT INTO outbox_holds (partition, aggregate_type, aggregate_id, reason)";
         run(&mut schema.connection, &format!("{insert} {holds}")).await;
         let rows =
             sqlx::raw_sql(AssertSqlSafe(main.clone())).fetch_all(&mut schema.fetch.connection).await.unwrap();

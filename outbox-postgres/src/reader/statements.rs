@@ -57,7 +57,7 @@ pub(crate) struct Statements {
 
 /// Pending and due.
 const READY: &str = "o.status = 0 AND (o.available_at IS NULL OR o.available_at <= $5)";
-const NO_HOLD: &str = "NOT EXISTS (SELECT 1 FROM {holds} h WHERE h.part = o.part \
+const NO_HOLD: &str = "NOT EXISTS (SELECT 1 FROM {holds} h WHERE h.partition = o.partition \
      AND h.aggregate_type = o.aggregate_type AND h.aggregate_id = o.aggregate_id OFFSET 0)";
 
 impl Statements {
@@ -77,17 +77,17 @@ impl Statements {
             due: text(
                 "SELECT available_at, sequence FROM {outbox} \
                  WHERE available_at IS NOT NULL AND (available_at, sequence) > ($1, $2) AND available_at <= $3 \
-                   AND status = 0 AND part = ANY ($4::smallint[]) AND sequence + 0 <= $5 \
+                   AND status = 0 AND partition = ANY ($4::smallint[]) AND sequence + 0 <= $5 \
                  ORDER BY available_at, sequence LIMIT $6",
             ),
             due_rows: text(&format!(
                 "SELECT {COLUMNS}, NOT ({NO_HOLD}) AS held FROM {{outbox}} o \
-                 WHERE o.sequence = ANY ($1::bigint[]) AND o.status = 0 AND o.part = ANY ($2::smallint[]) \
+                 WHERE o.sequence = ANY ($1::bigint[]) AND o.status = 0 AND o.partition = ANY ($2::smallint[]) \
                  ORDER BY o.sequence"
             )),
             holds: text(
-                "SELECT part, aggregate_type, aggregate_id, sequence, from_sequence FROM {holds} h \
-                 WHERE until <= $1 AND NOT paused AND part = ANY ($2::smallint[]) \
+                "SELECT partition, aggregate_type, aggregate_id, sequence, from_sequence FROM {holds} h \
+                 WHERE until <= $1 AND NOT paused AND partition = ANY ($2::smallint[]) \
                    AND (aggregate_type, aggregate_id) NOT IN \
                        (SELECT type, id FROM unnest($3::text[], $4::text[]) k (type, id)) \
                  ORDER BY until LIMIT $5",
@@ -98,22 +98,24 @@ impl Statements {
             )),
             hold_states: text(
                 "SELECT aggregate_type, aggregate_id, sequence, until <= clock_timestamp() AND NOT paused AS due \
-                 FROM {holds} WHERE part = ANY ($1::smallint[]) AND (aggregate_type, aggregate_id) IN \
+                 FROM {holds} WHERE partition = ANY ($1::smallint[]) AND (aggregate_type, aggregate_id) IN \
                       (SELECT type, id FROM unnest($2::text[], $3::text[]) k (type, id))",
             ),
             paused: text(
                 "SELECT aggregate_type, aggregate_id, changed_at FROM {holds} \
-                 WHERE paused AND changed_at > $1 AND part = ANY ($2::smallint[]) ORDER BY changed_at LIMIT $3",
+                 WHERE paused AND changed_at > $1 AND partition = ANY ($2::smallint[]) ORDER BY changed_at LIMIT $3",
             ),
-            payloads: text("SELECT sequence, payload FROM {outbox} WHERE sequence = ANY ($1::bigint[])"),
-            floors: text("SELECT part, epoch, floor FROM {partitions} WHERE owner = $1"),
+            payloads: text(
+                "SELECT sequence, payload, payload_binary FROM {outbox} WHERE sequence = ANY ($1::bigint[])",
+            ),
+            floors: text("SELECT partition, epoch, floor FROM {partitions} WHERE owner = $1"),
             raise_floors: text(
-                "WITH l AS MATERIALIZED (SELECT p.part, s.floor FROM {partitions} p \
-                   JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) s (part, epoch, seen, floor) \
-                     ON p.part = s.part \
+                "WITH l AS MATERIALIZED (SELECT p.partition, s.floor FROM {partitions} p \
+                   JOIN unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
+                     s (partition, epoch, seen, floor) ON p.partition = s.partition \
                    WHERE p.owner = $1 AND p.epoch = s.epoch AND p.floor = s.seen \
-                   ORDER BY p.part FOR NO KEY UPDATE OF p) \
-                 UPDATE {partitions} p SET floor = l.floor FROM l WHERE p.part = l.part",
+                   ORDER BY p.partition FOR NO KEY UPDATE OF p) \
+                 UPDATE {partitions} p SET floor = l.floor FROM l WHERE p.partition = l.partition",
             ),
         }
     }
@@ -132,13 +134,13 @@ fn probe() -> String {
                   AND l.mode = 'RowExclusiveLock' AND l.granted AND (l.pid IS NULL OR l.pid <> $6) \
                   AND p.f IS NOT NULL) END AS writers, \
             EXISTS (SELECT 1 FROM {{holds}} WHERE until <= p.now AND NOT paused \
-               AND part = ANY ($7::smallint[])) AS due, \
+               AND partition = ANY ($7::smallint[])) AS due, \
             (SELECT (extract(epoch FROM min(until) - p.now) * 1000)::bigint FROM {{holds}} \
-               WHERE until > p.now AND until < 'infinity' AND NOT paused AND part = ANY ($7)) AS next_hold_ms, \
+               WHERE until > p.now AND until < 'infinity' AND NOT paused AND partition = ANY ($7)) AS next_hold_ms, \
             (SELECT (extract(epoch FROM min(available_at) - p.now) * 1000)::bigint FROM {{outbox}} \
                WHERE available_at IS NOT NULL AND available_at > $8 AND available_at < 'infinity' \
-                 AND status = 0 AND part = ANY ($7)) AS next_scheduled_ms, \
-            EXISTS (SELECT 1 FROM {{holds}} WHERE paused AND changed_at > $9 AND part = ANY ($7)) AS paused \
+                 AND status = 0 AND partition = ANY ($7)) AS next_scheduled_ms, \
+            EXISTS (SELECT 1 FROM {{holds}} WHERE paused AND changed_at > $9 AND partition = ANY ($7)) AS paused \
          FROM p"
     )
 }
@@ -147,7 +149,7 @@ fn probe() -> String {
 /// `$9` and `$10` the aggregates that are read by key. All of it, the look at the holds too, is of one
 /// snapshot.
 fn main(many_holds: bool) -> String {
-    let holds = "FROM {holds} WHERE part = ANY ($4::smallint[])";
+    let holds = "FROM {holds} WHERE partition = ANY ($4::smallint[])";
     let keys = "SELECT type, id FROM unnest($9::text[], $10::text[]) k (type, id)";
     let (found, excluded, filter) = match many_holds {
         true => ("false".to_owned(), keys.to_owned(), format!("AND {NO_HOLD}")),
@@ -163,7 +165,7 @@ fn main(many_holds: bool) -> String {
     let range = |low: &str, high: &str, kind: i32, known: &str, limit: &str| {
         format!(
             "(SELECT {COLUMNS}, {kind} AS kind FROM {{outbox}} o \
-              WHERE o.sequence > {low} AND o.sequence <= {high} AND {READY} AND o.part = ANY ($4::smallint[]) \
+              WHERE o.sequence > {low} AND o.sequence <= {high} AND {READY} AND o.partition = ANY ($4::smallint[]) \
                 {known} {filter} AND (o.aggregate_type, o.aggregate_id) NOT IN ({excluded}) \
               ORDER BY o.sequence LIMIT {limit})"
         )
@@ -183,7 +185,7 @@ fn main(many_holds: bool) -> String {
 fn pass(within: &str, end: &str) -> String {
     format!(
         "SELECT {COLUMNS} FROM {{outbox}} o WHERE o.sequence > $1 AND o.sequence <= $2 AND {READY} \
-           AND o.part = ANY ($7::smallint[]) AND o.sequence NOT IN (SELECT unnest($6::bigint[])) \
+           AND o.partition = ANY ($7::smallint[]) AND o.sequence NOT IN (SELECT unnest($6::bigint[])) \
            AND ((o.aggregate_type, o.aggregate_id) {within} \
                 (SELECT type, id FROM unnest($3::text[], $4::text[]) k (type, id))){end} \
            AND {NO_HOLD} ORDER BY o.sequence LIMIT $8"

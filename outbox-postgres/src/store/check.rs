@@ -1,6 +1,8 @@
 //! What would break a guarantee, and what costs throughput: looked for at start, named all at once. Changes
 //! nothing.
 
+mod tables;
+
 use outbox_core::{Finding, StoreError, StoreErrorKind};
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Row as _,
@@ -11,38 +13,14 @@ use crate::{
     config::CONNECT_TIMEOUT,
     database::Database,
     error::{classify, within},
-    schema::{MIGRATE, schema, version},
+    schema::MIGRATE,
 };
-
-/// The columns that are read or written, by table, and the privileges that a relay and its operator need
-/// there.
-const TABLES: [(&str, &str, &str); 8] = [
-    (
-        "{outbox}",
-        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
-         available_at status attempts last_error cause sent_at part",
-        "SELECT UPDATE DELETE",
-    ),
-    ("{relays}", "relay_id expires_at ttl", "SELECT INSERT UPDATE DELETE"),
-    ("{partitions}", "part owner epoch floor", "SELECT UPDATE"),
-    (
-        "{holds}",
-        "part aggregate_type aggregate_id sequence from_sequence until reason paused changed_at",
-        "SELECT INSERT UPDATE DELETE",
-    ),
-    ("{failed}", "sequence failed_at", "SELECT INSERT UPDATE DELETE"),
-    (
-        "{archive}",
-        "sequence id aggregate_type aggregate_id event_type version payload content_type headers topic created_at \
-         available_at status attempts last_error cause sent_at",
-        "SELECT INSERT",
-    ),
-    ("{topics}", "topic paused_at", "SELECT INSERT DELETE"),
-    ("{meta}", "key value", "SELECT UPDATE"),
-];
 
 /// The oldest release with generated columns.
 const SERVER_VERSION_MIN: i32 = 120_000;
+
+/// The expression of the column `partition`, as the server writes it.
+const PARTITION: &str = "((get_byte(decode(md5(((aggregate_type || '/'::text) || aggregate_id)), 'hex'::text), 0) & 63))::smallint";
 
 pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreError> {
     // Directly and not by the pool, which would try again and again before it says what is wrong.
@@ -60,7 +38,7 @@ pub(super) async fn check(database: &Database) -> Result<Vec<Finding>, StoreErro
     };
     within(what, server(&mut direct, &mut findings)).await?;
     within(what, pooler(database, (&mut pooled, &mut direct), &mut findings)).await?;
-    let complete = within(what, tables(database, &mut direct, &mut findings)).await?;
+    let complete = within(what, tables::inspect(database, &mut direct, &mut findings)).await?;
     if complete {
         within(what, main_table(database, &mut direct, &mut findings)).await?;
         within(what, rows(database, &mut direct, &mut findings)).await?;
@@ -143,64 +121,6 @@ async fn server(connection: &mut PgConnection, findings: &mut Vec<Finding>) -> R
     Ok(())
 }
 
-/// Tables, their version, columns and privileges; true if everything is there.
-async fn tables(
-    database: &Database,
-    connection: &mut PgConnection,
-    findings: &mut Vec<Finding>,
-) -> Result<bool, sqlx::Error> {
-    let names = database.tables();
-    let (mut missing, mut complete, mut says_version) = (Vec::new(), true, false);
-    for (token, columns, privileges) in TABLES {
-        let table = names.text(token);
-        let oid: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
-            .bind(&table)
-            .persistent(false)
-            .fetch_one(&mut *connection)
-            .await?;
-        let Some(oid) = oid else {
-            missing.push(table);
-            continue;
-        };
-        let sql = "SELECT ARRAY(SELECT c FROM unnest(string_to_array($2, ' ')) c WHERE NOT EXISTS (SELECT 1 \
-                     FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = c AND NOT a.attisdropped)) AS columns, \
-                   ARRAY(SELECT p FROM unnest(string_to_array($3, ' ')) p \
-                     WHERE NOT has_table_privilege($1, p)) AS privileges";
-        let row = sqlx::query(sql).bind(oid).bind(columns).bind(privileges).persistent(false);
-        let row = row.fetch_one(&mut *connection).await?;
-        let absent: Vec<String> = row.try_get("columns")?;
-        if !absent.is_empty() {
-            complete = false;
-            let problem = format!("{table} has no column {}", absent.join(", "));
-            findings.push(Finding::error("missing-column", problem, MIGRATE));
-        }
-        let refused: Vec<String> = row.try_get("privileges")?;
-        let is_readable = !refused.iter().any(|privilege| privilege == "SELECT");
-        says_version |= token == "{meta}" && absent.is_empty() && is_readable;
-        if !refused.is_empty() {
-            complete &= is_readable;
-            let refused = refused.join(", ");
-            findings.push(Finding::error(
-                "privilege",
-                format!("the role of the relay may not {refused} on {table}"),
-                format!("GRANT {refused} ON {table} TO its role"),
-            ));
-        }
-    }
-    if says_version {
-        findings.extend(schema(names).check(version(connection, names).await?));
-    }
-    if !missing.is_empty() {
-        complete = false;
-        findings.push(Finding::error(
-            "missing-table",
-            format!("there is no {} in the database, or not in the search_path", missing.join(", ")),
-            MIGRATE,
-        ));
-    }
-    Ok(complete)
-}
-
 async fn main_table(
     database: &Database,
     connection: &mut PgConnection,
@@ -210,22 +130,33 @@ async fn main_table(
     let sql = "SELECT c.reltuples < 0 AND c.relpages > 0 AS unknown, \
                  coalesce((SELECT option_value::integer FROM pg_options_to_table(c.reloptions) \
                    WHERE option_name = 'fillfactor'), 100) AS fillfactor, \
-                 (SELECT a.attgenerated::text = 's' FROM pg_attribute a \
-                   WHERE a.attrelid = c.oid AND a.attname = 'part') AS generated, \
+                 (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a \
+                   JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+                   WHERE a.attrelid = c.oid AND a.attname = 'partition' AND a.attgenerated = 's') AS expression, \
                  ARRAY(SELECT i.indexrelid::regclass::text FROM pg_index i WHERE i.indrelid = c.oid AND EXISTS ( \
                    SELECT 1 FROM pg_depend d JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
                    WHERE d.objid = i.indexrelid AND d.refobjid = c.oid AND a.attname = 'status')) AS indexes \
                FROM pg_class c WHERE c.oid = $1::regclass";
     let row = sqlx::query(sql).bind(table).persistent(false).fetch_one(&mut *connection).await?;
-    if !row.try_get::<bool, _>("generated")? {
-        findings.push(Finding::error(
-            "part-not-generated",
-            format!("the column part of {table} is not generated, so that writers would have to compute it"),
+    match row.try_get::<Option<String>, _>("expression")?.as_deref() {
+        Some(PARTITION) => {}
+        Some(other) => findings.push(Finding::error(
+            "partition-expression",
+            format!(
+                "the column partition of {table} is computed as {other}, which is not what operators and holds take"
+            ),
             "create the table by the migration",
-        ));
+        )),
+        None => findings.push(Finding::error(
+            "partition-not-generated",
+            format!("the column partition of {table} is not generated, so that writers would have to compute it"),
+            "create the table by the migration",
+        )),
     }
     layout(database, &row, findings)?;
     let sql = "SELECT s.seqcache, s.seqincrement, \
+                 EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = $1::regclass AND a.attname = 'sequence' \
+                   AND a.attidentity = 'a') AS always, \
                  has_sequence_privilege(s.seqrelid, 'SELECT, USAGE') AS readable, s.seqrelid::regclass::text AS name \
                FROM pg_sequence s WHERE s.seqrelid = pg_get_serial_sequence($1, 'sequence')::regclass";
     let row = sqlx::query(sql).bind(table).persistent(false).fetch_optional(&mut *connection).await?;
@@ -246,6 +177,13 @@ async fn main_table(
                 "{name} has CACHE {cache} and INCREMENT {increment}, which gives later events lower numbers"
             ),
             format!("ALTER SEQUENCE {name} CACHE 1 INCREMENT 1, and restart the writers' connections"),
+        ));
+    }
+    if !row.try_get("always")? {
+        findings.push(Finding::warning(
+            "sequence-by-default",
+            format!("{table} takes a sequence from a writer that gives one, and it may be read already"),
+            format!("ALTER TABLE {table} ALTER COLUMN sequence SET GENERATED ALWAYS"),
         ));
     }
     if !row.try_get("readable")? {
@@ -300,7 +238,7 @@ async fn rows(
     findings: &mut Vec<Finding>,
 ) -> Result<(), sqlx::Error> {
     let sql = database.tables().sql(
-        "SELECT (SELECT count(*) FROM {partitions} WHERE part BETWEEN 0 AND 63) AS partitions, \
+        "SELECT (SELECT count(*) FROM {partitions} WHERE partition BETWEEN 0 AND 63) AS partitions, \
                 (SELECT coalesce(max(floor), 0) FROM {partitions}) AS floor",
     );
     let row = sqlx::query(sql).persistent(false).fetch_one(&mut *connection).await?;

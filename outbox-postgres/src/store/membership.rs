@@ -55,9 +55,10 @@ pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Me
         "WITH alive AS MATERIALIZED (SELECT r.relay_id FROM {{relays}} r WHERE {ALIVE}) \
          SELECT (SELECT count(*) FROM alive) AS live, \
                 ARRAY(SELECT topic FROM {{topics}} ORDER BY topic) AS topics, \
-                array_agg(p.part ORDER BY p.part) AS parts, array_agg(p.epoch ORDER BY p.part) AS epochs, \
+                array_agg(p.partition ORDER BY p.partition) AS parts, \
+                array_agg(p.epoch ORDER BY p.partition) AS epochs, \
                 array_agg(CASE WHEN p.owner IS NULL OR p.owner NOT IN (SELECT relay_id FROM alive) THEN 0 \
-                               WHEN p.owner = $1 THEN 1 ELSE 2 END ORDER BY p.part) AS owners \
+                               WHEN p.owner = $1 THEN 1 ELSE 2 END ORDER BY p.partition) AS owners \
          FROM {{partitions}} p"
     );
     let query = sqlx::query(database.tables().sql(&sql)).bind(relay.0);
@@ -68,9 +69,9 @@ pub(super) async fn membership(database: &Database, relay: RelayId) -> Result<Me
         let epochs: Option<Vec<Epoch>> = row.try_get("epochs")?;
         let owners: Option<Vec<i32>> = row.try_get("owners")?;
         let parts = parts.unwrap_or_default().into_iter().zip(epochs.unwrap_or_default());
-        let partitions = parts.zip(owners.unwrap_or_default()).map(|((part, epoch), owner)| {
+        let partitions = parts.zip(owners.unwrap_or_default()).map(|((partition, epoch), owner)| {
             PartitionView::new(
-                partition_of(part),
+                partition_of(partition),
                 epoch,
                 match owner {
                     0 => Owner::Free,
@@ -93,28 +94,29 @@ pub(super) async fn claim(
     seen: &[(Partition, Epoch)],
 ) -> Result<Vec<Claimed>, StoreError> {
     let what = "claim partitions";
-    let parts: Vec<i16> = seen.iter().map(|(part, _)| partition_code(*part)).collect();
+    let parts: Vec<i16> = seen.iter().map(|(partition, _)| partition_code(*partition)).collect();
     let epochs: Vec<Epoch> = seen.iter().map(|(_, epoch)| *epoch).collect();
     // The rows are locked in one order by everybody, so that two claims cannot deadlock; after the wait for a
     // lock the epoch is compared again, with the newest version of the row.
     let sql = format!(
         "WITH alive AS MATERIALIZED (SELECT r.relay_id FROM {{relays}} r WHERE {ALIVE}), \
          free AS MATERIALIZED ( \
-            SELECT p.part, p.owner IS NOT NULL AS died \
-            FROM {{partitions}} p JOIN unnest($2::smallint[], $3::bigint[]) s (part, epoch) ON p.part = s.part \
+            SELECT p.partition, p.owner IS NOT NULL AS died \
+            FROM {{partitions}} p \
+            JOIN unnest($2::smallint[], $3::bigint[]) s (partition, epoch) ON p.partition = s.partition \
             WHERE p.epoch = s.epoch AND $1 IN (SELECT relay_id FROM alive) \
               AND (p.owner IS NULL OR p.owner NOT IN (SELECT relay_id FROM alive)) \
-            ORDER BY p.part FOR NO KEY UPDATE OF p) \
+            ORDER BY p.partition FOR NO KEY UPDATE OF p) \
          UPDATE {{partitions}} p SET owner = $1, epoch = p.epoch + 1 FROM free \
-         WHERE p.part = free.part RETURNING p.part, p.epoch, free.died"
+         WHERE p.partition = free.partition RETURNING p.partition, p.epoch, free.died"
     );
     let query = sqlx::query_as::<_, (i16, Epoch, bool)>(database.tables().sql(&sql))
         .bind(relay.0)
         .bind(parts)
         .bind(epochs);
     let rows = within(what, query.fetch_all(&mut *database.connection(what).await?)).await?;
-    let claimed = rows.into_iter().map(|(part, epoch, owner_died)| {
-        Claimed::new(Lease { partition: partition_of(part), epoch }, owner_died)
+    let claimed = rows.into_iter().map(|(partition, epoch, owner_died)| {
+        Claimed::new(Lease { partition: partition_of(partition), epoch }, owner_died)
     });
     Ok(claimed.collect())
 }
@@ -123,10 +125,10 @@ pub(super) async fn release(database: &Database, relay: RelayId, leases: &[Lease
     let what = "release partitions";
     let (parts, epochs) = lease_arrays(leases);
     let sql = "WITH mine AS MATERIALIZED ( \
-                  SELECT p.part FROM {partitions} p \
-                  JOIN unnest($2::smallint[], $3::bigint[]) s (part, epoch) ON p.part = s.part \
-                  WHERE p.owner = $1 AND p.epoch = s.epoch ORDER BY p.part FOR NO KEY UPDATE OF p) \
-               UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.part = mine.part";
+                  SELECT p.partition FROM {partitions} p \
+                  JOIN unnest($2::smallint[], $3::bigint[]) s (partition, epoch) ON p.partition = s.partition \
+                  WHERE p.owner = $1 AND p.epoch = s.epoch ORDER BY p.partition FOR NO KEY UPDATE OF p) \
+               UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.partition = mine.partition";
     let query = sqlx::query(database.tables().sql(sql)).bind(relay.0).bind(parts).bind(epochs);
     within(what, query.execute(&mut *database.connection(what).await?)).await.map(drop)
 }
@@ -134,9 +136,9 @@ pub(super) async fn release(database: &Database, relay: RelayId, leases: &[Lease
 pub(super) async fn leave(database: &Database, relay: RelayId) -> Result<(), StoreError> {
     let what = "leave as a relay";
     // Released first and in a statement of its own: a relay that is gone and still owns something has died.
-    let sql = "WITH mine AS MATERIALIZED (SELECT part FROM {partitions} WHERE owner = $1 \
-                  ORDER BY part FOR NO KEY UPDATE) \
-               UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.part = mine.part";
+    let sql = "WITH mine AS MATERIALIZED (SELECT partition FROM {partitions} WHERE owner = $1 \
+                  ORDER BY partition FOR NO KEY UPDATE) \
+               UPDATE {partitions} p SET owner = NULL FROM mine WHERE p.partition = mine.partition";
     let mut connection = database.connection(what).await?;
     let query = sqlx::query(database.tables().sql(sql)).bind(relay.0);
     within(what, query.execute(&mut *connection)).await?;

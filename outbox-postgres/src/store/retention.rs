@@ -13,7 +13,7 @@ use crate::{
     codec::millis,
     database::{Database, begin},
     error::{store_error, within},
-    schema::ARCHIVED,
+    schema::{ARCHIVED, ARCHIVED_TWICE},
 };
 
 /// The most rows that one purge looks at for each row that it may remove, and at all. Without an index on the
@@ -93,9 +93,9 @@ async fn purge_step(
     let remove = match disposal {
         Disposal::Delete => format!("gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.sequence)"),
         Disposal::Archive => format!(
-            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
-             gone AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, cause, sent_at) \
-                SELECT {ARCHIVED}, status, attempts, cause, sent_at FROM d RETURNING sequence)"
+            "gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
+             a AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, cause, sent_at, archived_at) \
+                SELECT {ARCHIVED}, status, attempts, cause, sent_at, clock_timestamp() FROM gone {ARCHIVED_TWICE})"
         ),
     };
     let sql = format!(
@@ -145,14 +145,16 @@ async fn purge_failed(
     let remove = match disposal {
         Disposal::Delete => format!("gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.sequence)"),
         Disposal::Archive => format!(
-            "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
-             gone AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, cause, sent_at) \
-                SELECT {ARCHIVED}, status, attempts, cause, sent_at FROM d RETURNING sequence)"
+            "gone AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING o.*), \
+             a AS (INSERT INTO {{archive}} \
+                ({ARCHIVED}, status, attempts, cause, sent_at, failed_at, archived_at) \
+                SELECT {ARCHIVED}, status, attempts, cause, sent_at, failed_at, clock_timestamp() \
+                FROM gone JOIN old USING (sequence) {ARCHIVED_TWICE})"
         ),
     };
     // A row of the index whose event is not failed any more goes with the others.
     let sql = format!(
-        "WITH old AS MATERIALIZED (SELECT sequence FROM {{failed}} \
+        "WITH old AS MATERIALIZED (SELECT sequence, failed_at FROM {{failed}} \
             WHERE failed_at <= clock_timestamp() - $1::bigint * interval '1 ms' \
             ORDER BY failed_at LIMIT $2 FOR UPDATE SKIP LOCKED), \
          {remove}, \

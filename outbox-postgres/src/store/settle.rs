@@ -20,14 +20,15 @@ use crate::{
     codec::{attempts_code, lease_arrays, partition_of},
     database::{Database, Purpose, Session},
     error::{CALL_TIMEOUT, silent, store_error, within},
-    schema::ARCHIVED,
+    schema::{ARCHIVED, ARCHIVED_TWICE},
 };
 
 /// The lease rows, locked in one order until the statement ends. Reading them without a lock was found to
 /// write stale rows.
 const LEASES: &str = "l AS MATERIALIZED ( \
-      SELECT p.part FROM {partitions} p JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
-      WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR SHARE OF p)";
+      SELECT p.partition FROM {partitions} p \
+      JOIN unnest($1::smallint[], $2::bigint[]) s (partition, epoch) ON p.partition = s.partition \
+      WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.partition FOR SHARE OF p)";
 
 pub(super) async fn begin_attempt(
     database: &Database,
@@ -39,7 +40,7 @@ pub(super) async fn begin_attempt(
     let what = "record an attempt";
     let sql = format!(
         "WITH {LEASES}, u AS (UPDATE {{outbox}} SET attempts = $5 \
-           WHERE sequence = $4 AND status = 0 AND part = ANY (ARRAY(SELECT part FROM l)) RETURNING 1) \
+           WHERE sequence = $4 AND status = 0 AND partition = ANY (ARRAY(SELECT partition FROM l)) RETURNING 1) \
          SELECT EXISTS (SELECT 1 FROM l) FROM (SELECT count(*) FROM u) done"
     );
     let (parts, epochs) = lease_arrays([&lease]);
@@ -148,7 +149,7 @@ async fn settle_sent(
 pub(crate) fn sent_sql(when: WhenSent) -> String {
     // `= ANY` and never a join: a join planned with the statistics of an empty table stalls on a full one.
     let which = "o.sequence = ANY ($4::bigint[]) AND o.status = 0 AND NOT (SELECT found FROM h) \
-                 AND ((SELECT bit_or(1::bigint << part) FROM l) >> o.part) & 1 = 1";
+                 AND ((SELECT bit_or(1::bigint << partition) FROM l) >> o.partition) & 1 = 1";
     let change = match when {
         WhenSent::Delete => format!("u AS (DELETE FROM {{outbox}} o WHERE {which})"),
         WhenSent::Keep => format!(
@@ -156,15 +157,15 @@ pub(crate) fn sent_sql(when: WhenSent) -> String {
         ),
         WhenSent::Archive => format!(
             "d AS (DELETE FROM {{outbox}} o WHERE {which} RETURNING {ARCHIVED}), \
-             u AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at) \
-                   SELECT d.*, 1, $5::integer, clock_timestamp() FROM d)"
+             u AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at, archived_at) \
+                   SELECT d.*, 1, $5::integer, clock_timestamp(), clock_timestamp() FROM d {ARCHIVED_TWICE})"
         ),
     };
     format!(
         "WITH {LEASES}, \
          h AS MATERIALIZED (SELECT EXISTS (SELECT 1 FROM {{holds}} WHERE sequence = ANY ($4::bigint[])) AS found), \
          {change} \
-         SELECT (SELECT found FROM h) AS found, ARRAY(SELECT part FROM l) AS held"
+         SELECT (SELECT found FROM h) AS found, ARRAY(SELECT partition FROM l) AS held"
     )
 }
 

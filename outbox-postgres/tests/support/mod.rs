@@ -63,7 +63,7 @@ impl Place {
         Self::empty_on(VARIABLE, sent_rows).await
     }
 
-    async fn empty_on(variable: &str, sent_rows: SentRows) -> Option<Self> {
+    pub(crate) async fn empty_on(variable: &str, sent_rows: SentRows) -> Option<Self> {
         let url = address(variable)?;
         let schema = format!("outbox_test_{}", Uuid::now_v7().simple());
         let schema = schema[..40].to_owned();

@@ -20,7 +20,7 @@ use crate::{
     codec::{attempts_code, lease_arrays, millis, partition_code, partition_of},
     database::{Database, begin},
     error::store_error,
-    schema::ARCHIVED,
+    schema::{ARCHIVED, ARCHIVED_TWICE},
 };
 
 /// Settles, and returns the partitions whose lease is held.
@@ -33,7 +33,7 @@ pub(super) async fn settle(
     let mut transaction = begin(connection, "settle").await?;
     let mut settling = Settling { database, connection: &mut transaction, floors: BTreeMap::new() };
     settling.run(request).await.map_err(fail)?;
-    let held = settling.floors.keys().map(|part| partition_of(*part)).collect();
+    let held = settling.floors.keys().map(|partition| partition_of(*partition)).collect();
     transaction.commit().await.map_err(fail)?;
     Ok(held)
 }
@@ -64,9 +64,9 @@ impl Settling<'_> {
     }
 
     async fn lock(&mut self, request: &SettleRequest) -> Result<(), sqlx::Error> {
-        let sql = "SELECT p.part, p.floor FROM {partitions} p \
-                   JOIN unnest($1::smallint[], $2::bigint[]) s (part, epoch) ON p.part = s.part \
-                   WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.part FOR NO KEY UPDATE OF p";
+        let sql = "SELECT p.partition, p.floor FROM {partitions} p \
+                   JOIN unnest($1::smallint[], $2::bigint[]) s (partition, epoch) ON p.partition = s.partition \
+                   WHERE p.owner = $3 AND p.epoch = s.epoch ORDER BY p.partition FOR NO KEY UPDATE OF p";
         let (parts, epochs) = lease_arrays(&request.leases);
         let query =
             sqlx::query_as(self.database.tables().sql(sql)).bind(parts).bind(epochs).bind(request.relay.0);
@@ -86,7 +86,7 @@ impl Settling<'_> {
             return Ok(BTreeSet::new());
         }
         let from = "unnest($1::bigint[], $2::integer[]) s (sequence, attempts) \
-                    WHERE o.sequence = s.sequence AND o.part = ANY ($3) AND o.status = 0";
+                    WHERE o.sequence = s.sequence AND o.partition = ANY ($3) AND o.status = 0";
         let sql = match when {
             WhenSent::Keep => format!(
                 "UPDATE {{outbox}} o SET status = 1, attempts = s.attempts, sent_at = clock_timestamp() \
@@ -94,9 +94,10 @@ impl Settling<'_> {
             ),
             WhenSent::Delete => format!("DELETE FROM {{outbox}} o USING {from} RETURNING o.sequence"),
             WhenSent::Archive => format!(
-                "WITH d AS (DELETE FROM {{outbox}} o USING {from} RETURNING o.*, s.attempts AS made) \
-                 INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at) \
-                 SELECT {ARCHIVED}, 1, made, clock_timestamp() FROM d RETURNING sequence"
+                "WITH d AS (DELETE FROM {{outbox}} o USING {from} RETURNING o.*, s.attempts AS made), \
+                 a AS (INSERT INTO {{archive}} ({ARCHIVED}, status, attempts, sent_at, archived_at) \
+                   SELECT {ARCHIVED}, 1, made, clock_timestamp(), clock_timestamp() FROM d {ARCHIVED_TWICE}) \
+                 SELECT sequence FROM d"
             ),
         };
         let sequences: Vec<Sequence> = sent.iter().map(|s| s.sequence).collect();
@@ -130,7 +131,7 @@ impl Settling<'_> {
                         attempts = s.attempts, last_error = s.error, cause = s.cause \
                      FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::text[]) \
                           s (sequence, attempts, error, cause) \
-                     WHERE o.sequence = s.sequence AND o.part = ANY ($5) AND o.status = 0 \
+                     WHERE o.sequence = s.sequence AND o.partition = ANY ($5) AND o.status = 0 \
                      RETURNING o.sequence, o.status), \
                    f AS (INSERT INTO {failed} (sequence) SELECT sequence FROM u WHERE status = 2 \
                      ON CONFLICT (sequence) DO UPDATE SET failed_at = excluded.failed_at) \
@@ -150,12 +151,13 @@ impl Settling<'_> {
         if done.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = "WITH s AS MATERIALIZED (SELECT * FROM unnest($1::bigint[], $2::smallint[]) s (sequence, part)), \
+        let sql = "WITH s AS MATERIALIZED ( \
+                     SELECT * FROM unnest($1::bigint[], $2::smallint[]) s (sequence, partition)), \
                    p AS (UPDATE {holds} h SET sequence = NULL, reason = 'paused' FROM s \
-                     WHERE h.sequence = s.sequence AND h.part = s.part AND h.paused) \
+                     WHERE h.sequence = s.sequence AND h.partition = s.partition AND h.paused) \
                    DELETE FROM {holds} h USING s \
-                     WHERE h.sequence = s.sequence AND h.part = s.part AND NOT h.paused \
-                   RETURNING h.part, h.from_sequence";
+                     WHERE h.sequence = s.sequence AND h.partition = s.partition AND NOT h.paused \
+                   RETURNING h.partition, h.from_sequence";
         let sequences: Vec<Sequence> = done.iter().map(|s| s.sequence).collect();
         let parts: Vec<i16> = done.iter().map(|s| partition_code(s.partition)).collect();
         let query = sqlx::query_as(self.database.tables().sql(sql)).bind(sequences).bind(parts);
@@ -179,32 +181,32 @@ impl Settling<'_> {
             return Ok(Vec::new());
         }
         let sql = "DELETE FROM {holds} h \
-                   USING unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[]) s (part, type, id, sequence) \
-                   WHERE h.part = s.part AND h.aggregate_type = s.type AND h.aggregate_id = s.id \
+                   USING unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[]) s (partition, type, id, sequence) \
+                   WHERE h.partition = s.partition AND h.aggregate_type = s.type AND h.aggregate_id = s.id \
                      AND h.sequence IS NOT DISTINCT FROM s.sequence \
                      AND h.until <= clock_timestamp() AND NOT h.paused \
                      AND NOT EXISTS (SELECT 1 FROM {outbox} o WHERE o.sequence = h.sequence AND o.status = 0 \
                            AND (o.available_at IS NULL OR o.available_at <= clock_timestamp())) \
-                   RETURNING h.part, h.from_sequence";
+                   RETURNING h.partition, h.from_sequence";
         let query = sqlx::query_as(self.database.tables().sql(sql)).bind(parts).bind(types).bind(ids);
         query.bind(sequences).fetch_all(&mut *self.connection).await
     }
 
     async fn lower_floors(&mut self, removed: &[(i16, Sequence)]) -> Result<(), sqlx::Error> {
         let mut lowered = BTreeMap::new();
-        for (part, from) in removed {
-            if let Some(floor) = self.floors.get_mut(part)
+        for (partition, from) in removed {
+            if let Some(floor) = self.floors.get_mut(partition)
                 && *floor >= *from
             {
                 *floor = *from - 1;
-                lowered.insert(*part, *floor);
+                lowered.insert(*partition, *floor);
             }
         }
         if lowered.is_empty() {
             return Ok(());
         }
         let sql = "UPDATE {partitions} p SET floor = s.floor \
-                   FROM unnest($1::smallint[], $2::bigint[]) s (part, floor) WHERE p.part = s.part";
+                   FROM unnest($1::smallint[], $2::bigint[]) s (partition, floor) WHERE p.partition = s.partition";
         let (parts, floors): (Vec<i16>, Vec<Sequence>) = lowered.into_iter().unzip();
         let query = sqlx::query(self.database.tables().sql(sql)).bind(parts).bind(floors);
         query.execute(&mut *self.connection).await.map(drop)
@@ -220,9 +222,9 @@ impl Settling<'_> {
                 Outcome::Failed { successors: Successors::Park, .. } => (None, HoldReason::Parked),
                 Outcome::Sent | Outcome::Failed { successors: Successors::Release, .. } => continue,
             };
-            let part = partition_code(settlement.partition);
-            let floor = self.floors.get(&part).copied().unwrap_or_default();
-            parts.push(part);
+            let partition = partition_code(settlement.partition);
+            let floor = self.floors.get(&partition).copied().unwrap_or_default();
+            parts.push(partition);
             types.push(settlement.key.aggregate_type());
             ids.push(settlement.key.aggregate_id());
             sequences.push(settlement.sequence);
@@ -237,12 +239,12 @@ impl Settling<'_> {
         // of a plain pause. The time is that of the transaction, so that of two events that wait equally long
         // none is the later.
         let sql = "INSERT INTO {holds} AS h \
-                     (part, aggregate_type, aggregate_id, sequence, from_sequence, until, reason) \
-                   SELECT part, type, id, sequence, from_sequence, \
+                     (partition, aggregate_type, aggregate_id, sequence, from_sequence, until, reason) \
+                   SELECT partition, type, id, sequence, from_sequence, \
                           coalesce(now() + after * interval '1 ms', 'infinity'), reason \
                    FROM unnest($1::smallint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], \
-                               $7::text[]) s (part, type, id, sequence, from_sequence, after, reason) \
-                   ON CONFLICT (part, aggregate_type, aggregate_id) DO UPDATE SET \
+                               $7::text[]) s (partition, type, id, sequence, from_sequence, after, reason) \
+                   ON CONFLICT (partition, aggregate_type, aggregate_id) DO UPDATE SET \
                      sequence = least(h.sequence, excluded.sequence), \
                      from_sequence = least(h.from_sequence, excluded.from_sequence), \
                      until = CASE WHEN h.paused THEN 'infinity' \
