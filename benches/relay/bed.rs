@@ -230,7 +230,7 @@ impl Place {
         let sql = format!(
             "INSERT INTO {0}.outbox (id, aggregate_type, aggregate_id, event_type, payload) \
              SELECT ('01900000-0000-7000-8000-' || lpad(to_hex(g), 12, '0'))::uuid, '{TOPIC}', 'a-' || (g % {aggregates}), \
-                    'bench.happened', convert_to(rpad(lpad(to_hex(g), 16, '0'), 300, 'x'), 'UTF8') \
+                    'bench.happened', rpad(lpad(to_hex(g), 16, '0'), 300, 'x') \
              FROM generate_series(1, {events}) g; ANALYZE {0}.outbox",
             self.schema
         );

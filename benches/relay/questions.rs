@@ -199,11 +199,11 @@ pub(crate) async fn parked(bed: &mut Bed) {
             place.fill(parked, 1).await;
             let sql = format!(
                 "UPDATE {0}.outbox SET id = gen_random_uuid(); \
-                 INSERT INTO {0}.outbox_holds (part, aggregate_type, aggregate_id, sequence, from_sequence, reason) \
-                 SELECT part, aggregate_type, aggregate_id, sequence, sequence, 'parked' FROM {0}.outbox \
+                 INSERT INTO {0}.outbox_holds (partition, aggregate_type, aggregate_id, sequence, from_sequence, reason) \
+                 SELECT partition, aggregate_type, aggregate_id, sequence, sequence, 'parked' FROM {0}.outbox \
                  ORDER BY sequence LIMIT 1; \
                  UPDATE {0}.outbox SET aggregate_id = 'parked'; UPDATE {0}.outbox_holds SET aggregate_id = 'parked', \
-                 part = (SELECT part FROM {0}.outbox LIMIT 1); VACUUM ANALYZE {0}.outbox",
+                 partition = (SELECT partition FROM {0}.outbox LIMIT 1); VACUUM ANALYZE {0}.outbox",
                 place.schema
             );
             for statement in sql.split("; ") {

@@ -32,10 +32,6 @@ class Sqlite:
     def execute(self, sql, *values):
         return self.connection.execute(sql.replace("%s", "?"), values)
 
-    @staticmethod
-    def payload(text):
-        return text
-
 
 class Postgres:
     """The row of the order is locked first, so that its changes are one after the other."""
@@ -64,10 +60,6 @@ class Postgres:
         cursor.execute(sql, values)
         return cursor
 
-    @staticmethod
-    def payload(text):
-        return text.encode()
-
 
 def change(database, order, keep):
     """One business transaction: the change, and the event that tells of it."""
@@ -76,7 +68,7 @@ def change(database, order, keep):
     version = row[0] + 1
     database.execute("UPDATE orders SET version = %s WHERE id = %s", version, order)
     payload = json.dumps({"n": version, "kept": keep})
-    database.execute(EVENT, "order", order, "order.changed", database.payload(payload))
+    database.execute(EVENT, "order", order, "order.changed", payload)
     database.execute("COMMIT" if keep else "ROLLBACK")
 
 

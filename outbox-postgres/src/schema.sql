@@ -7,7 +7,7 @@ CREATE TABLE IF NOT EXISTS {outbox} (
     aggregate_id   text        NOT NULL,
     event_type     text        NOT NULL,
     version        integer     NOT NULL DEFAULT 1,
-    -- A text such as JSON in payload, anything else in payload_binary; neither is a tombstone, both are an error.
+    -- A text such as JSON in payload, anything else in payload_binary. Neither is a tombstone, both is an error.
     payload        text,
     payload_binary bytea,
     content_type   text,
@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS {outbox} (
     CONSTRAINT content_type_has_at_most_255_bytes CHECK (octet_length(content_type) <= 255),
     CONSTRAINT sequence_is_positive CHECK (sequence > 0),
     CONSTRAINT attempts_are_not_negative CHECK (attempts >= 0),
-    -- PostgreSQL makes bytes that are bound to a text column a text in hexadecimal, without a word. The status comes
-    -- first, so that marking an event as sent does not read a large payload again.
+    -- PostgreSQL makes bytes that are bound to a text column a text in hexadecimal, without a word. The status
+    -- comes first, so that marking an event as sent does not read a large payload again.
     CONSTRAINT payload_is_text_write_bytes_to_payload_binary CHECK (status = 1 OR NOT starts_with(payload, E'\\x'))
 ) WITH (fillfactor = {fillfactor});
 
@@ -48,8 +48,9 @@ CREATE TABLE IF NOT EXISTS {failed} (
 CREATE INDEX IF NOT EXISTS "{prefix}_failed_at_idx" ON {failed} (failed_at);
 
 -- Aggregates that wait: back-offs, parks, pauses and requeues. Operators set "until" to now and never delete.
--- An index holds rows of 2,704 bytes at most: the rules for the names of an event keep the key's far below that.
--- Its names are compared by their bytes, so that the index outlives a change of the system's collations.
+-- An index holds rows of 2,704 bytes at most (a name of 2,900 characters once stopped every settle): the rules
+-- for the names of an event keep the key far below that. Its names are compared by their bytes, so that the index
+-- outlives a change of the system's collations.
 CREATE TABLE IF NOT EXISTS {holds} (
     partition      smallint    NOT NULL,
     aggregate_type text        COLLATE "C" NOT NULL,
@@ -71,7 +72,7 @@ CREATE INDEX IF NOT EXISTS "{prefix}_holds_paused_idx" ON {holds} (changed_at) W
 CREATE TABLE IF NOT EXISTS {relays} (
     relay_id   uuid        PRIMARY KEY,
     expires_at timestamptz NOT NULL,
-    ttl        interval    NOT NULL,
+    lease_ttl  interval    NOT NULL,
     joined_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);
 
@@ -90,8 +91,8 @@ CREATE TABLE IF NOT EXISTS {topics} (
     paused_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Sent and failed events that were moved away. It takes whatever comes, also what was there before under the same
--- sequence: after a restore, or after the sequence was set back.
+-- Sent and failed events that were moved away. It takes whatever comes, also what was there before under the
+-- same sequence: after a restore, or after the sequence was set back.
 CREATE TABLE IF NOT EXISTS {archive} (
     sequence       bigint      NOT NULL,
     id             uuid        NOT NULL,

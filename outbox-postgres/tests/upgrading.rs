@@ -142,7 +142,10 @@ async fn what_breaks_a_new_rule_is_moved_to_the_archive_and_nothing_else_is() {
     assert_eq!(before[1].2, [0, 255]);
     let count = place.number("SELECT count(*) FROM outbox").await;
     assert_eq!(count, 7 + 11);
+    let files = "SELECT pg_relation_filenode('outbox')::bigint * 1000000 + pg_relation_filenode('outbox_archive')::bigint";
+    let written = place.number(files).await;
     place.store.migrate().await.unwrap();
+    assert_eq!(place.number(files).await, written, "no table is written anew");
 
     let after: Vec<(i64, i16, Vec<u8>)> = sqlx::query_as(AssertSqlSafe(rows("partition", "payload_binary")))
         .fetch_all(&place.pool)
@@ -207,7 +210,7 @@ async fn expect_delivered(place: &Place) {
     assert_eq!(of("odd"), [Some(b"{}".to_vec()), Some(vec![255]), None]);
 }
 
-/// A relay by its fetch already, since it would take a text for an empty payload; retention by its archive,
+/// A relay by its beat and its fetch already, since it would take a text for an empty payload; retention by its archive,
 /// which would lose the bytes; and a producer, whose bytes would become a text in hexadecimal.
 #[tokio::test]
 async fn programs_of_version_1_are_refused_by_name() {
@@ -222,6 +225,14 @@ async fn programs_of_version_1_are_refused_by_name() {
         format!("EXECUTE one(gen_random_uuid(), 'order', 'a', 'e', 1, {payload}, NULL, NULL, NULL, NULL)")
     };
     let calls = [
+        (
+            "EXECUTE join_as_relay(gen_random_uuid(), 15000)".to_owned(),
+            "column \"ttl\" of relation \"outbox_relays\" does not exist",
+        ),
+        (
+            "EXECUTE beat(gen_random_uuid(), 15000)".to_owned(),
+            "column r.ttl does not exist",
+        ),
         (
             format!("EXECUTE probe({numbers}, 0, true, 'outbox'::regclass, 1, 0, {parts}, now(), now())"),
             "column \"part\" does not exist",

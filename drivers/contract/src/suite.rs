@@ -182,8 +182,12 @@ fn identity(id: &str, age: Duration) -> EventIdentity {
     EventIdentity::new("/shop", id, Some(Utc::now() - age)).unwrap()
 }
 
+/// JSON that is hard to quote.
+const JSON: &str =
+    r#"{"quote": "it's \"quoted\"", "path": "C:\\new\\x41", "line": "a\nb", "name": "Zoë 🦀"}"#;
+
 fn event(aggregate: &str) -> Event {
-    Event::builder("order", aggregate, "order.placed").payload("{}").build().unwrap()
+    Event::builder("order", aggregate, "order.placed").payload(JSON).build().unwrap()
 }
 
 fn full(aggregate: &str) -> Event {

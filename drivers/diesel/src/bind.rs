@@ -38,7 +38,7 @@ impl Bind for diesel::pg::Pg {
             Parameter::Uuids(values) => query.bind::<Array<Uuid>, _>(values),
             Parameter::Integers(values) => query.bind::<Array<Integer>, _>(values),
             Parameter::Texts(values) => query.bind::<Array<Nullable<Text>>, _>(values),
-            Parameter::ByteStrings(values) => query.bind::<Array<Binary>, _>(values),
+            Parameter::ByteStrings(values) => query.bind::<Array<Nullable<Binary>>, _>(values),
             Parameter::Times(values) => query.bind::<Array<Nullable<Timestamptz>>, _>(values),
             other => return unknown(&other),
         })

@@ -8,7 +8,9 @@ use sea_orm::sea_query::ArrayType;
 use sea_orm::{DbBackend, Value};
 
 pub(crate) fn raw(backend: DbBackend, statement: Statement<'_>) -> Result<sea_orm::Statement, DriverError> {
-    let literal = |parameter: &Parameter<'_>| matches!(parameter, Parameter::Texts(_) | Parameter::Times(_));
+    let literal = |parameter: &Parameter<'_>| {
+        matches!(parameter, Parameter::Texts(_) | Parameter::ByteStrings(_) | Parameter::Times(_))
+    };
     // An array that is bound as a text is another type for the same place. The connection keeps prepared
     // statements by their text, and may be used through sqlx as well, so the text must be another one too.
     let mark = if statement.parameters.iter().any(literal) { " /* array literals */" } else { "" };
@@ -29,10 +31,11 @@ fn value(parameter: Parameter<'_>) -> Result<Value, DriverError> {
         Parameter::Uuids(values) => array(ArrayType::Uuid, values),
         #[cfg(feature = "postgres")]
         Parameter::Integers(values) => array(ArrayType::Int, values),
-        #[cfg(feature = "postgres")]
-        Parameter::ByteStrings(values) => array(ArrayType::Bytes, values.into_iter().map(<[u8]>::to_vec)),
         // SeaORM panics at a null in an array. The statements cast their arrays, also from a literal.
         Parameter::Texts(values) => array_literal(values).into(),
+        Parameter::ByteStrings(values) => {
+            array_literal(values.into_iter().map(|bytes| bytes.map(Hexadecimal))).into()
+        }
         Parameter::Times(values) => {
             array_literal(values.into_iter().map(|time| time.map(|time| time.to_rfc3339()))).into()
         }
@@ -65,6 +68,16 @@ fn array_literal(values: impl IntoIterator<Item = Option<impl Display>>) -> Stri
     literal
 }
 
+/// PostgreSQL's text form of bytes (its manual, 8.4.1).
+struct Hexadecimal<'a>(&'a [u8]);
+
+impl Display for Hexadecimal<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(r"\x")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 struct Escaped<'a>(&'a mut String);
 
 impl std::fmt::Write for Escaped<'_> {
@@ -88,5 +101,7 @@ mod tests {
         let texts = [Some("plain"), None, Some(""), Some("NULL"), Some(r#"a "b" \c, {d}"#)];
         assert_eq!(array_literal(texts), r#"{"plain",NULL,"","NULL","a \"b\" \\c, {d}"}"#);
         assert_eq!(array_literal([None::<&str>; 0]), "{}");
+        let bytes = [Some(Hexadecimal(b"\0\xff{")), None, Some(Hexadecimal(b""))];
+        assert_eq!(array_literal(bytes), r#"{"\\x00ff7b",NULL,"\\x"}"#);
     }
 }

@@ -38,7 +38,7 @@ impl Databases for Schemas {
     fn insert(&self, index: usize, from: u64, to: u64) {
         self.run(&format!(
             "INSERT INTO {}.outbox (aggregate_type, aggregate_id, event_type, payload)
-             SELECT 'order', (n % 3)::text, 'order.placed', convert_to('{{\"n\": ' || n || '}}', 'UTF8')
+             SELECT 'order', (n % 3)::text, 'order.placed', '{{\"n\": ' || n || '}}'
              FROM generate_series({from}, {to} - 1) n ORDER BY n",
             self.names[index]
         ));

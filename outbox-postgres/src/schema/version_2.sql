@@ -1,8 +1,8 @@
 -- From version 1 to version 2. Does nothing where there are no tables of version 1.
 --
--- Columns are renamed and added without a rewrite: payloads keep their bytes, now in payload_binary. The events are read
--- twice, to find those that break a new rule and to add the rules, and the archive's key is built anew. Writers and
--- relays wait meanwhile.
+-- Columns are renamed and added without a rewrite: payloads keep their bytes, now in payload_binary. The events
+-- are read twice, to find those that break a new rule and to add the rules, and the archive's key is built anew.
+-- Writers and relays wait meanwhile.
 DO $version_2$
 DECLARE
     moved bigint;
@@ -11,10 +11,12 @@ BEGIN
                    WHERE attrelid = to_regclass('{outbox}') AND attname = 'part' AND NOT attisdropped) THEN
         RETURN;
     END IF;
-    -- In the order in which a settle takes them, all at once: a lock that is raised later is how deadlocks come about.
-    LOCK TABLE {partitions}, {failed}, {outbox}, {holds}, {archive}, {topics} IN ACCESS EXCLUSIVE MODE;
+    -- All at once, the leases first as a settle does: it then holds nothing yet that this waits for.
+    LOCK TABLE {partitions}, {failed}, {outbox}, {holds}, {archive}, {topics}, {relays} IN ACCESS EXCLUSIVE MODE;
 
-    -- The new name keeps relays of version 1 away, which would read no payload where it is a text.
+    -- The new names keep relays of version 1 away: they would read no payload where it is a text. Since they
+    -- cannot beat either, their leases expire, and the next relay takes their partitions.
+    ALTER TABLE {relays} RENAME COLUMN ttl TO lease_ttl;
     ALTER TABLE {outbox} RENAME COLUMN part TO partition;
     ALTER TABLE {holds} RENAME COLUMN part TO partition;
     ALTER TABLE {partitions} RENAME COLUMN part TO partition;

@@ -18,12 +18,12 @@ use crate::{
 /// A row that says it is alive. One that expires later than any beat can have set is a clock's that has
 /// stepped back since, and counts as expired.
 pub(super) const ALIVE: &str =
-    "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.ttl";
+    "r.expires_at > clock_timestamp() AND r.expires_at <= clock_timestamp() + 2 * r.lease_ttl";
 
 pub(super) async fn join(database: &Database, ttl: Duration) -> Result<RelayId, StoreError> {
     let what = "join as a relay";
     let relay = Uuid::now_v7();
-    let sql = "INSERT INTO {relays} (relay_id, expires_at, ttl) SELECT $1, clock_timestamp() + ttl, ttl \
+    let sql = "INSERT INTO {relays} (relay_id, expires_at, lease_ttl) SELECT $1, clock_timestamp() + ttl, ttl \
                FROM (SELECT $2::bigint * interval '1 ms' AS ttl) t";
     let query = sqlx::query(database.tables().sql(sql)).bind(relay).bind(millis(ttl));
     within(what, query.execute(&mut *database.connection(what).await?)).await?;
@@ -35,7 +35,7 @@ pub(super) async fn beat(database: &Database, relay: RelayId, ttl: Duration) -> 
     let mut connection = database.connection(what).await?;
     let sql = format!(
         "UPDATE {{relays}} r SET expires_at = clock_timestamp() + $2::bigint * interval '1 ms', \
-         ttl = $2::bigint * interval '1 ms' WHERE r.relay_id = $1 AND {ALIVE}"
+         lease_ttl = $2::bigint * interval '1 ms' WHERE r.relay_id = $1 AND {ALIVE}"
     );
     let query = sqlx::query(database.tables().sql(&sql)).bind(relay.0).bind(millis(ttl));
     let alive = within(what, query.execute(&mut *connection)).await?.rows_affected() == 1;

@@ -22,7 +22,7 @@ const TABLES: [(&str, &str, &str); 8] = [
     ),
     (
         "{relays}",
-        "relay_id uuid NOT NULL, expires_at timestamp with time zone NOT NULL, ttl interval NOT NULL",
+        "relay_id uuid NOT NULL, expires_at timestamp with time zone NOT NULL, lease_ttl interval NOT NULL",
         "SELECT INSERT UPDATE DELETE",
     ),
     (
