@@ -194,7 +194,7 @@ pub(crate) fn columns() -> String {
 }
 
 /// The migration as plain SQL, to be run by a tool of your own, outside a transaction. Running it again does
-/// nothing.
+/// nothing. It has triggers, so a tool that cuts a text at each semicolon cannot run it.
 pub fn migration_sql(config: &SqliteConfig) -> String {
     format!(
         "-- The outbox, schema version {SCHEMA_VERSION}. The journal mode is kept in the file and cannot change inside a \

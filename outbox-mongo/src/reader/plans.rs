@@ -102,7 +102,7 @@ async fn check_finds(store: &MongoStore) {
         let (now, snapshot) = (BsonDateTime::now(), 1 << 40);
         let at = Snapshot { database, session, request: &request, now, moment: snapshot, any_hold: true };
         let scan = plan_of_find(store, position.filter(&at, 0, &[]), PENDING, true).await;
-        assert_eq!(scan, ["LIMIT", "FETCH", "IXSCAN pending"], "of {} leases", leases.len());
+        assert_eq!(scan, ["LIMIT", "FETCH", "IXSCAN unsent"], "of {} leases", leases.len());
 
         let batch: Vec<_> = (0..32).map(|n| (AggregateKey::new("order", &n.to_string()), 0)).collect();
         let by_key = plan_of_find(store, position.of_batch(&batch, at.now), PENDING_BY_KEY, true).await;
@@ -110,7 +110,7 @@ async fn check_finds(store: &MongoStore) {
         assert!(!by_key.iter().any(|stage| stage == "COLLSCAN" || stage == "SORT"), "{by_key:?}");
     }
     let settle = plan_of_find(store, among(&[timestamp_of(1 << 40)]), PENDING, false).await;
-    assert_eq!(settle, ["LIMIT", "FETCH", "IXSCAN pending"]);
+    assert_eq!(settle, ["LIMIT", "FETCH", "IXSCAN unsent"]);
     let sent = doc! { "status": 1, "sequence": { "$lt": timestamp_of(i64::MAX) } };
     assert_eq!(plan_of_find(store, sent, SEQUENCE, true).await, ["LIMIT", "FETCH", "IXSCAN sequence"]);
     let failed = doc! { "status": 2, "failed_at": { "$lt": BsonDateTime::now() } };

@@ -96,22 +96,20 @@ fn inspect_schema(
     fresh.execute_batch(&statements(config))?;
     let (wanted, found) = (objects(&fresh)?, objects(connection)?);
     for ((kind, name), object) in &wanted {
-        match found.get(&(kind.clone(), name.clone())) {
-            Some(other) if kind == "table" => table(name, &object.sql, &other.sql, findings),
-            Some(other) => {
-                let (wanted, found) = (normalized(&object.sql), normalized(&other.sql));
-                if wanted != found {
-                    let problem = format!("{kind} {name} is `{found}`, and not `{wanted}`");
-                    findings.push(Finding::error(
-                        if kind == "index" { "different-index" } else { "different-trigger" },
-                        problem,
-                        format!("drop that {kind}, then {MIGRATE}"),
-                    ));
-                }
-            }
-            None => {
-                findings.extend(missing(kind, name, found.get(&("table".to_owned(), object.table.clone()))))
-            }
+        let Some(other) = found.get(&(kind.clone(), name.clone())) else {
+            let table = found.get(&("table".to_owned(), object.table.clone()));
+            findings.extend(missing(kind, name, table));
+            continue;
+        };
+        if kind == "table" {
+            table(name, &object.sql, &other.sql, findings);
+            continue;
+        }
+        let (wanted, found) = (normalized(&object.sql), normalized(&other.sql));
+        if wanted != found {
+            let code = if kind == "index" { "different-index" } else { "different-trigger" };
+            let problem = format!("{kind} {name} is `{found}`, and not `{wanted}`");
+            findings.push(Finding::error(code, problem, format!("drop that {kind}, then {MIGRATE}")));
         }
     }
     let old = format!("{}{INDEX_OF_VERSION_1}", config.prefix());
