@@ -18,7 +18,7 @@ use super::{
     transaction::MemoryTransaction,
 };
 use crate::{
-    Disposal, Enqueue, EnqueueError, Event, Finding, OutboxStore, StoreError,
+    AggregateKey, Disposal, Enqueue, EnqueueError, Event, Finding, OutboxStore, StoreError,
     clock::Clock,
     store::{
         Claimed, Count, Epoch, EventRecord, Lease, Membership, OutboxReader, Owner, PARTITIONS, Partition,

@@ -17,7 +17,7 @@ use common::{Nats, TIMEOUT, brief, config, message, publish, publish_one, publis
 use outbox_core::{
     Publisher, Severity,
     publisher::{
-        PublishErrorKind::{Permanent, Transient, Unavailable},
+        PublishErrorKind::{Permanent, Unavailable},
         PublishErrorScope as Scope, Stored,
     },
 };
