@@ -54,6 +54,9 @@ async fn version(place: &Place) -> usize {
 async fn every_released_version_is_migrated_with_its_data(server: Server) {
     for (index, _) in VERSIONS.iter().enumerate() {
         let Some(place) = used(server, index).await else { return };
+        let codes: Vec<_> = place.store.check().await.unwrap().iter().map(|finding| finding.code).collect();
+        let expected: &[&str] = if index + 1 < VERSIONS.len() { &["schema-older"] } else { &[] };
+        assert_eq!(codes, expected, "of version {}", index + 1);
         let fresh = Place::new(server).await.unwrap();
         assert_eq!(version(&fresh).await, VERSIONS.len(), "every version has its file");
         // The second time there is nothing to do.
