@@ -92,8 +92,8 @@ pub(crate) fn indexes(names: &Names) -> Vec<(&str, Vec<Document>)> {
     ]
 }
 
-/// A document that a validator would not take is changed all the same, if it was there before: a relay records
-/// that it cannot be read, and no settle is refused for it.
+/// A document that a validator would not take is changed all the same, if it was there before: a relay
+/// records that it cannot be read, and no settle is refused for it.
 pub(crate) const VALIDATION_LEVEL: &str = "moderate";
 pub(crate) const VALIDATION_ACTION: &str = "error";
 

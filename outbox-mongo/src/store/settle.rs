@@ -395,8 +395,8 @@ pub(crate) async fn server_now(
     now.ok_or_else(|| Fault::Write { code: 26, message: "there is no partition 0".to_owned() })
 }
 
-/// Moves events to the archive. The same event, which is there after a restore of the collection, is replaced;
-/// another one of that sequence stays.
+/// Moves events to the archive. The same event, which is there after a restore of the collection, is
+/// replaced; another one of that sequence stays.
 pub(super) async fn archive(
     database: &Database,
     session: &mut ClientSession,
