@@ -14,6 +14,7 @@ use outbox_core::{
 use tokio::sync::watch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "not every program of tests breaks the door")]
 pub(crate) enum Door {
     Open,
     Shut,
