@@ -31,8 +31,8 @@ use crate::{
 /// flood the log.
 const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many of the oldest pending events are asked for their topics before a relay starts: a moment's work, and
-/// little memory, though each comes with its payload.
+/// How many of the oldest pending events are asked for their topics before a relay starts: a moment's work,
+/// and little memory, though each comes with its payload.
 const PENDING_PAGE: u32 = 20;
 const PENDING_PAGES: u32 = 20;
 
@@ -376,8 +376,8 @@ async fn narrate(mut handle: RelayHandle) {
     }
 }
 
-/// The signals that end a process in an orderly way. Left alone, SIGQUIT and SIGHUP would end it at once, and a
-/// terminal that is closed sends SIGHUP.
+/// The signals that end a process in an orderly way. Left alone, SIGQUIT and SIGHUP would end it at once, and
+/// a terminal that is closed sends SIGHUP.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -213,9 +213,9 @@ async fn expect_written(admin: &impl OutboxAdmin, Written { created_micros, numb
 /// What must not be shown of any of [`malformed_urls`].
 pub const URL_SECRET: &str = "hush4711canary";
 
-/// Some hundred URLs whose password, [`URL_SECRET`] with something beside it, was not percent-encoded, or whose
-/// end got lost. Whatever a program makes of them, it must not show the secret: not in an error, and not in the
-/// `Debug` of what it accepts.
+/// Some hundred URLs whose password, [`URL_SECRET`] with something beside it, was not percent-encoded, or
+/// whose end got lost. Whatever a program makes of them, it must not show the secret: not in an error, and
+/// not in the `Debug` of what it accepts.
 pub fn malformed_urls(scheme: &str) -> Vec<String> {
     let marks = [
         "", "/", "?", "#", "@", ":", "%", "%zz", "%4", "[", "]", " ", "&", ";", "\\", "\n", "ä", "\"", "=",

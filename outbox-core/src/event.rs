@@ -126,9 +126,9 @@ impl Event {
 
     /// Starts an event without a payload: it says that what the aggregate was is gone.
     ///
-    /// Apache Kafka gets a record whose value is null, by which a compacted topic forgets the key; every other
-    /// broker gets an empty body. The attribute `tombstone` marks it everywhere, so that a consumer can tell
-    /// it from an event whose payload is empty.
+    /// Apache Kafka gets a record whose value is null, by which a compacted topic forgets the key; every
+    /// other broker gets an empty body. The attribute `tombstone` marks it everywhere, so that a consumer can
+    /// tell it from an event whose payload is empty.
     pub fn tombstone(
         aggregate_type: impl Into<String>,
         aggregate_id: impl Into<String>,

@@ -85,7 +85,8 @@ async fn a_store_that_falls_silent_is_not_healthy() {
     let running = tokio::spawn(relay.run());
     handle.wait_for(|status| status.membership_seen).await.expect("it runs");
     door.send_replace(Door::Shut);
-    // No error and no answer comes: the relay says so itself once it has waited for the time between two beats.
+    // No error and no answer comes: the relay says so itself once it has waited for the time between two
+    // beats.
     let told = async {
         loop {
             match handle.ready() {

@@ -246,8 +246,8 @@ async fn a_relay_that_beats_more_often_than_it_looks_around_takes_over_all_the_s
     running.await.expect("the relay ends without a panic");
 }
 
-/// A claim that is never answered, as of a partition that a dead relay's transaction has locked, keeps no relay
-/// from renewing its lease: what it owns is relayed, and it is not buried.
+/// A claim that is never answered, as of a partition that a dead relay's transaction has locked, keeps no
+/// relay from renewing its lease: what it owns is relayed, and it is not buried.
 #[tokio::test]
 async fn a_claim_without_an_answer_costs_no_lease() {
     let store = MemoryStore::new(Arc::new(TokioClock::default()));

@@ -159,7 +159,8 @@ fn upsert(id: Bson, fields: Document) -> Document {
     doc! { "q": { "_id": id }, "u": { "$setOnInsert": fields }, "upsert": true }
 }
 
-/// A command that comes when the others have made what they make, so that a version says that everything is there. It lowers none.
+/// A command that comes when the others have made what they make, so that a version says that everything is
+/// there. It lowers none.
 pub(crate) fn say_version(meta: &str, version: i64) -> Document {
     let value = doc! { "value": version };
     doc! {

@@ -118,7 +118,8 @@ fn has_names(tables: &Tables, suffix: &str) -> String {
     )
 }
 
-/// Whether a name of version 1 is not UTF-8. Of one that is not, MySQL makes NULL, and MariaDB something else.
+/// Whether a name of version 1 is not UTF-8. Of one that is not, MySQL makes NULL, and MariaDB something
+/// else.
 fn not_utf8(name: &str) -> String {
     format!("(NOT (CAST(CONVERT({name} USING utf8mb4) AS BINARY) <=> {name}))")
 }

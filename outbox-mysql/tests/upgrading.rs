@@ -71,8 +71,8 @@ async fn every_released_version_is_migrated_with_its_data(server: Server) {
     }
 }
 
-/// What version 1 takes and version 2 does not, beside names that only bytes keep apart. The partition of each
-/// row is read before the upgrade and after it.
+/// What version 1 takes and version 2 does not, beside names that only bytes keep apart. The partition of
+/// each row is read before the upgrade and after it.
 const REFUSED: &str = "SET @mode = @@sql_mode, sql_mode = 'NO_AUTO_VALUE_ON_ZERO'; \
     INSERT INTO outbox (sequence, id, aggregate_type, aggregate_id, event_type, payload, topic, content_type, status, \
                         attempts, last_error, cause, failed_at, headers) VALUES \

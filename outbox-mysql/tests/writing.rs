@@ -166,8 +166,8 @@ async fn a_plain_insert_from_any_language_is_complete_and_in_order(server: Serve
     place.drop().await;
 }
 
-/// As a text, as bytes, as drivers write both into the text of a statement, and bound; with what a literal could
-/// change. The size is that of either column.
+/// As a text, as bytes, as drivers write both into the text of a statement, and bound; with what a literal
+/// could change. The size is that of either column.
 async fn a_payload_of_any_language_arrives_as_it_was_written(server: Server) {
     let Some(place) = Place::new(server).await else { return };
     let text = "{\"quote\": \"it's \\\"so\\\"\", \"path\": \"C:\\\\new\", \"name\": \"Jos\\u00e9 José 🦀\"}\r\n\tend ";

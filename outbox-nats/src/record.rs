@@ -12,9 +12,9 @@ use outbox_core::{
 /// By what a stream recognises a message that it has already.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// The longest subject, in bytes. A server ends the connection of a client that sends a line of more than 4 KiB
-/// (`max_control_line`), and with it what others have in flight; the line has the subject, the subject of the answer
-/// and two sizes.
+/// The longest subject, in bytes. A server ends the connection of a client that sends a line of more than 4
+/// KiB (`max_control_line`), and with it what others have in flight; the line has the subject, the subject of
+/// the answer and two sizes.
 const SUBJECT_BYTES_MAX: usize = 2_048;
 
 /// What is wrong with a topic as the subject of a message. `$` begins the subjects of the server's own
@@ -80,8 +80,9 @@ pub(crate) fn message(message: &Message) -> Result<PublishMessage, PublishError>
     }
 }
 
-/// By what a stream takes a message for one that it has: not by the event alone, which another source may have
-/// under the same id, which may go to another subject of the same stream, and which a replay sends once more.
+/// By what a stream takes a message for one that it has: not by the event alone, which another source may
+/// have under the same id, which may go to another subject of the same stream, and which a replay sends once
+/// more.
 fn message_id(message: &Message) -> String {
     let mut id = String::with_capacity(96);
     id.push_str(message.event.id.hyphenated().encode_lower(&mut [0; 36]));

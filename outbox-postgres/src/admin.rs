@@ -32,9 +32,9 @@ impl OutboxAdmin for PostgresStore {
     /// Failed events of the table are found by their index, ids by theirs; any other condition reads the
     /// table or the archive from `after` on until it has found enough, which on a large one takes its time.
     ///
-    /// The archive may have a sequence more than once, after the table's sequence was set back. Pages are told
-    /// apart by the sequence, so a page of the archive goes on, beyond `rows_max`, to the last event of its
-    /// last sequence.
+    /// The archive may have a sequence more than once, after the table's sequence was set back. Pages are
+    /// told apart by the sequence, so a page of the archive goes on, beyond `rows_max`, to the last event of
+    /// its last sequence.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError> {
         let what = "list events";
         let connection = &mut *self.database().connection(what).await?;

@@ -267,8 +267,8 @@ fn no_transaction(error: DriverError) -> EnqueueError {
     }
 }
 
-/// An event's payload in the column of texts or in that of bytes. A text that begins like PostgreSQL's form of
-/// bytes is refused by the column of texts, and so is stored as bytes.
+/// An event's payload in the column of texts or in that of bytes. A text that begins like PostgreSQL's form
+/// of bytes is refused by the column of texts, and so is stored as bytes.
 fn payload_of(event: &Event) -> (Option<&str>, Option<&[u8]>) {
     match payload_columns(event) {
         (Some(text), _) if text.starts_with(r"\x") => (None, Some(text.as_bytes())),

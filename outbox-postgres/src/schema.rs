@@ -20,8 +20,8 @@ pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 pub(crate) const ARCHIVED: &str = "sequence, id, aggregate_type, aggregate_id, event_type, version, payload, \
      payload_binary, content_type, headers, topic, created_at, available_at, last_error";
 
-/// What becomes of an event that the archive has: it keeps what it has, and the settle or the purge succeeds. To
-/// overwrite it would ask for another privilege.
+/// What becomes of an event that the archive has: it keeps what it has, and the settle or the purge succeeds.
+/// To overwrite it would ask for another privilege.
 pub(crate) const ARCHIVED_TWICE: &str = "ON CONFLICT (sequence, id) DO NOTHING";
 
 /// The remedy for what a migration puts right.

@@ -98,8 +98,8 @@ const VIOLATING: [(&str, &str, &str); 9] = [
     ("event_type, topic", "repeat('e', 256), repeat('t', 256)", "limit of 255; topic has 256"),
 ];
 
-/// Bytes that are no text in any encoding, and every other row, keep their place, partition and payload; what
-/// no relay could record is in the archive.
+/// Bytes that are not text in any encoding, and every other row, keep their place, partition and payload;
+/// what no relay could record is in the archive.
 #[tokio::test]
 async fn what_breaks_a_new_rule_is_moved_to_the_archive_and_nothing_else_is() {
     let Some(place) = used(0).await else { return };

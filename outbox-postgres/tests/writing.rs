@@ -234,7 +234,7 @@ async fn what_no_relay_could_record_is_refused_by_name() {
     place.drop().await;
 }
 
-/// By accident: a restore may, and whoever says so.
+/// By accident: a restore may, and a writer that says so.
 #[tokio::test]
 async fn a_sequence_is_not_set_by_accident() {
     let Some(place) = Place::new().await else { return };

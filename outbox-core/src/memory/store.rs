@@ -57,8 +57,8 @@ impl MemoryStore {
         self.database.now()
     }
 
-    /// Has the store refuse to record what becomes of this aggregate's events, or take it again: as a trigger or a
-    /// constraint of the user's may do in a database.
+    /// Has the store refuse to record what becomes of this aggregate's events, or take it again: as a trigger
+    /// or a constraint of the user's may do in a database.
     pub fn refuse(&self, key: &AggregateKey, refused: bool) {
         let mut state = self.lock();
         if refused {

@@ -40,8 +40,8 @@ with!(Retention {
     with_batch_max batch_max: u32,
 });
 
-/// What becomes of an event whose content type is JSON (the default one, or one that ends in `+json`) and whose
-/// payload is not.
+/// What becomes of an event whose content type is JSON (the default one, or one that ends in `+json`) and
+/// whose payload is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum InvalidJson {
     /// It is sent as it is: the payload is the writer's, and is not looked at.

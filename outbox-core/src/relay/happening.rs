@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{StoreWork, writing::Written};
+use super::StoreWork;
 use crate::{
     StoreError,
     clock::Monotonic,
-    store::{Claimed, Fetched, Lease, Partition, Purged, RelayId},
+    store::{Claimed, Fetched, Lease, Partition, Purged, RelayId, Settled, Settlement, Unhold},
 };
 
 /// Something that happened outside the engine.
@@ -39,4 +39,19 @@ pub(crate) enum Standing {
     Drain(Vec<Partition>),
     PausedTopics(Vec<String>),
     Trouble(StoreWork, StoreError),
+}
+
+/// What a settle recorded, and what the store refused.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// What was fenced; all else is recorded, less what is refused.
+    pub(crate) settled: Settled,
+    /// Outcomes that the store refuses, each by itself.
+    pub(crate) refused: Vec<(Settlement, StoreError)>,
+    /// Outcomes that are recorded in their plainest form, since the store refused them as they were.
+    pub(crate) plain: Vec<(Settlement, StoreError)>,
+    /// Holds that the store refuses to remove.
+    pub(crate) unholds: Vec<(Unhold, StoreError)>,
+    /// How long the store took, attempts that failed not counted.
+    pub(crate) took: Duration,
 }

@@ -15,6 +15,7 @@ mod lanes;
 mod leases;
 mod log;
 mod observer;
+mod parts;
 mod polling;
 mod reading;
 mod run;
@@ -32,10 +33,7 @@ pub use handle::{Availability, NotReady, Phase, RelayEnded, RelayHandle, RelaySt
 pub use observer::{Change, GivenUp, ObservedFetch, ObservedPublish, ObservedSettle, Observer, StoreWork};
 
 pub(crate) use self::settings::above_delivery;
-use self::{
-    handle::Signals,
-    run::{Loop, Parts},
-};
+use self::{handle::Signals, parts::Parts, run::Loop};
 use crate::{ConfigError, Finding, OutboxStore, Publisher, chain};
 pub use crate::{
     clock::{Clock, Monotonic, Task, TokioClock},

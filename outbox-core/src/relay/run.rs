@@ -7,16 +7,17 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::{
-    Observer, RelayConfig, RelayStatus, StoreWork,
+    RelayStatus, StoreWork,
     engine::{Command, Engine},
     handle::Signals,
     happening::{Happening, Standing},
+    parts::Parts,
     steward::Steward,
     writing::{Write, write},
 };
 use crate::{
     OutboxStore, Publisher, chain,
-    clock::{Clock, Monotonic, Task},
+    clock::{Monotonic, Task},
     publisher::{Message, Report, Reporter},
     retry::backoff,
     store::{FetchRequest, Lease, OutboxReader, PurgeRequest, RelayId},
@@ -24,16 +25,6 @@ use crate::{
 
 /// How many reports are taken up before what follows from them is done.
 const REPORTS_AT_ONCE: usize = 4_096;
-
-/// The parts that every task needs.
-#[derive(Clone)]
-pub(crate) struct Parts {
-    pub(crate) store: Arc<dyn OutboxStore>,
-    pub(crate) publisher: Arc<dyn Publisher>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) config: RelayConfig,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-}
 
 /// The running relay.
 ///

@@ -116,9 +116,9 @@ impl Steward {
         }
     }
 
-    /// What the store answers, if that is within the time between two beats: what it takes longer for, such as a
-    /// claim of what a dead relay's transaction has locked, is asked again. If it was done all the same, the
-    /// next look around shows it.
+    /// What the store answers, if that is within the time between two beats: what it takes longer for, such
+    /// as a claim of what a dead relay's transaction has locked, is asked again. If it was done all the same,
+    /// the next look around shows it.
     async fn soon<T>(
         &self,
         what: &str,
@@ -253,8 +253,8 @@ impl Beats {
     }
 }
 
-/// How long to wait after so many failures. A relay that waits longer than a beat loses its lease although the
-/// store is back.
+/// How long to wait after so many failures. A relay that waits longer than a beat loses its lease although
+/// the store is back.
 fn pause(config: &RelayConfig, failures: u32, random: f64) -> Duration {
     let (min, max) = config.unavailable_delay;
     let max = max.min(config.beat_interval).max(min);

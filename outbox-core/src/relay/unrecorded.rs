@@ -9,8 +9,8 @@ use crate::{
 };
 
 /// How soon the store is asked again, and how rarely in the end. The reason lies in the database, such as a
-/// trigger or a constraint, and goes when a person takes it away; each question may cost as many statements as
-/// there are outcomes.
+/// trigger or a constraint, and goes when a person takes it away; each question may cost as many statements
+/// as there are outcomes.
 const RETRY_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// How many aggregates the store is asked about at once, so that others' outcomes need not wait for long.
@@ -105,8 +105,8 @@ impl Unrecorded {
         (new, aside)
     }
 
-    /// What is to be asked again now. Its aggregate stays set aside until [`settled`](Self::settled) says what
-    /// came of it, or it is refused again.
+    /// What is to be asked again now. Its aggregate stays set aside until [`settled`](Self::settled) says
+    /// what came of it, or it is refused again.
     pub(crate) fn due(&mut self, now: Monotonic) -> Option<Again> {
         if self.aggregates.is_empty() || now < self.retry_at {
             return None;

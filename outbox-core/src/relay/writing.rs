@@ -1,10 +1,14 @@
 //! The task that records outcomes, one statement after the other: [`write`].
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{StoreWork, happening::Happening, run::Parts};
+use super::{
+    StoreWork,
+    happening::{Happening, Written},
+    parts::Parts,
+};
 use crate::{
     StoreError, StoreErrorKind,
     retry::backoff,
@@ -18,21 +22,6 @@ const PLAIN_ERROR: &str = "the database refused to store what went wrong: see th
 pub(crate) enum Write {
     Settle(Arc<SettleRequest>),
     Attempt(RelayId, Lease, Sequence, u32),
-}
-
-/// What a settle recorded, and what the store refused.
-#[derive(Debug, Default)]
-pub(crate) struct Written {
-    /// What was fenced; all else is recorded, less what is refused.
-    pub(crate) settled: Settled,
-    /// Outcomes that the store refuses, each by itself.
-    pub(crate) refused: Vec<(Settlement, StoreError)>,
-    /// Outcomes that are recorded in their plainest form, since the store refused them as they were.
-    pub(crate) plain: Vec<(Settlement, StoreError)>,
-    /// Holds that the store refuses to remove.
-    pub(crate) unholds: Vec<(Unhold, StoreError)>,
-    /// How long the store took, attempts that failed not counted.
-    pub(crate) took: Duration,
 }
 
 /// Writes as it is told, one thing after the other, each until it has succeeded or the store refuses it by

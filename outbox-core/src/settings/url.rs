@@ -1,4 +1,5 @@
-//! URLs as they may be given and shown, and what those of files name: [`UrlRules`], [`shown_url`], [`url_path`].
+//! URLs as they may be given and shown, and what those of files name: [`UrlRules`], [`shown_url`],
+//! [`url_path`].
 
 use std::path::PathBuf;
 
@@ -35,8 +36,8 @@ pub fn url_path(url: &str) -> PathBuf {
     PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))
 }
 
-/// What the URL of a server may have, so that one with a mistake in it is refused before a driver reads part of
-/// a password as a host, a port or a database.
+/// What the URL of a server may have, so that one with a mistake in it is refused before a driver reads part
+/// of a password as a host, a port or a database.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct UrlRules {
@@ -46,8 +47,8 @@ pub struct UrlRules {
     pub form: &'static str,
     /// More than one host may be given, with commas.
     pub many_hosts: bool,
-    /// The parameters behind `?` that the driver knows. One that ends in `[` is the beginning of several. `None`
-    /// leaves them to the driver.
+    /// The parameters behind `?` that the driver knows. One that ends in `[` is the beginning of several.
+    /// `None` leaves them to the driver.
     pub parameters: Option<&'static [&'static str]>,
 }
 
@@ -71,8 +72,8 @@ impl UrlRules {
         self
     }
 
-    /// What is wrong with a URL. Nothing of the URL is repeated: where one is wrong, any part of it may be one of
-    /// the password.
+    /// What is wrong with a URL. Nothing of the URL is repeated: where one is wrong, any part of it may be
+    /// one of the password.
     ///
     /// ```
     /// use outbox_core::settings::UrlRules;

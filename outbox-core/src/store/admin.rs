@@ -250,8 +250,8 @@ impl HoldRecord {
 pub trait OutboxAdmin: Send + Sync + 'static {
     /// Events of the table, or of the archive if the filter says so, in ascending sequence, at most
     /// `rows_max`. Pages are told apart by the sequence, which an archive may have more than once, after a
-    /// restore or where the numbers began again: its page ends with the last event of its last sequence, beyond
-    /// `rows_max` if it must.
+    /// restore or where the numbers began again: its page ends with the last event of its last sequence,
+    /// beyond `rows_max` if it must.
     async fn list(&self, filter: &EventFilter, rows_max: u32) -> Result<Vec<EventRecord>, StoreError>;
 
     /// Holds, in the order in which they become due, at most `rows_max`.

@@ -141,8 +141,8 @@ pub struct SettleRequest {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settled {
-    /// The partitions whose lease is lost. Nothing of theirs was changed after it was lost; everything else was
-    /// recorded.
+    /// The partitions whose lease is lost. Nothing of theirs was changed after it was lost; everything else
+    /// was recorded.
     pub fenced: Vec<Partition>,
 }
 

@@ -239,8 +239,8 @@ async fn a_wrong_login_is_a_finding_and_the_brokers_error_and_never_shown() {
     assert_eq!(brief(error), ("AuthorizationViolation".to_owned(), Unavailable, Scope::Broker, Stored::No));
 }
 
-/// An event of another source with the same id, the same event at another subject, and a replay of it are other
-/// messages; the same once more is not.
+/// An event of another source with the same id, the same event at another subject, and a replay of it are
+/// other messages; the same once more is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_the_very_same_message_is_a_duplicate() {
     let Some(url) = url() else { return };

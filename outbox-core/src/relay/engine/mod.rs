@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::{
         AggregateKey,
-        relay::writing::Written,
+        relay::happening::Written,
         store::{Claimed, Fetched, Row, StoredEvent},
     };
 

@@ -109,7 +109,8 @@ impl Engine {
         self.flights.begin_alone(now, flight).map(Command::publish)
     }
 
-    /// The store refuses to record the attempt, and without it the event could kill one relay after the other.
+    /// The store refuses to record the attempt, and without it the event could kill one relay after the
+    /// other.
     fn attempt_refused(&mut self, now: Monotonic, flight: Flight, error: &StoreError) {
         self.probe_ended(&flight.item);
         if !self.leases.owns(flight.lease()) {

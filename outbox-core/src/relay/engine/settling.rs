@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Command, Engine};
-use crate::relay::{ObservedSettle, StoreWork, lanes::LaneState, unrecorded::Again, writing::Written};
+use crate::relay::{ObservedSettle, StoreWork, happening::Written, lanes::LaneState, unrecorded::Again};
 use crate::{
     AggregateKey, StoreError,
     clock::Monotonic,
