@@ -231,8 +231,9 @@ pub fn malformed_urls(scheme: &str) -> Vec<String> {
             format!("77{mark}{URL_SECRET}{mark}{mark}77"),
         ] {
             for end in ends {
-                // Without an @ behind it, this is a right URL with a port and a path.
-                if end.contains('@') || !password.starts_with("77/") {
+                // Without an @ behind it, this is a right URL: with a port and a path, or of another host.
+                let right = password == format!("77@{URL_SECRET}") || password.starts_with("77/");
+                if end.contains('@') || !right {
                     urls.push(format!("{scheme}://me:{password}{end}"));
                 }
             }
