@@ -57,11 +57,11 @@ pub(crate) fn unsendable(code: &'static str, detail: String) -> PublishError {
     PublishError::permanent(code, detail).scope(Message)
 }
 
-/// A topic whose name makes no URL.
+/// A topic whose name makes no URL, whatever the receiver does about it.
 pub(crate) fn bad_topic(topic: &str) -> PublishError {
     let detail =
         format!("topic {topic:?} is not a path of a URL: use segments that are neither empty nor dots");
-    PublishError::unavailable("bad-topic", detail).scope(Destination).stored(No)
+    unsendable("bad-topic", detail)
 }
 
 #[cfg(test)]
