@@ -99,9 +99,8 @@ impl SqliteOutbox {
     /// (`SQLITE_CONSTRAINT_UNIQUE`) says that the id is in the outbox already.
     ///
     /// The parameters are, in order: four [`Text`](Parameter::Text), [`Integer`](Parameter::Integer),
-    /// `Text` or
-    /// [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger): microseconds
-    /// since 1970.
+    /// `Text` or [`Bytes`](Parameter::Bytes), three `Text`, [`BigInteger`](Parameter::BigInteger):
+    /// microseconds since 1970.
     ///
     /// # Errors
     /// A payload over the limit.

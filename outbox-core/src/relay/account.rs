@@ -47,10 +47,10 @@ impl Account {
         now: Monotonic,
         buffered: usize,
         in_flight: usize,
-        unrecorded: usize,
+        unrecorded: Option<usize>,
     ) {
         self.log.tick(now, unrecorded);
-        self.status.unrecorded = unrecorded;
+        self.status.unrecorded = unrecorded.unwrap_or_default();
         self.status.buffered = buffered;
         self.status.in_flight = in_flight;
         if !self.published.is_empty() {
@@ -218,9 +218,9 @@ impl Account {
         self.log.recorded_plainly(settlement, error);
     }
 
-    /// All of an aggregate is recorded by now; of all of them, if it was the `last`.
-    pub(crate) fn taken_back(&mut self, key: &AggregateKey, last: bool) {
-        self.log.recorded(key, last);
+    /// All of an aggregate is recorded by now.
+    pub(crate) fn taken_back(&self, key: &AggregateKey) {
+        self.log.recorded(key);
         self.changed(&Change::Recorded { key: key.clone() });
     }
 

@@ -53,8 +53,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Tells what lasts, and what was counted.
-    pub(crate) fn tick(&mut self, now: Monotonic, unrecorded: usize) {
+    /// Tells what lasts, and what was counted. `unrecorded`: how many outcomes are not recorded, `None` where no
+    /// aggregate is set aside, be it that all is recorded or that its partition is another relay's by now.
+    pub(crate) fn tick(&mut self, now: Monotonic, unrecorded: Option<usize>) {
         if let Some(trouble) = &mut self.broker
             && let Some(lasts) = trouble.lasts(now)
         {
@@ -74,6 +75,9 @@ impl Log {
                     "the store still does not do what is asked: trying again"
                 );
             }
+        }
+        if unrecorded.is_none() {
+            self.unrecorded = None;
         }
         if let Some(trouble) = &mut self.unrecorded
             && let Some(lasts) = trouble.lasts(now)
@@ -160,12 +164,9 @@ impl Log {
         self.unrecorded.get_or_insert_with(|| Trouble::new(now, error.to_owned()));
     }
 
-    /// All of an aggregate is recorded by now; of all of them, if it was the `last`.
-    pub(crate) fn recorded(&mut self, key: &AggregateKey, last: bool) {
+    /// All of an aggregate is recorded by now.
+    pub(crate) fn recorded(&self, key: &AggregateKey) {
         tracing::info!(aggregate = %key, "what became of the aggregate's events is recorded by now");
-        if last {
-            self.unrecorded = None;
-        }
     }
 
     /// An outcome was recorded in its plainest form.

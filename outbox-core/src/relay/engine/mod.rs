@@ -127,7 +127,8 @@ impl Engine {
 
     /// All that has happened is dealt with: tells what was gathered meanwhile.
     pub(crate) fn turn_ended(&mut self, now: Monotonic) {
-        self.account.turn_ended(now, self.lanes.known_count(), self.flights.count(), self.unrecorded.count());
+        let unrecorded = self.unrecorded.next().map(|_| self.unrecorded.count());
+        self.account.turn_ended(now, self.lanes.known_count(), self.flights.count(), unrecorded);
     }
 
     /// The relay has ended.

@@ -1,13 +1,13 @@
 //! Settling: outcomes are recorded, and only then are successors released.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use super::{Command, Engine};
 use crate::relay::{ObservedSettle, StoreWork, happening::Written, lanes::LaneState, unrecorded::Again};
 use crate::{
     AggregateKey, StoreError,
     clock::Monotonic,
-    store::{Lease, Outcome, Partition, Sequence, SettleRequest, Settlement, Successors, Unhold},
+    store::{Lease, Outcome, Partition, Sequence, Settlement, Successors, Unhold},
 };
 
 impl Engine {
@@ -55,17 +55,17 @@ impl Engine {
         let mut observed = ObservedSettle { fenced: fenced.len() as u64, took, ..ObservedSettle::default() };
         let mut given_up = Vec::new();
         let owned: HashSet<Partition> = owned.iter().map(|lease| lease.partition).collect();
-        let refused: HashMap<Sequence, StoreError> =
-            refused.into_iter().map(|(settlement, error)| (settlement.sequence, error)).collect();
-        let unholds: HashMap<AggregateKey, StoreError> =
-            unholds.into_iter().map(|(unhold, error)| (unhold.key, error)).collect();
+        let unrecorded: HashSet<Sequence> =
+            refused.iter().map(|(settlement, _)| settlement.sequence).collect();
+        let still_held: HashSet<AggregateKey> =
+            unholds.iter().map(|(unhold, _)| unhold.key.clone()).collect();
         // Before those that are recorded: of one aggregate there may be both.
-        self.set_aside(now, &request, &owned, &refused, &unholds);
+        self.set_aside(now, &owned, refused, unholds);
         for (settlement, error) in &plain {
             self.account.recorded_plainly(settlement, error);
         }
         for settlement in &request.settlements {
-            if owned.contains(&settlement.partition) && !refused.contains_key(&settlement.sequence) {
+            if owned.contains(&settlement.partition) && !unrecorded.contains(&settlement.sequence) {
                 self.lanes.forget(settlement.sequence, 0);
                 self.leases.deactivate(settlement.partition);
                 match &settlement.outcome {
@@ -81,7 +81,7 @@ impl Engine {
             }
         }
         for Unhold { key, partition, .. } in &request.unholds {
-            if owned.contains(partition) && !unholds.contains_key(key) {
+            if owned.contains(partition) && !still_held.contains(key) {
                 self.leases.deactivate(*partition);
                 self.release_lane(key, true);
                 self.recorded(key);
@@ -98,26 +98,24 @@ impl Engine {
     fn set_aside(
         &mut self,
         now: Monotonic,
-        request: &SettleRequest,
         owned: &HashSet<Partition>,
-        outcomes: &HashMap<Sequence, StoreError>,
-        unholds: &HashMap<AggregateKey, StoreError>,
+        outcomes: Vec<(Settlement, StoreError)>,
+        unholds: Vec<(Unhold, StoreError)>,
     ) {
-        for settlement in request.settlements.iter().filter(|one| owned.contains(&one.partition)) {
-            let Some(error) = outcomes.get(&settlement.sequence) else { continue };
-            let (key, partition) = (&settlement.key, settlement.partition);
+        for (settlement, error) in outcomes.into_iter().filter(|(one, _)| owned.contains(&one.partition)) {
+            let (key, sequence) = (settlement.key.clone(), settlement.sequence);
             // A partition whose outcomes are refused can still be given to others.
-            self.leases.deactivate(partition);
-            self.lanes.set_aside(key, partition);
-            let new = self.unrecorded.refuse(now, settlement.clone());
-            self.account.refused(now, key, Some(settlement.sequence), new, error);
+            self.leases.deactivate(settlement.partition);
+            self.lanes.set_aside(&key, settlement.partition);
+            let new = self.unrecorded.refuse(now, settlement);
+            self.account.refused(now, &key, Some(sequence), new, &error);
         }
-        for unhold in request.unholds.iter().filter(|one| owned.contains(&one.partition)) {
-            let Some(error) = unholds.get(&unhold.key) else { continue };
+        for (unhold, error) in unholds.into_iter().filter(|(one, _)| owned.contains(&one.partition)) {
+            let (key, sequence) = (unhold.key.clone(), unhold.sequence);
             self.leases.deactivate(unhold.partition);
-            self.lanes.set_aside(&unhold.key, unhold.partition);
-            let new = self.unrecorded.refuse_unhold(now, unhold.clone());
-            self.account.refused(now, &unhold.key, unhold.sequence, new, error);
+            self.lanes.set_aside(&key, unhold.partition);
+            let new = self.unrecorded.refuse_unhold(now, unhold);
+            self.account.refused(now, &key, sequence, new, &error);
         }
     }
 
@@ -125,7 +123,7 @@ impl Engine {
     pub(super) fn recorded(&mut self, key: &AggregateKey) {
         if self.unrecorded.settled(key) {
             self.lanes.take_back(key);
-            self.account.taken_back(key, self.unrecorded.next().is_none());
+            self.account.taken_back(key);
         }
     }
 
