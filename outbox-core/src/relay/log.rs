@@ -53,8 +53,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Tells what lasts, and what was counted. `unrecorded`: how many outcomes are not recorded, `None` where no
-    /// aggregate is set aside, be it that all is recorded or that its partition is another relay's by now.
+    /// Tells what lasts, and what was counted. `unrecorded`: how many outcomes are not recorded, `None` where
+    /// no aggregate is set aside, be it that all is recorded or that its partition is another relay's by now.
     pub(crate) fn tick(&mut self, now: Monotonic, unrecorded: Option<usize>) {
         if let Some(trouble) = &mut self.broker
             && let Some(lasts) = trouble.lasts(now)
